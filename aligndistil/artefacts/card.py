@@ -1,0 +1,119 @@
+"""The model card: README.md of a trained model's folder."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+TEMPLATE = """\
+---
+{{ card_data }}
+---
+
+# {{ name }}
+
+A causal language model trained with aligndistil from `{{ base_model }}`.
+
+| | |
+|---|---|
+| base model | `{{ base_model }}` |
+| objective | `{{ objective }}` |
+| method | {{ paper }} |
+{%- for role, model in models.items() %}
+| {{ role }} | `{{ model }}` |
+{%- endfor %}
+| training data | {{ data }} |
+
+## Use
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")
+tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
+```
+{% if metrics %}
+## Metrics
+
+The last values of the training stage, as it logged them.
+
+| metric | value |
+|---|---|
+{%- for metric, value in metrics %}
+| `{{ metric }}` | {{ value }} |
+{%- endfor %}
+{% endif %}
+## Recipe
+
+{{ fence }}yaml
+{{ recipe }}
+{{ fence }}
+
+## Versions
+
+| package | version |
+|---|---|
+{%- for package, version in versions.items() %}
+| {{ package }} | {{ version }} |
+{%- endfor %}
+"""
+
+
+def model_card(
+    *,
+    name: str,
+    base_model: str,
+    objective: str,
+    paper: str,
+    models: Mapping[str, str],
+    data: Sequence[str],
+    metrics: Mapping[str, float],
+    recipe: Mapping[str, Any],
+    versions: Mapping[str, str | None],
+) -> str:
+    """Markdown with the metadata block that the Hub reads.
+
+    `models` are the frozen ones by role, `data` the paths of the training sources, `recipe` the resolved stage as plain
+    YAML values. Only what looks like a Hub id enters the metadata: a local path there would be refused by the Hub.
+    """
+    from huggingface_hub import ModelCard, ModelCardData
+
+    metadata = ModelCardData(
+        base_model=base_model if is_hub_id(base_model) else None,
+        datasets=[source for source in data if is_hub_id(source)] or None,
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=list(dict.fromkeys(["aligndistil", objective])),
+    )
+    recipe_text = yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True, width=120).rstrip()
+    card = ModelCard.from_template(
+        metadata,
+        template_str=TEMPLATE,
+        name=name,
+        base_model=base_model,
+        objective=objective,
+        paper=paper,
+        models={role.replace("_", " "): model for role, model in models.items()},
+        data=", ".join(f"`{source}`" for source in data),
+        metrics=[(metric, f"{value:.6g}") for metric, value in metrics.items()],
+        recipe=recipe_text,
+        fence=_fence(recipe_text),
+        versions={package: version for package, version in versions.items() if version is not None},
+    )
+    return str(card)
+
+
+def is_hub_id(path: str) -> bool:
+    """Whether a path of a recipe is `owner/name` on the Hub, as far as can be told without asking it."""
+    data_file = path.endswith((".json", ".jsonl", ".parquet", ".csv", ".gz"))
+    return re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", path) is not None and not data_file and not Path(path).exists()
+
+
+def _fence(text: str) -> str:
+    """A code fence longer than any in the text: a chat template may hold one."""
+    longest = max((len(run) for run in re.findall(r"`{3,}", text)), default=2)
+    return "`" * (longest + 1)

@@ -1,0 +1,49 @@
+"""Files and folders that are there whole or not at all: written aside in the same folder, then renamed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+ASIDE = ".aside"
+
+
+def aside_of(path: Path) -> Path:
+    """Where `path` is written until it is complete. The name is fixed, so that a second attempt replaces the first."""
+    return path.with_name(f".{path.name}{ASIDE}")
+
+
+def is_aside(path: Path) -> bool:
+    """Whether `path` is what an interrupted write left behind."""
+    return path.name.startswith(".") and path.name.endswith(ASIDE)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace the content of `path`, UTF-8, in one step. Makes its folder."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replace the content of `path` in one step. Makes its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = aside_of(path)
+    with aside.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A fresh folder to write into; it takes the place of `path`, and of what was there, when the block ends well."""
+    aside = aside_of(path)
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    yield aside
+    if path.exists():
+        shutil.rmtree(path)
+    aside.rename(path)

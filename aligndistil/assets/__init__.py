@@ -1,0 +1,1 @@
+"""The embedded default: `builtin:tiny` (a model folder) and `builtin:reviews` (preference pairs). See README.md here."""

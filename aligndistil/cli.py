@@ -1,0 +1,179 @@
+"""The commands. They parse, call and print; everything heavy is imported inside them, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import rich
+import typer
+
+from aligndistil import __version__
+from aligndistil.errors import EXIT_SIGINT, UserError
+
+app = typer.Typer(
+    name="aligndistil",
+    help="Token-level alignment of language models: AlignDistil and its baselines on one engine.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+recipes_app = typer.Typer(help="The recipes that come with the package.", no_args_is_help=True)
+app.add_typer(recipes_app, name="recipes")
+
+RecipePath = Annotated[Path, typer.Argument(help="A recipe (YAML), or the name of a shipped one.", metavar="RECIPE")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Override a field, e.g. --set train.seed=1. Repeatable; the last one wins.", metavar="K=V"),
+]
+
+
+@app.command()
+def train(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    stage: Annotated[str | None, typer.Option(help="Only this stage, and what it depends on.")] = None,
+    processes: Annotated[str, typer.Option(help="Processes to start on this machine: a number, or auto.")] = "1",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be trained, and what it takes.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Train again what is finished; old folders are kept.")] = False,
+    local_rank: Annotated[int | None, typer.Option("--local_rank", "--local-rank", hidden=True)] = None,
+) -> None:
+    """Train the stages of a recipe that are not finished, and compare their models."""
+    from aligndistil import launcher
+
+    loaded = _load(recipe, overrides)
+    if dry_run:
+        return _show_plan(loaded, stage, launcher.process_count(processes))
+    if launcher.must_start(processes):
+        raise typer.Exit(launcher.start(launcher.process_count(processes), sys.argv[1:]))
+    launcher.train(loaded, stage=stage, fresh=fresh)
+
+
+@app.command()
+def validate(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    rows: Annotated[int, typer.Option(min=0, help="Also read the data, and show this many rows as tokens.")] = 0,
+    processes: Annotated[int, typer.Option(min=1, help="Processes the recipe is meant for.")] = 1,
+) -> None:
+    """Check a recipe without training: keys, values, models, batches; with --rows the data too."""
+    from aligndistil import inspection
+
+    loaded = _load(recipe, overrides)
+    for line in inspection.check(loaded, processes):
+        rich.print(line)
+    for text in inspection.rows(loaded, rows) if rows else ():
+        rich.print(text)
+
+
+@app.command()
+def objectives(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """List the objectives with their data, models and fields."""
+    from aligndistil import inspection
+    from aligndistil.objectives import registry
+
+    described = [objective.describe() for objective in registry().values()]
+    if as_json:
+        print(json.dumps(described, indent=2))
+    else:
+        rich.print(inspection.objectives_table(described))
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of recipes, for editors."""
+    from aligndistil.recipe import recipe_schema
+
+    print(json.dumps(recipe_schema(), indent=2))
+
+
+@app.command()
+def generate(
+    model: Annotated[str, typer.Argument(help="A model folder, a Hub id, or builtin:tiny.")],
+    prompt: Annotated[list[str], typer.Option("--prompt", "-p", help="A user's message. Repeatable.")],
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
+    temperature: Annotated[float, typer.Option(min=0.01)] = 1.0,
+    top_p: Annotated[float, typer.Option(min=0.01, max=1.0)] = 1.0,
+    samples: Annotated[int, typer.Option(min=1, help="Answers to each prompt.")] = 1,
+    seed: int = 0,
+) -> None:
+    """Look at a model: sample answers to prompts."""
+    from aligndistil import inspection
+
+    answers = inspection.answers(model, prompt, samples, seed, max_new_tokens, temperature, top_p)
+    for asked, answer, finished in answers:
+        rich.print(f"[bold cyan]{rich.markup.escape(asked)}[/]\n{rich.markup.escape(answer)}{'' if finished else ' […]'}\n")
+
+
+@app.command()
+def env() -> None:
+    """Print versions and devices, for a bug report."""
+    from aligndistil.launcher import environment_report
+
+    print(json.dumps(environment_report(), indent=2))
+
+
+@recipes_app.command("ls")
+def recipes_ls() -> None:
+    """List the shipped recipes."""
+    from aligndistil import shipped
+
+    rich.print(shipped.recipes_table())
+
+
+@recipes_app.command("cp")
+def recipes_cp(
+    name: Annotated[str, typer.Argument(help="As `aligndistil recipes ls` shows it.")],
+    target: Annotated[Path, typer.Argument(help="Folder to copy to.")] = Path("."),
+) -> None:
+    """Copy a shipped recipe, with what it extends, to edit it."""
+    from aligndistil import shipped
+
+    for path in shipped.copy_recipe(name, target):
+        print(path)
+
+
+def _load(path: Path, overrides: list[str] | None):  # type: ignore[no-untyped-def]
+    from aligndistil import shipped
+    from aligndistil.recipe import load_recipe
+
+    return load_recipe(shipped.find_recipe(path), overrides or ())
+
+
+def _show_plan(loaded, stage: str | None, processes: int) -> None:  # type: ignore[no-untyped-def]
+    from aligndistil import inspection
+
+    for text in inspection.plan(loaded, stage, processes):
+        rich.print(text)
+
+
+def _version(value: bool) -> None:
+    if value:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """See `aligndistil COMMAND --help`."""
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one sentence and an exit code, a bug keeps its traceback."""
+    try:
+        app()
+    except UserError as error:
+        from aligndistil.launcher import report_error
+
+        report_error(error)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(EXIT_SIGINT)

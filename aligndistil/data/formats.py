@@ -1,0 +1,102 @@
+"""Which columns a source has, under our names, and which of the known formats they make."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any
+
+from datasets import Dataset
+
+from aligndistil.batch import DataKind
+from aligndistil.data.records import HH_ANSWER
+from aligndistil.errors import UserError
+from aligndistil.recipe import Source
+
+COLUMNS = ("prompt", "chosen", "rejected", "completion", "label", "messages")
+"""Our names. `messages` is also found under the name `conversations`."""
+NEEDED: dict[str, tuple[tuple[str, ...], ...]] = {
+    "preference": (("chosen", "rejected"),),
+    "hh": (("chosen", "rejected"),),
+    "unpaired": (("prompt", "completion", "label"),),
+    "demonstrations": (("messages",), ("prompt", "completion")),
+    "prompts": (("prompt",),),
+}
+"""Format -> the sets of columns, one of which must be there; the first format that fits is the one `auto` takes."""
+FEEDS = {
+    "preference": frozenset(DataKind),
+    "hh": frozenset(DataKind),
+    "unpaired": frozenset({DataKind.UNPAIRED, DataKind.RESPONSES, DataKind.PROMPTS}),
+    "demonstrations": frozenset({DataKind.RESPONSES, DataKind.PROMPTS}),
+    "prompts": frozenset({DataKind.PROMPTS}),
+}
+"""Format -> the kinds of example its rows can give."""
+
+
+def find_columns(source: Source, present: Sequence[str]) -> dict[str, str]:
+    """Our column name -> theirs, for the columns that are there.
+
+    Raises UserError when `columns` maps a name we do not know, or to a column that is not there.
+    """
+    for ours, theirs in source.columns.items():
+        if ours not in COLUMNS:
+            raise UserError(f"data source {source.path}: columns.{ours} is none of {', '.join(COLUMNS)}")
+        if theirs not in present:
+            near = get_close_matches(theirs, present, n=1, cutoff=0.0)
+            raise UserError(
+                f"data source {source.path}: columns.{ours} names {theirs!r}, which is not there; the nearest is "
+                f"{''.join(near)!r} of {_listed(present)}"
+            )
+    found = {name: name for name in COLUMNS if name in present}
+    if "conversations" in present:
+        found.setdefault("messages", "conversations")
+    return found | source.columns
+
+
+def find_format(source: Source, columns: Mapping[str, str], rows: Dataset) -> str:
+    """The format of a source: what it says, or what its columns (and for HH its first row) show.
+
+    Raises UserError that lists the columns found when they make no known format, or not the one that is named.
+    """
+    fitting = [name for name, ways in NEEDED.items() if any(set(way) <= set(columns) for way in ways)]
+    named = str(source.format)
+    if named != "auto" and named not in fitting:
+        raise UserError(
+            f"data source {source.path}: format {named} needs the columns {_ways(named)}, and the rows have "
+            f"{_listed(rows.column_names)}; name them with `columns`"
+        )
+    if named == "auto" and not fitting:
+        known = "; ".join(f"{name}: {_ways(name)}" for name in NEEDED if name != "hh")
+        raise UserError(
+            f"data source {source.path}: the columns {_listed(rows.column_names)} make no known format ({known}); name "
+            "them with `columns`"
+        )
+    if named == "auto":
+        return "hh" if "hh" in fitting and _is_hh(rows[0][columns["chosen"]]) else fitting[0]
+    return named
+
+
+def check_feeds(source: Source, layout: str, kind: DataKind, *, reverse: bool) -> None:
+    """Raises UserError when rows of this format cannot give the examples that the objective eats."""
+    if kind not in FEEDS[layout]:
+        able = ", ".join(name for name, kinds in FEEDS.items() if kind in kinds)
+        raise UserError(
+            f"data source {source.path}: the objective eats {kind}, which {layout} rows do not give; use a source of "
+            f"format {able}"
+        )
+    if reverse and layout == "demonstrations" and kind is DataKind.RESPONSES:
+        raise UserError(
+            f"data source {source.path}: data.reverse_preferences cannot reverse demonstrations; leave it out"
+        )
+
+
+def _is_hh(text: Any) -> bool:
+    return isinstance(text, str) and text.lstrip().startswith("Human:") and HH_ANSWER in text
+
+
+def _ways(layout: str) -> str:
+    return " or ".join("+".join(way) for way in NEEDED[layout])
+
+
+def _listed(names: Sequence[str]) -> str:
+    return "[" + ", ".join(names) + "]"

@@ -1,0 +1,92 @@
+"""What became of the rows of a source: used, truncated, or dropped, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+ROWS_NAMED = 5
+"""Row numbers kept for each reason."""
+
+
+@dataclass(slots=True)
+class Dropped:
+    """The rows dropped for one reason."""
+
+    count: int = 0
+    rows: list[int] = field(default_factory=list)
+    """The numbers of the first of them, from 1, which is the line of a .jsonl file."""
+
+    def add(self, row: int) -> None:
+        self.count += 1
+        if len(self.rows) < ROWS_NAMED:
+            self.rows.append(row)
+
+    def __str__(self) -> str:
+        more = ", ..." if self.count > len(self.rows) else ""
+        return f"{self.count} (rows {', '.join(map(str, self.rows))}{more})"
+
+
+@dataclass(slots=True)
+class DropReport:
+    """Counts over the sources of a section. An example is a pair, or one response, or one prompt."""
+
+    rows_read: int = 0
+    used: int = 0
+    """Examples, before weights repeat or sub-sample them."""
+    left_out: int = 0
+    """Undesirable rows where only desirable responses are asked for: not a fault."""
+    truncated_prompts: int = 0
+    truncated_responses: int = 0
+    """Responses, so that a pair can count twice."""
+    shifted: int = 0
+    """Examples whose boundary between prompt and response had to be moved."""
+    dropped: dict[str, Dropped] = field(default_factory=dict)
+    """By reason."""
+
+    @property
+    def dropped_count(self) -> int:
+        return sum(dropped.count for dropped in self.dropped.values())
+
+    @property
+    def dropped_fraction(self) -> float:
+        """Of the examples that were used or dropped; 0 when there was none."""
+        return self.dropped_count / max(1, self.used + self.dropped_count)
+
+    def drop(self, reason: str, row: int) -> None:
+        self.dropped.setdefault(reason, Dropped()).add(row)
+
+    def reasons(self) -> str:
+        """The reasons in one line, the most frequent first."""
+        ranked = sorted(self.dropped.items(), key=lambda item: -item[1].count)
+        return "; ".join(f"{reason}: {dropped}" for reason, dropped in ranked)
+
+    def lines(self) -> list[str]:
+        """What a person should know, one fact a line."""
+        told = [f"{self.rows_read} rows read, {self.used} examples used"]
+        if self.left_out:
+            told.append(f"{self.left_out} undesirable rows left out")
+        if self.truncated_prompts or self.truncated_responses:
+            told.append(f"{self.truncated_prompts} prompts and {self.truncated_responses} responses truncated")
+        if self.shifted:
+            told.append(f"{self.shifted} boundaries between prompt and response moved")
+        if self.dropped:
+            told.append(f"{self.dropped_count} dropped ({self.dropped_fraction:.1%}): {self.reasons()}")
+        return told
+
+
+def merge_reports(reports: Iterable[DropReport]) -> DropReport:
+    """The sum over sources. Row numbers are those of each row's own source."""
+    total = DropReport()
+    for report in reports:
+        total.rows_read += report.rows_read
+        total.used += report.used
+        total.left_out += report.left_out
+        total.truncated_prompts += report.truncated_prompts
+        total.truncated_responses += report.truncated_responses
+        total.shifted += report.shifted
+        for reason, dropped in report.dropped.items():
+            merged = total.dropped.setdefault(reason, Dropped())
+            merged.count += dropped.count
+            merged.rows = (merged.rows + dropped.rows)[:ROWS_NAMED]
+    return total

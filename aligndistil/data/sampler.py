@@ -1,0 +1,60 @@
+"""Which examples a step sees: a pure function of (seed, number of examples, step), so that a resumed run is exact."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Sampler:
+    """An endless stream of shuffled epochs, cut into batches. Steps count from 0; a batch may cross epochs.
+
+    Example k of the stream is entry k % n of the permutation of epoch k // n; step s takes examples
+    s * batch_size ... (s + 1) * batch_size - 1. Nothing depends on the number of processes.
+
+    Raises ValueError when n or batch_size is not positive.
+    """
+
+    def __init__(self, n: int, batch_size: int, seed: int) -> None:
+        if n < 1 or batch_size < 1:
+            raise ValueError(f"a sampler needs examples and a batch size, not {n} and {batch_size}")
+        self.n, self.batch_size, self.seed = n, batch_size, seed
+
+    def batch(self, step: int) -> list[int]:
+        """The example indices of a step, over all processes."""
+        start = step * self.batch_size
+        return [self._at(position) for position in range(start, start + self.batch_size)]
+
+    def micro_batches(self, step: int, rank: int, world: int, micro_batch_size: int) -> list[list[int]]:
+        """This rank's part of the batch, cut for gradient accumulation.
+
+        The batch is cut into micro-batches first and ranks take consecutive ones, so what stands together in a
+        micro-batch does not depend on `world`. Raises ValueError when batch_size does not divide.
+        """
+        per_rank, remainder = divmod(self.batch_size, world * micro_batch_size)
+        if remainder:
+            raise ValueError(f"batch_size {self.batch_size} is no multiple of {world} processes x {micro_batch_size}")
+        batch = self.batch(step)
+        starts = range(rank * per_rank * micro_batch_size, (rank + 1) * per_rank * micro_batch_size, micro_batch_size)
+        return [batch[start : start + micro_batch_size] for start in starts]
+
+    def epoch(self, step: int) -> float:
+        """Epochs seen before this step."""
+        return step * self.batch_size / self.n
+
+    def steps_for(self, epochs: float) -> int:
+        """Steps after which every example was seen `epochs` times: rounded up, the next epoch fills the last batch."""
+        # Rounded before it is raised: 0.1 * 30 must be 3 examples, not 4.
+        return max(1, math.ceil(round(epochs * self.n / self.batch_size, 9)))
+
+    def _at(self, position: int) -> int:
+        epoch, place = divmod(position, self.n)
+        return int(_permutation(self.seed, epoch, self.n)[place])
+
+
+@lru_cache(maxsize=4)
+def _permutation(seed: int, epoch: int, n: int) -> NDArray[np.int64]:
+    return np.random.default_rng([seed, epoch]).permutation(n)

@@ -1,0 +1,257 @@
+"""Per-token terms of an objective from hidden states, without a (B, T, V) tensor.
+
+Response tokens are projected to logits a chunk at a time, and only per-token scalars leave a chunk. Where the objective
+knows the derivative of its loss in the terms beforehand (`Objective.term_gradient`), the gradient of the head is taken
+in the same pass; otherwise the chunks are projected again in the backward pass, when that derivative has arrived.
+The gradient of a chunk is written down for the log-softmax and the head, so that autograd only ever sees
+`Objective.token_terms` itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from aligndistil.engine.head import Head, matmul_float32
+from aligndistil.objectives.base import Need, Objective, Role, TokenChunk
+
+_CHUNK_BYTES = 64 * 2**20
+"""Memory of one chunk's float32 logits; a step holds a few such buffers, whatever the number of tokens."""
+
+
+def chunk_size(vocab: int) -> int:
+    """Tokens per chunk when the recipe leaves it to us."""
+    return max(16, _CHUNK_BYTES // (4 * vocab))
+
+
+@dataclass(frozen=True, slots=True)
+class FrozenRole:
+    """A frozen model's hidden states (n, H) of the response tokens, and its head."""
+
+    hidden: Tensor
+    head: Head
+
+
+@dataclass(slots=True)
+class Plan:
+    """Everything about one call that is not a differentiable tensor."""
+
+    objective: Objective
+    head: Head
+    ids: Tensor
+    """(n,) response tokens."""
+    frozen: Mapping[Role, FrozenRole]
+    chunk: int
+    known: Mapping[str, Tensor] | None
+    """(n,) derivative of the loss in each term, up to one common factor; None when it is not known yet."""
+    gathered: Callable[[], AbstractContextManager[Any]] = nullcontext
+    """Makes the frozen heads' weights whole under ZeRO-3."""
+    frozen_logp: dict[Role, Tensor] = field(default_factory=dict)
+    names: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for role, frozen in self.frozen.items():
+            self.frozen_logp[role] = torch.empty(len(self.ids), device=self.ids.device, dtype=_wide(frozen.hidden))
+
+    @property
+    def slices(self) -> Iterator[slice]:
+        for start in range(0, len(self.ids), self.chunk):
+            yield slice(start, min(start + self.chunk, len(self.ids)))
+
+    @property
+    def policy_need(self) -> Need:
+        return self.objective.needs[Role.POLICY]
+
+
+def token_terms(plan: Plan, hidden: Tensor) -> dict[str, Tensor]:
+    """Named terms (n,) of n response tokens, differentiable in `hidden` (n, H) and in the head's weight and bias."""
+    linear = plan.head.linear
+    stacked = _TokenTerms.apply(hidden, linear.weight, linear.bias, plan)
+    return dict(zip(plan.names, stacked, strict=True))
+
+
+class _TokenTerms(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan) -> Tensor:  # type: ignore[override]
+        ctx.plan, ctx.shape = plan, weight.shape
+        take_gradient = plan.known is not None and any(ctx.needs_input_grad)
+        sums = _GradientSums.like(hidden, weight, bias, ctx.needs_input_grad) if take_gradient else None
+        stacked: list[Tensor] = []
+        with plan.gathered():
+            for rows in plan.slices:
+                logp, logps = _frozen_chunk(plan, rows, first_pass=True)
+                if sums is None:
+                    terms = _terms_only(plan, hidden[rows], rows, logp, logps)
+                else:
+                    cotangent = {name: value[rows] for name, value in (plan.known or {}).items()}
+                    terms, grad_raw = _terms_and_gradient(plan, hidden[rows], rows, logp, logps, cotangent)
+                    sums.add(rows, grad_raw, hidden[rows], weight)
+                plan.names = list(terms)
+                stacked.append(torch.stack([terms[name].detach() for name in plan.names]))
+        if sums is None:
+            ctx.save_for_backward(hidden, weight, bias)
+        ctx.sums = sums
+        return torch.cat(stacked, dim=1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        plan: Plan = ctx.plan
+        if ctx.sums is not None:
+            return (*ctx.sums.results(_common_factor(plan, grad)), None)
+        hidden, weight, bias = ctx.saved_tensors
+        sums = _GradientSums.like(hidden, weight, bias, ctx.needs_input_grad)
+        with plan.gathered():
+            for rows in plan.slices:
+                logp, logps = _frozen_chunk(plan, rows, first_pass=False)
+                cotangent = {name: grad[k, rows] for k, name in enumerate(plan.names)}
+                _, grad_raw = _terms_and_gradient(plan, hidden[rows], rows, logp, logps, cotangent)
+                sums.add(rows, grad_raw, hidden[rows], weight)
+        return (*sums.results(1.0), None)
+
+
+def _frozen_chunk(plan: Plan, rows: slice, first_pass: bool) -> tuple[dict[Role, Tensor], dict[Role, Tensor]]:
+    """Log-probability of the tokens, and of the whole vocabulary where needed, for every frozen role."""
+    logps: dict[Role, Tensor] = {}
+    for role, frozen in plan.frozen.items():
+        whole = plan.objective.needs[role] is Need.DISTRIBUTION
+        if not whole and not first_pass:
+            continue
+        logits = frozen.head.finish(frozen.head.project(frozen.hidden[rows]))
+        normaliser = logits.logsumexp(-1, keepdim=True)
+        if whole:
+            logps[role] = logits.sub_(normaliser)
+            plan.frozen_logp[role][rows] = _pick(logps[role], plan.ids[rows])
+        else:
+            plan.frozen_logp[role][rows] = _pick(logits, plan.ids[rows]) - normaliser.squeeze(-1)
+    return {role: values[rows] for role, values in plan.frozen_logp.items()}, logps
+
+
+def _terms_only(
+    plan: Plan, hidden: Tensor, rows: slice, logp: dict[Role, Tensor], logps: dict[Role, Tensor]
+) -> dict[str, Tensor]:
+    logits = plan.head.finish(plan.head.project(hidden))
+    normaliser = logits.logsumexp(-1, keepdim=True)
+    if plan.policy_need is Need.DISTRIBUTION:
+        logps = {**logps, Role.POLICY: logits.sub_(normaliser)}
+        policy_logp = _pick(logits, plan.ids[rows])
+    else:
+        policy_logp = _pick(logits, plan.ids[rows]) - normaliser.squeeze(-1)
+    return plan.objective.token_terms(TokenChunk(plan.ids[rows], {**logp, Role.POLICY: policy_logp}, logps))
+
+
+def _terms_and_gradient(
+    plan: Plan,
+    hidden: Tensor,
+    rows: slice,
+    logp: dict[Role, Tensor],
+    logps: dict[Role, Tensor],
+    cotangent: Mapping[str, Tensor],
+) -> tuple[dict[str, Tensor], Tensor]:
+    """The terms of a chunk, and the gradient (n, all rows of the head) of sum(cotangent * term) in the raw product."""
+    raw = plan.head.project(hidden)
+    if plan.head.is_plain:
+        terms, grad_logits = _gradient_in_logits(plan, raw[:, : plan.head.vocab], rows, logp, logps, cotangent)
+        return terms, grad_logits
+    with torch.enable_grad():
+        logits = plan.head.finish(raw.requires_grad_())
+    terms, grad_logits = _gradient_in_logits(plan, logits.detach().clone(), rows, logp, logps, cotangent)
+    (grad_raw,) = torch.autograd.grad(logits, raw, grad_logits)
+    return terms, grad_raw[:, : plan.head.vocab]
+
+
+def _gradient_in_logits(
+    plan: Plan,
+    logits: Tensor,
+    rows: slice,
+    logp: dict[Role, Tensor],
+    logps: dict[Role, Tensor],
+    cotangent: Mapping[str, Tensor],
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Overwrites `logits` (n, V). Through the log-softmax l of z: dz = dl - softmax(z) * sum(dl)."""
+    ids = plan.ids[rows]
+    policy_logps = logits.sub_(logits.logsumexp(-1, keepdim=True))
+    with torch.enable_grad():
+        if plan.policy_need is Need.DISTRIBUTION:
+            leaf = policy_logps.requires_grad_()
+            logps = {**logps, Role.POLICY: leaf}
+            policy_logp = _pick(leaf, ids)
+        else:
+            leaf = policy_logp = _pick(policy_logps, ids).requires_grad_()
+        terms = plan.objective.token_terms(TokenChunk(ids, {**logp, Role.POLICY: policy_logp}, logps))
+        learnt = [terms[name] for name in cotangent if terms[name].requires_grad]
+        weights = [cotangent[name].to(terms[name].dtype) for name in cotangent if terms[name].requires_grad]
+        (grad_leaf,) = torch.autograd.grad(learnt, leaf, weights)
+    policy_logps = policy_logps.detach()
+    if plan.policy_need is Need.DISTRIBUTION:
+        total = grad_leaf.sum(-1, keepdim=True)
+        return terms, grad_leaf.addcmul_(policy_logps.exp_(), total, value=-1)
+    grad = policy_logps.exp_().mul_(-grad_leaf.unsqueeze(-1))
+    grad[torch.arange(len(ids), device=ids.device), ids] += grad_leaf
+    return terms, grad
+
+
+@dataclass(slots=True)
+class _GradientSums:
+    """Gradients of the hidden states, the head's weight and its bias, summed in float32 over chunks."""
+
+    hidden: Tensor | None
+    weight: Tensor | None
+    bias: Tensor | None
+    dtypes: tuple[torch.dtype, torch.dtype]
+
+    @classmethod
+    def like(cls, hidden: Tensor, weight: Tensor, bias: Tensor | None, wanted: tuple[bool, ...]) -> _GradientSums:
+        wide = _wide(hidden)
+        return cls(
+            torch.empty_like(hidden) if wanted[0] else None,
+            torch.zeros(weight.shape, dtype=wide, device=weight.device) if wanted[1] else None,
+            torch.zeros(bias.shape, dtype=wide, device=bias.device) if bias is not None and wanted[2] else None,
+            (hidden.dtype, weight.dtype),
+        )
+
+    def add(self, rows: slice, grad_raw: Tensor, hidden: Tensor, weight: Tensor) -> None:
+        vocab = grad_raw.shape[1]
+        narrow = grad_raw.to(hidden.dtype)
+        if self.hidden is not None:
+            self.hidden[rows] = narrow @ weight[:vocab].to(hidden.dtype)
+        if self.weight is not None:
+            if self.weight.dtype == hidden.dtype:
+                self.weight[:vocab].addmm_(narrow.t(), hidden)
+            else:
+                self.weight[:vocab] += matmul_float32(narrow.t(), hidden)
+        if self.bias is not None:
+            self.bias[:vocab] += grad_raw.sum(0)
+
+    def results(self, factor: float) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        kinds = (self.dtypes[0], self.dtypes[1], self.dtypes[1])
+        sums = (self.hidden, self.weight, self.bias)
+        scaled = [None if s is None else s.mul_(factor).to(kind) for s, kind in zip(sums, kinds, strict=True)]
+        return scaled[0], scaled[1], scaled[2]
+
+
+def _common_factor(plan: Plan, grad: Tensor) -> float:
+    """What the incoming gradient is a multiple of the known one by; it must be one number for all terms and tokens."""
+    assert plan.known is not None
+    zero = torch.zeros(len(plan.ids), device=grad.device)
+    known = torch.stack([plan.known.get(name, zero).to(grad.dtype) for name in plan.names])
+    arrived, expected = grad.double(), known.double()
+    factor = (arrived * expected).sum() / expected.square().sum().clamp(min=1e-300)
+    if not torch.allclose(arrived, factor * expected, rtol=1e-3, atol=1e-9 * float(arrived.abs().max()) + 1e-300):
+        raise ValueError(
+            f"objective {plan.objective.name!r}: term_gradient() is not the derivative of loss() in its terms"
+        )
+    return float(factor)
+
+
+def _pick(values: Tensor, ids: Tensor) -> Tensor:
+    """(n,) the entry of each row (n, V) that belongs to its token."""
+    return values.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
+
+
+def _wide(hidden: Tensor) -> torch.dtype:
+    return hidden.dtype if hidden.dtype == torch.float64 else torch.float32

@@ -1,0 +1,32 @@
+"""Numbers about sampled responses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from transformers import PreTrainedTokenizerBase
+
+from aligndistil.rollout import Sample
+
+
+def distinct_n(sequences: Sequence[Sequence[int]], n: int) -> float:
+    """Share of different n-grams among all n-grams of all sequences (Li et al. 2016, arXiv 1510.03055); 0 without any."""
+    grams = [tuple(tokens[i : i + n]) for tokens in sequences for i in range(len(tokens) - n + 1)]
+    return len(set(grams)) / len(grams) if grams else 0.0
+
+
+def summarise(samples: Sequence[Sample], texts: Sequence[str]) -> dict[str, float]:
+    """Mean length in tokens (stop id included) and characters, truncated fraction and distinct-2."""
+    count = len(samples)
+    return {
+        "length_mean": sum(len(sample.token_ids) for sample in samples) / count,
+        "length_characters": sum(map(len, texts)) / count,
+        "truncated_fraction": sum(not sample.finished for sample in samples) / count,
+        "distinct_2": distinct_n([sample.token_ids for sample in samples], 2),
+    }
+
+
+def decode(tokenizer: PreTrainedTokenizerBase, samples: Sequence[Sample]) -> list[str]:
+    """The texts a reader sees, without special tokens."""
+    texts: list[str] = tokenizer.batch_decode([list(s.token_ids) for s in samples], skip_special_tokens=True)
+    return [text.strip() for text in texts]

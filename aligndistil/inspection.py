@@ -1,0 +1,167 @@
+"""Looking without training: a checked recipe, its rows as tokens, its plan, its objectives, a model's answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import Any
+
+from rich.console import RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from aligndistil.artefacts import RunFolder
+from aligndistil.comparison import initial_model
+from aligndistil.data import Sampler, preview
+from aligndistil.data.encoding import Encoder
+from aligndistil.data.records import Record, Unusable
+from aligndistil.engine.policy import on_device
+from aligndistil.engine.processes import start_processes
+from aligndistil.errors import ServiceError, UserError
+from aligndistil.estimate import Memory, ModelSize, memory, model_size
+from aligndistil.evaluation.samples import decode
+from aligndistil.launch import load_stage_data
+from aligndistil.models import load_model, load_tokenizer, stop_ids
+from aligndistil.pipeline import check_recipe, stages_wanted
+from aligndistil.recipe import Model, Recipe, Stage, stage_of
+from aligndistil.rollout import SamplingParams, TransformersRollout, sample_seed
+
+
+def check(recipe: Recipe, processes: int) -> Iterator[str]:
+    """One line a stage, once everything that needs no data or weights has been checked."""
+    check_recipe(recipe, processes)
+    yield f"[green]✓[/] {escape(str(recipe.path))}: {len(recipe.stages)} stage(s) for {processes} process(es)"
+    for stage in recipe.stages.values():
+        against = ", ".join(f"{role} {path}" for role, path in stage.models.items())
+        policy = "on-policy" if stage.on_policy else "off-policy"
+        yield f"  [bold]{stage.name}[/]: {stage.objective.name} ({policy}) from {stage.model.path}" + (
+            f" against {against}" if against else ""
+        )
+
+
+def _source_stage(recipe: Recipe, stage: Stage) -> Stage:
+    """The stage with a model that exists before training: the tokenizer of `stage:NAME` is that of its own model."""
+    model = stage.model.model_copy(update={"path": initial_model(recipe, stage)})
+    return replace(stage, model=model)
+
+
+def rows(recipe: Recipe, count: int) -> Iterator[RenderableType]:
+    """The first rows of each stage's training data, prompt and response tokens in two colours, and what was dropped."""
+    for stage in recipe.stages.values():
+        data = load_stage_data(_source_stage(recipe, stage), str)
+        yield Text(f"\n{stage.name}: {len(data.train)} {data.train.kind}", style="bold")
+        for line in data.train.report.lines():
+            yield f"  {line}"
+        for index in range(min(count, len(data.train))):
+            yield from preview(data.train.rows(index), data.tokenizer)
+
+
+def plan(recipe: Recipe, only: str | None, processes: int) -> Iterator[RenderableType]:
+    """What `train` would do: state, models, steps, tokens and memory of each stage."""
+    check_recipe(recipe, processes)
+    run = RunFolder(recipe.output_dir)
+    table = Table("stage", "state", "models (million parameters)", "steps", "examples", "tokens", "GiB per process")
+    memories: list[tuple[str, Memory]] = []
+    for name in stages_wanted(recipe, only):
+        stage = recipe.stages[name]
+        done = run.stage(name).read_done()
+        sizes = _sizes(recipe, stage)
+        steps, examples, tokens = _amount(recipe, stage)
+        needed = "unknown"
+        if sizes is not None:
+            policy, frozen = sizes
+            estimate = memory(stage, policy, {role: size for role, size in frozen.items()}, processes)
+            memories.append((name, estimate))
+            needed = f"{estimate.total:.2f}"
+        table.add_row(name, "finished" if done else "to train", _shown(sizes), steps, examples, tokens, needed)
+    yield table
+    for name, m in memories:
+        yield (
+            f"  {name}: weights {m.weights:.2f}, gradients {m.gradients:.2f}, optimizer {m.optimizer:.2f}, frozen models "
+            f"{m.frozen:.2f}, activations {m.activations:.2f}, logits {m.logits:.2f} GiB"
+        )
+    yield "Nothing was trained. Memory is an estimate, for the longest rows that the recipe allows."
+
+
+def _sizes(recipe: Recipe, stage: Stage) -> tuple[ModelSize, dict[Any, ModelSize]] | None:
+    """None where a configuration is on the Hub and the Hub cannot be reached."""
+
+    def size(path: str) -> ModelSize:
+        name = stage_of(path)
+        root = path if name is None else initial_model(recipe, recipe.stages[name])
+        return model_size(root, trust_remote_code=stage.model.trust_remote_code)
+
+    try:
+        return size(stage.model.path), {role: size(path) for role, path in stage.models.items()}
+    except ServiceError:
+        return None
+
+
+def _shown(sizes: tuple[ModelSize, dict[Any, ModelSize]] | None) -> str:
+    if sizes is None:
+        return "unknown: the Hub cannot be reached"
+    policy, frozen = sizes
+    named = {"policy": policy} | {str(role): size for role, size in frozen.items()}
+    return ", ".join(f"{role} {size.parameters / 1e6:,.1f}" for role, size in named.items())
+
+
+def _amount(recipe: Recipe, stage: Stage) -> tuple[str, str, str]:
+    """Steps, examples and tokens of training; unknown where data or tokenizer is on a Hub that cannot be reached."""
+    try:
+        data = load_stage_data(_source_stage(recipe, stage), str).train
+    except ServiceError:
+        steps = str(stage.train.max_steps) if stage.train.max_steps else "unknown"
+        return steps, "unknown: the Hub cannot be reached", "unknown"
+    per_prompt = stage.rollout.samples_per_prompt if stage.rollout else 1
+    sampler = Sampler(len(data), stage.train.batch_size // per_prompt, stage.train.seed)
+    count = stage.train.max_steps or sampler.steps_for(stage.train.epochs)
+    lengths = [sum(len(row.prompt_ids) + len(row.response_ids) for row in data.rows(i)) for i in range(len(data))]
+    tokens = sum(lengths) / len(lengths) * sampler.batch_size * count
+    if stage.rollout:
+        new = stage.rollout.max_new_tokens * stage.train.batch_size * count
+        return str(count), f"{len(data):,}", f"{tokens * per_prompt:,.0f} of prompts, up to {new:,.0f} sampled"
+    return str(count), f"{len(data):,}", f"{tokens:,.0f}"
+
+
+def objectives_table(described: Sequence[dict[str, Any]]) -> Table:
+    """Name, paper, data, models, rollout and fields of each objective."""
+    table = Table("objective", "paper", "data", "models", "on-policy", "fields", show_lines=True)
+    for one in described:
+        models = "\n".join(f"{role} ({need})" for role, need in one["models"].items())
+        fields = "\n".join(f"{key} = {field['default']}" for key, field in one["fields"].items())
+        name = f"[bold]{one['name']}[/]\n{escape(one['summary'])}"
+        table.add_row(name, escape(one["paper"]), one["data"], models, one["on_policy"], escape(fields))
+    return table
+
+
+def answers(
+    path: str, prompts: Sequence[str], samples: int, seed: int, max_new_tokens: int, temperature: float, top_p: float
+) -> Iterator[tuple[str, str, bool]]:
+    """(prompt, sampled answer, whether it ended by itself), `samples` for each prompt."""
+    section = Model(path=path)
+    tokenizer = load_tokenizer(path, section)
+    stops = stop_ids(path, section, tokenizer)
+    encoder = Encoder(
+        tokenizer,
+        stop_ids=stops,
+        chat_template=tokenizer.chat_template,
+        max_prompt_length=2**31,
+        max_response_length=max_new_tokens,
+    )
+    processes = start_processes()
+    model = on_device(load_model(path, section, trained=False), processes.device).eval()
+    processes.stop()
+    rollout = TransformersRollout(lambda: nullcontext(model), stops, tokenizer.pad_token_id, batch_size=16)
+    asked = [prompt for prompt in prompts for _ in range(samples)]
+    seeds = [sample_seed(seed, prompt, k) for prompt in prompts for k in range(samples)]
+    params = SamplingParams(max_new_tokens, temperature, top_p)
+    encoded = encoder.encode([Record(prompt, ()) for prompt in asked])
+    if unusable := [one for one in encoded if isinstance(one, Unusable)]:
+        raise UserError(f"--prompt: {unusable[0]}")
+    ids = [one.rows[0].prompt_ids for one in encoded if not isinstance(one, Unusable)]
+    drawn = rollout.generate(ids, params, seeds)
+    for prompt, sample in zip(asked, drawn, strict=True):
+        yield prompt, decode(tokenizer, [sample])[0], sample.finished
+

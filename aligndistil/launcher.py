@@ -1,0 +1,123 @@
+"""From the command line to the pipeline: in this process, or in several that torch's launcher starts."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import rich
+from rich.markup import escape
+
+from aligndistil.errors import EXIT_SIGINT, EXIT_SIGTERM, EXIT_USAGE, UserError
+
+if TYPE_CHECKING:
+    from aligndistil.recipe import Recipe
+
+_OURS = "ALIGNDISTIL_LAUNCHED"
+"""Set in processes that `start` started: the parent prints what went wrong, once."""
+_ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
+
+
+def process_count(processes: str) -> int:
+    """`--processes`: a number, or `auto` for one per GPU (one on a machine without)."""
+    if processes == "auto":
+        import torch
+
+        return max(1, torch.cuda.device_count())
+    if not processes.isdecimal() or int(processes) < 1:
+        raise UserError(f"--processes {processes}: give a number of processes from 1, or auto")
+    return int(processes)
+
+
+def must_start(processes: str) -> bool:
+    """Whether processes have to be started: not when a launcher has done so already.
+
+    Raises UserError when `--processes` contradicts that launcher.
+    """
+    from aligndistil.engine.processes import launched_world
+
+    world = launched_world()
+    count = process_count(processes)
+    if world > 1 and count not in (1, world) and os.environ.get(_OURS) is None:
+        raise UserError(f"--processes {count}: a launcher has already started {world}; leave --processes out")
+    return world == 1 and count > 1
+
+
+def start(count: int, arguments: list[str]) -> int:
+    """Run this command in `count` processes on this machine; returns the exit code of the first that failed.
+
+    Each process's own traceback goes to stderr as it happens; a user's mistake is printed here, once.
+    """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    os.environ[_OURS] = "1"
+    # As torchrun does: one thread each unless the user says otherwise, since they share the cores.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=count,
+        run_id=f"aligndistil-{os.getpid()}",
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+        monitor_interval=0.2,
+    )
+    try:
+        elastic_launch(config, sys.executable)("-m", "aligndistil", *arguments)
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        code = failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
+        if code >= EXIT_USAGE and os.path.exists(failure.error_file):
+            sentence = json.loads(Path(failure.error_file).read_text())["message"]
+            rich.print(f"[bold red]error:[/] {escape(sentence)}", file=sys.stderr)
+        else:
+            rich.print(f"[bold red]process {rank} failed first, with exit code {code}[/]", file=sys.stderr)
+        return int(code)
+    except SignalException as error:
+        return EXIT_SIGINT if error.sigval.name == "SIGINT" else EXIT_SIGTERM
+    return 0
+
+
+def report_error(error: UserError) -> None:
+    """Say what went wrong: print it, or leave it to the parent process that started this one."""
+    if os.environ.get(_OURS) and (file := os.environ.get(_ERROR_FILE)):
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+        Path(file).write_text(json.dumps({"message": str(error)}))
+    elif os.environ.get("RANK", "0") == "0":
+        rich.print(f"[bold red]error:[/] {escape(str(error))}", file=sys.stderr)
+
+
+def train(recipe: Recipe, *, stage: str | None, fresh: bool) -> None:
+    """Run the pipeline in this process, and show what came out."""
+    from aligndistil.engine.processes import launched_rank
+    from aligndistil.pipeline import run_recipe
+    from aligndistil.report import rich_table
+
+    finished = run_recipe(recipe, stage=stage, fresh=fresh)
+    if launched_rank() != 0:
+        return
+    rich.print()
+    if finished.comparison is not None:
+        rich.print(rich_table(finished.comparison.results, finished.comparison.kl_label))
+        rich.print()
+        rich.print(f"report  {finished.run / 'report'}/ ({', '.join(f.name for f in finished.comparison.files)})")
+    rich.print(f"model   {finished.final}")
+
+
+def environment_report() -> dict[str, Any]:
+    """Versions, git revision and devices; see `Environment`."""
+    import torch
+
+    from aligndistil.artefacts import Environment
+
+    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    report: dict[str, Any] = Environment.collect(devices=devices).model_dump(mode="json")
+    return report
+
+

@@ -1,0 +1,121 @@
+"""Load a causal language model from a folder, the Hub or the package itself, without dropout."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import os
+from collections.abc import Callable
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import transformers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from aligndistil import recipe
+from aligndistil.errors import ServiceError, UserError
+
+BUILTIN = "builtin:"
+_DROPS = ("dropout", "pdrop", "dropout_prob", "layerdrop")
+transformers.utils.logging.disable_progress_bar()  # it draws over ours
+_T = TypeVar("_T")
+
+
+def builtin_model(path: str) -> str:
+    """`builtin:NAME` to the folder inside the package; any other path unchanged."""
+    if not path.startswith(BUILTIN):
+        return path
+    assets = Path(str(files("aligndistil") / "assets"))
+    folder = assets / path.removeprefix(BUILTIN)
+    if not (folder / "config.json").is_file():
+        known = sorted(f"{BUILTIN}{p.parent.name}" for p in assets.glob("*/config.json"))
+        raise UserError(f"model {path!r} is not embedded in the package; there is {', '.join(known)}")
+    return str(folder)
+
+
+def model_exists(path: str) -> None:
+    """Refuse a local folder that is not there or is no model folder. Names of Hub models are not looked up."""
+    path = builtin_model(path)
+    folder = Path(path)
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise UserError(f"model folder {path!r} has no config.json; give the folder that save_pretrained wrote")
+        return
+    looks_local = path.startswith((".", "/", "~")) or path.count("/") != 1 or folder.parent.is_dir()
+    if looks_local:
+        siblings = [p.name for p in folder.parent.iterdir() if p.is_dir()] if folder.parent.is_dir() else []
+        near = difflib.get_close_matches(folder.name, siblings, n=1)
+        hint = f"; did you mean {str(folder.parent / near[0])!r}?" if near else "; give a folder, a Hub id or builtin:tiny"
+        raise UserError(f"model {path!r} does not exist{hint}")
+
+
+def pick_dtype(dtype: str) -> torch.dtype:
+    """`auto` is bfloat16 on CUDA and float32 on a CPU, where bfloat16 is many times slower."""
+    if dtype == "auto":
+        return torch.bfloat16 if torch.cuda.is_available() else torch.float32
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
+
+
+def load_model(path: str, section: recipe.Model, *, trained: bool) -> PreTrainedModel:
+    """The causal language model of one role, with the loading options of the recipe's `model` section.
+
+    Dropout is off: the reference and the policy must agree at step 0, and a resumed run must repeat itself.
+    Raises UserError when the folder or Hub model cannot be loaded, ServiceError when the Hub cannot be reached.
+    """
+    model_exists(path)
+    folder = builtin_model(path)
+    options: dict[str, Any] = {"trust_remote_code": section.trust_remote_code}
+    if path == section.path and section.revision:
+        options["revision"] = section.revision
+    config = from_hub(path, lambda: AutoConfig.from_pretrained(folder, **options))
+    for part in (config, config.get_text_config()):
+        for key in part.to_dict():
+            if key.endswith(_DROPS) and isinstance(getattr(part, key), float):
+                setattr(part, key, 0.0)
+    if section.attn_implementation:
+        options["attn_implementation"] = section.attn_implementation
+    dtype = pick_dtype(section.dtype)
+    model = from_hub(path, lambda: AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=dtype, **options))
+    model.config.use_cache = False
+    if trained and section.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return model
+
+
+def from_hub(path: str, load: Callable[[], _T]) -> _T:
+    """Run a loading call of transformers and say in one sentence why it failed."""
+    try:
+        return load()
+    except (OSError, ValueError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        is_local = os.path.isdir(builtin_model(path))
+        offline = "connect" in str(error).lower() or "offline" in str(error).lower()
+        if offline and not is_local:
+            raise ServiceError(
+                f"model {path!r} is no local folder and the Hugging Face Hub cannot be reached; "
+                f"give a folder, or check the network and HF_HUB_OFFLINE ({first})"
+            ) from None
+        raise UserError(f"model {path!r} cannot be loaded by transformers {transformers.__version__}: {first}") from None
+
+
+def model_hash(path: str) -> str:
+    """SHA-256 of what is in a local model folder: small files whole, of weights the size and both ends.
+
+    A Hub id stands for itself: its revision is part of the recipe.
+    """
+    folder = Path(builtin_model(path))
+    if not folder.is_dir():
+        return path
+    digest = hashlib.sha256()
+    end = 2**20
+    kinds = (".json", ".safetensors", ".bin", ".jinja", ".model")
+    for file in sorted(p for p in folder.iterdir() if p.suffix in kinds):
+        size = file.stat().st_size
+        digest.update(f"{file.name} {size}".encode())
+        with file.open("rb") as stream:
+            digest.update(stream.read(end))
+            stream.seek(max(0, size - end))
+            digest.update(stream.read(end))
+    return digest.hexdigest()

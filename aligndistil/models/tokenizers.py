@@ -1,0 +1,80 @@
+"""Tokenizers: loading, the ids that end a response, and whether two models speak about the same tokens."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from aligndistil import recipe
+from aligndistil.errors import UserError
+from aligndistil.models.load import builtin_model, from_hub
+
+
+def load_tokenizer(path: str, section: recipe.Model) -> PreTrainedTokenizerBase:
+    """The tokenizer in a model folder, with the recipe's chat template where it gives one.
+
+    A tokenizer without a padding token pads with its end-of-sequence token: masks come from lengths, so the id is never
+    looked at, and no embedding is added.
+    """
+    options: dict[str, Any] = {"trust_remote_code": section.trust_remote_code}
+    if path == section.path and section.revision:
+        options["revision"] = section.revision
+    tokenizer = from_hub(path, lambda: AutoTokenizer.from_pretrained(builtin_model(path), **options))
+    if section.chat_template:
+        file = Path(section.chat_template)
+        is_file = len(section.chat_template) < 4096 and "{" not in section.chat_template
+        if is_file and not file.is_file():
+            raise UserError(f"model.chat_template: {section.chat_template!r} is no file and no Jinja template")
+        tokenizer.chat_template = file.read_text() if is_file else section.chat_template
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"the tokenizer of {path!r} has no end-of-sequence token; set eos_token in its configuration")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def stop_ids(path: str, section: recipe.Model, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Ids that end a response: the tokenizer's, the configuration's and the generation configuration's."""
+    folder = builtin_model(path)
+    found = {tokenizer.eos_token_id}
+    config = from_hub(path, lambda: AutoConfig.from_pretrained(folder, trust_remote_code=section.trust_remote_code))
+    values = [getattr(config, "eos_token_id", None)]
+    # A folder need not have a generation configuration.
+    with contextlib.suppress(OSError):
+        values.append(GenerationConfig.from_pretrained(folder).eos_token_id)
+    for value in values:
+        found.update(value if isinstance(value, list) else [] if value is None else [value])
+    return frozenset(found)
+
+
+def check_same_tokenizer(path: str, ours: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase) -> None:
+    """Refuse a frozen model whose tokens mean something else than the policy's.
+
+    Raises UserError naming the first token that differs.
+    """
+    a, b = ours.get_vocab(), theirs.get_vocab()
+    different = sorted(token for token in a.keys() & b.keys() if a[token] != b[token])
+    missing = sorted(a.keys() ^ b.keys())
+    if different or missing:
+        example = (different or missing)[0]
+        raise UserError(
+            f"model {path!r} has another tokenizer than the policy: {len(different) + len(missing)} tokens differ, "
+            f"{example!r} for one ({a.get(example)} and {b.get(example)}); token-level objectives need models of one family"
+        )
+
+
+def shared_vocab(models: Iterable[PreTrainedModel], tokenizer: PreTrainedTokenizerBase) -> int:
+    """Rows of the output matrix that all models have; the padding rows some of them add are cut from every softmax.
+
+    Raises UserError when a model has fewer rows than the tokenizer has tokens.
+    """
+    rows: dict[str, int] = {m.config.name_or_path: m.get_output_embeddings().weight.shape[0] for m in models}
+    smallest = min(rows.values())
+    if smallest < len(tokenizer):
+        name = min(rows, key=lambda key: rows[key])
+        raise UserError(f"model {name!r} has {smallest} output rows for {len(tokenizer)} tokens; resize its embeddings")
+    return smallest

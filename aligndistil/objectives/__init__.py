@@ -1,0 +1,38 @@
+"""The registry: every module of this folder, and every entry point of the group `aligndistil.objectives`.
+
+Adding an objective edits nothing: a new file here, or an entry point of another package that names its class, is found.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import pkgutil
+from importlib.metadata import entry_points
+from typing import Any
+
+from aligndistil.objectives.base import Objective
+
+GROUP = "aligndistil.objectives"
+
+
+@functools.cache
+def registry() -> dict[str, type[Objective]]:
+    """Objective classes by name, sorted. Raises ValueError when two classes share a name."""
+    modules = (f"{__name__}.{m.name}" for m in pkgutil.iter_modules(__path__) if m.name != "base")
+    found = [cls for name in modules for cls in _classes_of(importlib.import_module(name))]
+    found += [point.load() for point in entry_points(group=GROUP)]
+    by_name: dict[str, type[Objective]] = {}
+    for cls in found:
+        name = cls.model_fields["name"].default
+        if by_name.setdefault(name, cls) is not cls:
+            raise ValueError(f"two objectives are named {name!r}: {by_name[name].__module__} and {cls.__module__}")
+    return dict(sorted(by_name.items()))
+
+
+def _classes_of(module: Any) -> list[type[Objective]]:
+    return [
+        value
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, Objective) and value.__module__ == module.__name__
+    ]

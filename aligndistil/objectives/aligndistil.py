@@ -1,0 +1,132 @@
+"""AlignDistil: distil the policy, token by token, towards logits extrapolated from a DPO model.
+
+Sampled responses (a `rollout` section) make it on-policy; given responses (the chosen ones of pairs) off-policy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from aligndistil.batch import Batch, DataKind
+from aligndistil.maths import kl_divergence, mean_of, mean_tokens, sum_tokens, total_variation
+from aligndistil.objectives.base import Loss, Need, Objective, OnPolicy, Role, TokenChunk
+
+_SMALL_ALPHA = 0.01
+
+
+def adaptive_alpha(*, tvd: Tensor, r: float, eps: float) -> Tensor:
+    """(n,) extrapolation weight alpha_t = r TVD_t + eps (Eq. 16), from the distance of the two frozen models."""
+    return r * tvd + eps
+
+
+def extrapolated_logps(*, teacher_logps: Tensor, other_logps: Tensor, alpha: Tensor, contrastive: bool) -> Tensor:
+    """(n, V) log of the target distribution, from the two frozen models' log-probabilities.
+
+    Contrastive: z_dpo + alpha (z_dpo - z_reverse), Eqs. 15 and 17; vanilla: alpha z_dpo + (1 - alpha) z_ref, Eq. 11
+    of https://arxiv.org/abs/2503.02832. Log-probabilities may stand for logits: softmax ignores the constant.
+    """
+    step = alpha.unsqueeze(-1) * (teacher_logps - other_logps)
+    return torch.log_softmax(step + (teacher_logps if contrastive else other_logps), dim=-1)
+
+
+def aligndistil_loss(*, weighted_kl_BT: Tensor, response_BT: Tensor) -> Tensor:
+    """(B,) mean over response tokens of beta_t KL(policy || target) (Eqs. 18 and 19, beta_t inside the sum)."""
+    return mean_tokens(weighted_kl_BT, response_BT)
+
+
+class AlignDistil(Objective):
+    """Token-level distillation from an adaptive extrapolation of DPO and reverse-DPO logits."""
+
+    data = DataKind.RESPONSES
+    on_policy = OnPolicy.OPTIONAL
+    paper = "Zhang et al. 2025, arXiv 2503.02832"
+
+    name: Literal["aligndistil"] = "aligndistil"
+    reward: Literal["contrastive", "vanilla"] = "contrastive"
+    """The DPO reward: contrastive compares `teacher` with `reverse_teacher` (Eq. 12), vanilla with `reference`."""
+    weight: Literal["adaptive", "constant"] = "adaptive"
+    """adaptive: alpha_t = r TVD_t + eps and beta_t = beta0 / alpha_t (Eq. 16); constant: beta and beta0 / beta."""
+    beta0: float = Field(0.1, gt=0)
+    """The beta that the DPO models were trained with."""
+    r: float = Field(15.0, ge=0)
+    """Slope of the adaptive weight in the total variation distance (factor 1/2 included)."""
+    eps: float = Field(0.001, gt=0)
+    """Smallest adaptive weight; where both teachers agree beta_t is beta0 / eps."""
+    beta: float | None = Field(None, gt=0)
+    """KL coefficient of the constant weight; the target extrapolates by beta0 / beta."""
+
+    @model_validator(mode="after")
+    def _weight_has_its_own_fields(self) -> AlignDistil:
+        if self.weight == "constant":
+            if self.beta is None:
+                raise ValueError("weight: constant needs `beta`; write for example beta: 0.08")
+            defaults = type(self).model_fields
+            if unused := [name for name in ("r", "eps") if getattr(self, name) != defaults[name].default]:
+                raise ValueError(f"weight: constant does not use {', '.join(unused)}; remove it")
+        elif self.beta is not None:
+            raise ValueError("`beta` belongs to weight: constant; the adaptive weight derives it from beta0, r and eps")
+        return self
+
+    @property
+    def needs(self) -> dict[Role, Need]:
+        return dict.fromkeys((Role.POLICY, Role.TEACHER, self._other), Need.DISTRIBUTION)
+
+    @property
+    def _other(self) -> Role:
+        return Role.REVERSE_TEACHER if self.reward == "contrastive" else Role.REFERENCE
+
+    def token_terms(self, chunk: TokenChunk) -> dict[str, Tensor]:
+        policy, teacher, other = (chunk.logps[role] for role in (Role.POLICY, Role.TEACHER, self._other))
+        tvd = total_variation(teacher, other)
+        if self.beta is None:
+            alpha = adaptive_alpha(tvd=tvd, r=self.r, eps=self.eps)
+        else:
+            alpha = torch.full_like(tvd, self.beta0 / self.beta)
+        beta = self.beta0 / alpha
+        target = extrapolated_logps(
+            teacher_logps=teacher, other_logps=other, alpha=alpha, contrastive=self.reward == "contrastive"
+        )
+        kl_target = kl_divergence(policy, target)
+        return {
+            "weighted_kl": beta * kl_target,
+            "kl_target": kl_target.detach(),
+            "alpha": alpha,
+            "beta": beta,
+            "tvd": tvd,
+        } | self._measured(chunk, policy.detach(), teacher, other)
+
+    def _measured(self, chunk: TokenChunk, policy: Tensor, teacher: Tensor, other: Tensor) -> dict[str, Tensor]:
+        """What is logged and not trained on: the reward of the token, its expectation, and the KL to the teacher."""
+        expected_reward = self.beta0 * (policy.exp() * (teacher - other)).sum(-1)
+        return {
+            "reward": self.beta0 * (chunk.logp[Role.TEACHER] - chunk.logp[self._other]),
+            "expected_reward": expected_reward,
+            "kl_teacher": kl_divergence(policy, teacher),
+        }
+
+    def loss(self, batch: Batch, terms: Mapping[str, Tensor]) -> Loss:
+        where = batch.response_BT
+        losses = aligndistil_loss(weighted_kl_BT=terms["weighted_kl"], response_BT=where)
+        small_BT = (terms["alpha"] < _SMALL_ALPHA) * terms["weighted_kl"].detach()
+        metrics = {
+            "reward/token_mean": mean_of(mean_tokens(terms["reward"], where)),
+            "reward/sequence": mean_of(sum_tokens(terms["reward"], where)),
+            "reward/expected": mean_of(sum_tokens(terms["expected_reward"], where)),
+            "kl/policy_teacher": mean_of(sum_tokens(terms["kl_teacher"], where)),
+            "kl/policy_teacher_token": mean_of(mean_tokens(terms["kl_teacher"], where)),
+            "kl/policy_target": mean_of(sum_tokens(terms["kl_target"], where)),
+            "tvd/mean": mean_of(terms["tvd"], where),
+            "alpha/mean": mean_of(terms["alpha"], where),
+            "beta_t/mean": mean_of(terms["beta"], where),
+            "loss/small_alpha_share": mean_of(sum_tokens(small_BT, where) / (losses.detach() * batch.length_B + 1e-30)),
+        }
+        maxima = {"tvd/max": (terms["tvd"] * where).max(), "alpha/max": (terms["alpha"] * where).max()}
+        return Loss(losses, metrics, maxima)
+
+    def term_gradient(self, batch: Batch) -> dict[str, Tensor]:
+        return {"weighted_kl": batch.response_BT / batch.length_B[:, None]}

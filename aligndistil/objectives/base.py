@@ -1,0 +1,139 @@
+"""The protocol of an objective: what it declares, what it computes, what it returns.
+
+An objective is one file with one frozen Pydantic class. Its fields are its hyperparameters, its class variables and
+`needs` say what it must be given, and two pure methods are its mathematics: `token_terms`, the only place that sees the
+vocabulary, and `loss`, which sees per-token scalars.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, ClassVar, NamedTuple
+
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from aligndistil.batch import Batch, DataKind
+from aligndistil.maths import Metric
+
+
+class Role(StrEnum):
+    """A model that takes part in a step. POLICY is trained; the others are frozen."""
+
+    POLICY = "policy"
+    REFERENCE = "reference"
+    TEACHER = "teacher"
+    REVERSE_TEACHER = "reverse_teacher"
+
+
+class Need(StrEnum):
+    """How much of a role's output an objective looks at."""
+
+    LOGP = "logp"
+    """Only the log-probability of each response token."""
+    DISTRIBUTION = "distribution"
+    """The log-probabilities of the whole vocabulary at each response token."""
+
+
+class OnPolicy(StrEnum):
+    """Whether an objective's responses may, or must, be sampled from the policy during training."""
+
+    NEVER = "never"
+    OPTIONAL = "optional"
+    ALWAYS = "always"
+
+
+@dataclass(frozen=True, slots=True)
+class TokenChunk:
+    """n response tokens, as `Objective.token_terms` sees them. Everything is a float32 log-probability (or wider)."""
+
+    ids: Tensor
+    """(n,) the tokens themselves."""
+    logp: Mapping[Role, Tensor]
+    """(n,) log-probability of the token, for every role that is needed."""
+    logps: Mapping[Role, Tensor]
+    """(n, V) log-probabilities, for roles needed as a DISTRIBUTION."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """What `Objective.loss` returns: one loss per example, never a mean, and the metrics of the batch."""
+
+    per_example: Tensor
+    """(E,)"""
+    metrics: dict[str, Metric]
+    maxima: dict[str, Tensor] = field(default_factory=dict)
+    """Metrics that are reduced by their maximum."""
+
+
+class Expected(NamedTuple):
+    """A metric whose value at step 0 is known, when the policy starts as the reference."""
+
+    metric: str
+    value: float
+    tolerance: float
+    why: str
+
+
+class Objective(BaseModel):
+    """Base of all objectives. Subclasses add `name: Literal[...]` and their hyperparameters."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    data: ClassVar[DataKind]
+    """What an example of its batches is. On-policy, a rollout turns PROMPTS into RESPONSES."""
+    on_policy: ClassVar[OnPolicy] = OnPolicy.NEVER
+    paper: ClassVar[str]
+    """Where the objective comes from."""
+
+    name: str
+
+    @property
+    def needs(self) -> dict[Role, Need]:
+        """The roles this objective reads, with these hyperparameters."""
+        raise NotImplementedError
+
+    def token_terms(self, chunk: TokenChunk) -> dict[str, Tensor]:
+        """Named per-token scalars (n,), differentiable in the policy's log-probabilities."""
+        raise NotImplementedError
+
+    def loss(self, batch: Batch, terms: Mapping[str, Tensor]) -> Loss:
+        """Per-example losses from terms of shape (B, T), which are zero where there is no response token."""
+        raise NotImplementedError
+
+    def term_gradient(self, batch: Batch) -> dict[str, Tensor] | None:
+        """The derivative (B, T) of each example's loss in each term, where it is known before the forward pass.
+
+        With it the engine computes the gradient of the head during the forward pass, so that no token is projected
+        twice. None when the loss is not linear in the terms, as in DPO.
+        """
+        return None
+
+    def first_step(self) -> list[Expected]:
+        """What must hold at step 0 when policy and reference are the same model."""
+        return []
+
+    @classmethod
+    def describe(cls) -> dict[str, Any]:
+        """Name, paper, data, roles and fields, for `aligndistil objectives`."""
+        example = cls.example()
+        return {
+            "name": example.name,
+            "summary": (cls.__doc__ or "").strip().splitlines()[0],
+            "paper": cls.paper,
+            "data": str(cls.data),
+            "on_policy": str(cls.on_policy),
+            "models": {str(role): str(need) for role, need in example.needs.items()},
+            "fields": {
+                key: {"default": info.default, "description": info.description or ""}
+                for key, info in cls.model_fields.items()
+                if key != "name"
+            },
+        }
+
+    @classmethod
+    def example(cls) -> Objective:
+        """An instance with default hyperparameters."""
+        return cls.model_validate({})

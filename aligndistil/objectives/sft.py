@@ -1,0 +1,40 @@
+"""Supervised fine-tuning: the mean negative log-likelihood of each response."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from torch import Tensor
+
+from aligndistil.batch import Batch, DataKind
+from aligndistil.maths import mean_of, mean_tokens
+from aligndistil.objectives.base import Loss, Need, Objective, Role, TokenChunk
+
+
+def sft_loss(*, logp_BT: Tensor, response_BT: Tensor) -> Tensor:
+    """(B,) minus the mean log-probability of the response tokens of each row, EOS included."""
+    return -mean_tokens(logp_BT, response_BT)
+
+
+class SFT(Objective):
+    """Supervised fine-tuning on one response per prompt."""
+
+    data = DataKind.RESPONSES
+    paper = "Ouyang et al. 2022, arXiv 2203.02155"
+
+    name: Literal["sft"] = "sft"
+
+    @property
+    def needs(self) -> dict[Role, Need]:
+        return {Role.POLICY: Need.LOGP}
+
+    def token_terms(self, chunk: TokenChunk) -> dict[str, Tensor]:
+        return {"logp": chunk.logp[Role.POLICY]}
+
+    def loss(self, batch: Batch, terms: Mapping[str, Tensor]) -> Loss:
+        losses = sft_loss(logp_BT=terms["logp"], response_BT=batch.response_BT)
+        return Loss(losses, {"logps/token_mean": mean_of(-losses)})
+
+    def term_gradient(self, batch: Batch) -> dict[str, Tensor]:
+        return {"logp": -batch.response_BT / batch.length_B[:, None]}

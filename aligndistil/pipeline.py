@@ -1,0 +1,183 @@
+"""The stages of a recipe in order: skip what is done, continue what was interrupted, train what is not; then compare."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import rich
+import torch
+
+from aligndistil.artefacts import Done, Environment, RunFolder, StageFolder, setup_logging
+from aligndistil.artefacts.files import write_text
+from aligndistil.comparison import Comparison, compare_models, locate
+from aligndistil.data import content_hash
+from aligndistil.engine.processes import Processes, launched_rank, launched_world, start_processes
+from aligndistil.errors import UserError
+from aligndistil.launch import StageLaunch
+from aligndistil.launch.stage import StopSignal
+from aligndistil.models import model_exists, model_hash
+from aligndistil.recipe import Recipe, Stage, changed_sections, stage_fingerprint, stage_of
+
+RESULT_VERSION = "1"
+"""Raised when the same recipe gives other weights than before, so that finished stages are trained again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """What `run_recipe` leaves behind."""
+
+    run: Path
+    final: Path
+    """The model of the last stage that was asked for."""
+    comparison: Comparison | None
+    """None when the recipe has no eval data, or not all of its stages were asked for."""
+
+
+def run_recipe(recipe: Recipe, *, stage: str | None = None, fresh: bool = False) -> Finished:
+    """Train every stage of a recipe (or one stage and what it depends on) that is not finished, then compare.
+
+    Raises UserError for mistakes of the recipe that only show with the data, the models or the processes at hand.
+    """
+    check_recipe(recipe, launched_world())
+    run = RunFolder(recipe.output_dir)
+    if launched_rank() == 0:
+        devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+        run.open(recipe.name, recipe.source_text, Environment.collect(world_size=launched_world(), devices=devices))
+    processes = start_processes()
+    try:
+        with StopSignal() as stop:
+            wanted = stages_wanted(recipe, stage)
+            fingerprints: dict[str, str] = {}
+            for name in wanted:
+                fingerprints[name] = _run_stage(recipe, name, run, processes, stop, fingerprints, fresh)
+            final = run.stage(stage or wanted[-1]).final
+            comparison = None if stage else compare_models(recipe, run, processes, fingerprints)
+            return Finished(run.path, final, comparison)
+    finally:
+        processes.stop()
+
+
+def check_recipe(recipe: Recipe, processes: int) -> None:
+    """What can be known before anything is loaded: batches divide, and local models exist."""
+    for stage in recipe.stages.values():
+        stage.check_processes(processes)
+        named = {("model", "path"): stage.model.path} | {("models", role.value): p for role, p in stage.models.items()}
+        for where, path in named.items():
+            if stage_of(path) is None:
+                _with_position(stage.where(*where), path)
+    if recipe.report.kl_to and stage_of(recipe.report.kl_to) is None:
+        _with_position(recipe.where("report", "kl_to"), recipe.report.kl_to)
+
+
+def _with_position(where: str, path: str) -> None:
+    try:
+        model_exists(path)
+    except UserError as error:
+        raise type(error)(f"{where}: {error}") from None
+
+
+def stages_wanted(recipe: Recipe, stage: str | None) -> list[str]:
+    """Names of the stages to run, in order: all of them, or one with what it depends on."""
+    if stage is None:
+        return list(recipe.stages)
+    if stage not in recipe.stages:
+        raise UserError(f"--stage {stage}: the recipe has no such stage; it has {', '.join(recipe.stages)}")
+    needed, waiting = set[str](), [stage]
+    while waiting:
+        name = waiting.pop()
+        needed.add(name)
+        waiting += recipe.stages[name].inputs
+    return [name for name in recipe.stages if name in needed]
+
+
+def _run_stage(
+    recipe: Recipe,
+    name: str,
+    run: RunFolder,
+    processes: Processes,
+    stop: StopSignal,
+    fingerprints: dict[str, str],
+    fresh: bool,
+) -> str:
+    stage, folder = recipe.stages[name], run.stage(name)
+    fingerprint = _fingerprint(stage, fingerprints)
+    processes.barrier()
+    done = folder.read_done()
+    if done is not None and done.fingerprint == fingerprint and folder.final.is_dir() and not fresh:
+        _say(processes, f"[green]✓[/] [bold]{name}[/]: finished and unchanged, skipped ({done.step} steps, {folder.final})")
+        return fingerprint
+    if processes.is_main:
+        _make_room(stage, folder, done, fingerprint, fresh)
+    processes.barrier()
+    setup_logging(processes.rank, folder.log_file(processes.rank))
+    launch = StageLaunch(stage, folder, lambda path: locate(run, path), processes)
+    _announce(stage, launch, processes)
+    outcome = launch.run(lambda: stop.requested)
+    if processes.is_main:
+        folder.write_done(
+            Done(
+                fingerprint=fingerprint,
+                step=outcome.steps,
+                seconds=outcome.seconds,
+                metrics=outcome.metrics,
+                resolved=stage.resolved(),
+            )
+        )
+    processes.barrier()
+    return fingerprint
+
+
+def _make_room(stage: Stage, folder: StageFolder, done: Done | None, fingerprint: str, fresh: bool) -> None:
+    """Keep what an interrupted run of the same stage left; move what belongs to another version of it aside."""
+    started = folder.path / "started.json"
+    same = started.is_file() and json.loads(started.read_text())["fingerprint"] == fingerprint
+    if done is not None or fresh or not same:
+        why = _why_again(stage, folder, done, fresh)
+        moved = folder.archive()
+        if moved is not None:
+            rich.print(f"[yellow]↻[/] [bold]{stage.name}[/]: {why}; the old folder is kept as {moved}")
+    folder.clear_unfinished()
+    folder.path.mkdir(parents=True, exist_ok=True)
+    write_text(started, json.dumps({"fingerprint": fingerprint}) + "\n")
+    folder.write_resolved(stage.resolved())
+
+
+def _why_again(stage: Stage, folder: StageFolder, done: Done | None, fresh: bool) -> str:
+    if fresh:
+        return "trained again because of --fresh"
+    if done is None:
+        return "an unfinished run of another version of this stage was here"
+    if not folder.final.is_dir():
+        return "trained again because its final model is gone"
+    changes = changed_sections(done.resolved, stage.resolved())
+    return "trained again because " + ("; ".join(changes) or "its data, its models or this package changed")
+
+
+def _announce(stage: Stage, launch: StageLaunch, processes: Processes) -> None:
+    """Say what is about to be trained, and above all what it is compared with."""
+    compared = ", ".join(f"{role} {path}" for role, path in stage.models.items())
+    how = "on-policy" if stage.on_policy else f"on {launch.data.train.kind}"
+    _say(
+        processes,
+        f"[cyan]▶[/] [bold]{stage.name}[/]: {stage.objective.name} from {stage.model.path}"
+        + (f" against {compared}" if compared else "")
+        + f", {how}, {len(launch.data.train)} examples, {launch.total_steps} steps of {stage.train.batch_size}",
+    )
+    for line in launch.data.train.report.lines():
+        _say(processes, f"  {line}")
+
+
+def _say(processes: Processes, text: str) -> None:
+    if processes.is_main:
+        rich.print(text)
+
+
+def _fingerprint(stage: Stage, finished: dict[str, str]) -> str:
+    contents = {source.path: content_hash(source) for source in stage.data.train}
+    for path in (stage.model.path, *stage.models.values()):
+        if stage_of(path) is None:
+            contents[path] = model_hash(path)
+    inputs = {name: finished[name] for name in stage.inputs}
+    return stage_fingerprint(stage, inputs, contents, RESULT_VERSION)

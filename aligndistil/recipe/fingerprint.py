@@ -1,0 +1,65 @@
+"""When a finished stage still stands for its recipe, and what changed when it does not."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from aligndistil.recipe.stage import Stage
+
+SECTIONS_OF_RESULT = ("objective", "model", "models", "data", "rollout", "train", "engine")
+"""Sections that change the weights a stage ends with. Evaluation, checkpoints and logging only look at them."""
+
+_ABSENT = object()
+
+
+def stage_fingerprint(
+    stage: Stage, input_fingerprints: Mapping[str, str], content_hashes: Mapping[str, str], version: str
+) -> str:
+    """SHA-256 of everything that decides the weights a stage ends with, in hexadecimal.
+
+    `input_fingerprints` are those of the stages in `stage.inputs`, `content_hashes` those of local files and folders by
+    path, and `version` changes when the same recipe no longer gives the same weights.
+    """
+    content = {
+        "version": version,
+        "sections": _of_result(stage.resolved()),
+        "inputs": dict(input_fingerprints),
+        "contents": dict(content_hashes),
+    }
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def changed_sections(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Sentences such as "train.learning_rate changed from 0.001 to 0.002", from two results of `Stage.resolved`."""
+    return list(_changes("", _of_result(old), _of_result(new)))
+
+
+def _of_result(resolved: Mapping[str, Any]) -> dict[str, Any]:
+    sections = {name: resolved.get(name) for name in SECTIONS_OF_RESULT}
+    if sections["data"] is not None:
+        sections["data"] = {key: value for key, value in sections["data"].items() if key != "eval"}
+    return sections
+
+
+def _changes(path: str, old: Any, new: Any) -> Iterator[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in dict.fromkeys([*old, *new]):
+            below = f"{path}.{key}" if path else key
+            yield from _changes(below, old.get(key, _ABSENT), new.get(key, _ABSENT))
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        for i, (before, after) in enumerate(zip(old, new, strict=True)):
+            yield from _changes(f"{path}.{i}", before, after)
+    elif old is _ABSENT or (old is None and isinstance(new, dict)):
+        yield f"{path} was added"
+    elif new is _ABSENT or (new is None and isinstance(old, dict)):
+        yield f"{path} was removed"
+    elif old != new:
+        yield f"{path} changed from {_shown(old)} to {_shown(new)}"
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

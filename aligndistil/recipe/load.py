@@ -1,0 +1,206 @@
+"""From a file and its overrides to a checked recipe."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from aligndistil.objectives import registry
+from aligndistil.objectives.base import Objective, OnPolicy
+from aligndistil.recipe.checks import check_batch, check_evaluation, frozen_roles, models_needed, rollout_allowed
+from aligndistil.recipe.describe import Problem, raise_all, unknown_key, validated
+from aligndistil.recipe.graph import PREFIX, circle, ordered, references_of, unknown_stage
+from aligndistil.recipe.merging import merge, read_recipe_tree, without_nulls
+from aligndistil.recipe.nearest import guess_and_list, listed
+from aligndistil.recipe.overrides import apply_overrides
+from aligndistil.recipe.sections import (
+    SECTIONS,
+    Checkpoint,
+    Data,
+    Engine,
+    Evaluation,
+    Header,
+    Logging,
+    Model,
+    Models,
+    Report,
+    Rollout,
+    Train,
+)
+from aligndistil.recipe.stage import Recipe, Stage
+from aligndistil.recipe.yaml_positions import COMMAND_LINE, Node, dotted
+
+STAGE_KEYS = ("objective", *SECTIONS)
+TOP_KEYS = (*Header.model_fields, "extends", *STAGE_KEYS, "stages")
+RESERVED = ("report",)
+"""Folders of a run that are no stage's."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Draft:
+    """A stage on its way: what it wrote, that over the defaults, and what came of it."""
+
+    own: Node
+    merged: Node
+    objective: Objective | None
+    stage: Stage | None
+
+
+def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
+    """Read, merge and check a recipe. Raises UserError with one line for each problem, in file order."""
+    path = Path(path)
+    tree, text = read_recipe_tree(path)
+    tree = apply_overrides(tree, overrides)
+    problems: list[Problem] = []
+    header = _header(tree, path, problems)
+    defaults = _part(tree, STAGE_KEYS)
+    own = _own_nodes(tree, defaults, problems)
+    layered = {name: merge(defaults, node) for name, node in own.items()}
+    drafts = {name: _draft(name, node, without_nulls(layered[name]), problems) for name, node in own.items()}
+    if drafts and tree.child("stages") is not None:
+        _check_defaults_are_used(defaults, drafts, problems)
+        _check_overrides_reach_a_stage(defaults, layered, problems)
+    order = _order(drafts, header.report if header else Report(), tree, problems)
+    raise_all(problems)
+    assert header is not None
+    stages = {name: stage for name in order if (stage := drafts[name].stage) is not None}
+    name = header.name or path.stem
+    output_dir = Path(header.output_dir or f"runs/{name}")
+    return Recipe(name, output_dir, stages, header.report, path, text, tree)
+
+
+def _part(node: Node, keys: Sequence[str]) -> Node:
+    return replace(node, value={key: child for key, child in (node.mapping or {}).items() if key in keys})
+
+
+def _header(tree: Node, path: Path, problems: list[Problem]) -> Header | None:
+    for key, child in (tree.mapping or {}).items():
+        if key not in TOP_KEYS:
+            problems.append(Problem(child.at, child.path, unknown_key(key, TOP_KEYS)))
+    header = validated(Header, without_nulls(_part(tree, tuple(Header.model_fields))), problems)
+    if header is not None and header.name is None and not re.match(r"^[A-Za-z0-9]", path.stem):
+        problems.append(Problem(tree.at, ("name",), f"the file is called {path.name!r}; give the recipe a name"))
+    return header
+
+
+def _own_nodes(tree: Node, defaults: Node, problems: list[Problem]) -> dict[str, Node]:
+    """What each stage wrote itself. A recipe without `stages` is one stage, named after its objective."""
+    stages = tree.child("stages")
+    if stages is None:
+        name = tree.find(("objective", "name"))
+        if tree.child("objective") is None:
+            text = "a recipe needs `stages`, or one `objective` at the top; `aligndistil recipes ls` lists examples"
+            problems.append(Problem(tree.at, (), text))
+            return {}
+        return {str(name.value) if name is not None else "objective": defaults}
+    given = {name: node for name, node in (stages.mapping or {}).items() if node.value is not None}
+    if not given:
+        text = "must be a mapping from names to stages, with at least one that is not null"
+        problems.append(Problem(stages.at, stages.path, text))
+    return {name: node for name, node in given.items() if _is_stage(name, node, problems)}
+
+
+def _is_stage(name: str, node: Node, problems: list[Problem]) -> bool:
+    if name in RESERVED or not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", name):
+        text = "a stage's name is its folder's: letters, digits, `_` and `-`, starting with a letter, and not `report`"
+        problems.append(Problem(node.at, node.path, text))
+        return False
+    if node.mapping is None:
+        problems.append(Problem(node.value_at, node.path, "must be a mapping of sections"))
+        return False
+    for key, child in node.mapping.items():
+        if key not in STAGE_KEYS:
+            problems.append(Problem(child.at, child.path, unknown_key(key, STAGE_KEYS)))
+    return True
+
+
+def _draft(name: str, own: Node, merged: Node, problems: list[Problem]) -> _Draft:
+    def section(key: str) -> Node:
+        return merged.child(key) or Node({}, own.at, own.at, (*own.path, key))
+
+    objective = _objective(section("objective"), problems)
+    model = validated(Model, section("model"), problems)
+    models = validated(Models, section("models"), problems)
+    data = validated(Data, section("data"), problems)
+    given = validated(Rollout, section("rollout"), problems)
+    train = validated(Train, section("train"), problems)
+    engine = validated(Engine, section("engine"), problems)
+    evaluation = validated(Evaluation, section("evaluation"), problems)
+    checkpoint = validated(Checkpoint, section("checkpoint"), problems)
+    logging = validated(Logging, section("logging"), problems)
+    own = without_nulls(own)
+    roles, rollout = {}, given if merged.child("rollout") is not None else None
+    if objective is not None and models is not None:
+        roles = models_needed(objective, models, own, merged, problems)
+    if objective is not None and given is not None:
+        rollout = rollout_allowed(objective, rollout, own, merged, problems)
+    if train is not None:
+        check_batch(train, rollout, merged, problems)
+    if evaluation is not None and data is not None:
+        check_evaluation(evaluation, data, merged, problems)
+    if not (objective and model and data and train and engine and evaluation and checkpoint and logging):
+        return _Draft(own, merged, objective, None)
+    stage = Stage(
+        name, objective, model, roles, data, rollout, train, engine, evaluation, checkpoint, logging, merged
+    )  # fmt: skip
+    return _Draft(own, merged, objective, stage)
+
+
+def _objective(node: Node, problems: list[Problem]) -> Objective | None:
+    known = registry()
+    if node.mapping is None:
+        text = f"must be a mapping, for example `objective: {{name: {next(iter(known))}}}`"
+        problems.append(Problem(node.value_at, node.path, text))
+        return None
+    name = node.child("name")
+    if name is None:
+        text = f"is required; the objectives are {listed(known)}"
+        problems.append(Problem(node.at, (*node.path, "name"), text))
+        return None
+    if name.value not in known:
+        text = f"unknown objective `{name.plain()}`{guess_and_list(str(name.value), known, 'objectives')}"
+        problems.append(Problem(name.value_at, name.path, text))
+        return None
+    return validated(known[name.value], node, problems)
+
+
+def _check_defaults_are_used(defaults: Node, drafts: dict[str, _Draft], problems: list[Problem]) -> None:
+    objectives = [draft.objective for draft in drafts.values() if draft.objective is not None]
+    if len(objectives) < len(drafts):
+        return
+    defaults = without_nulls(defaults)
+    needed = {role.value for objective in objectives for role in frozen_roles(objective)}
+    models = defaults.child("models")
+    for key, node in ((models.mapping if models else None) or {}).items():
+        if key in Models.model_fields and key not in needed:
+            problems.append(Problem(node.at, node.path, "no stage of this recipe reads this model; remove it"))
+    rollout = defaults.child("rollout")
+    if rollout is not None and all(objective.on_policy is OnPolicy.NEVER for objective in objectives):
+        problems.append(Problem(rollout.at, rollout.path, "no stage of this recipe samples; remove this section"))
+
+
+def _check_overrides_reach_a_stage(defaults: Node, layered: dict[str, Node], problems: list[Problem]) -> None:
+    """A `--set` above the stages that every stage overrides would do nothing, silently."""
+    reached = {node.at for stage in layered.values() for node in stage.walk()}
+    for node in defaults.walk():
+        if node.at.source == COMMAND_LINE and not isinstance(node.value, dict | list) and node.at not in reached:
+            instead = f"{COMMAND_LINE} stages.{next(iter(layered))}.{dotted(node.path)}=..."
+            text = f"has no effect, because every stage has its own; write `{instead}`"
+            problems.append(Problem(node.at, node.path, text))
+
+
+def _order(drafts: dict[str, _Draft], report: Report, tree: Node, problems: list[Problem]) -> list[str]:
+    references = {}
+    for name, draft in drafts.items():
+        used = {role.value for role in frozen_roles(draft.objective)} if draft.objective else set(Models.model_fields)
+        nodes = [node for node in references_of(draft.merged) if node.path[-2] == "model" or node.path[-1] in used]
+        references[name] = nodes
+    kl_to = tree.find(("report", "kl_to")) if (report.kl_to or "").startswith(PREFIX) else None
+    for node in [*(node for nodes in references.values() for node in nodes), *([kl_to] if kl_to else [])]:
+        if problem := unknown_stage(node, list(drafts)):
+            problems.append(problem)
+    if problem := circle(references):
+        problems.append(problem)
+    return ordered(references)

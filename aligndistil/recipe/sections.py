@@ -1,0 +1,285 @@
+"""The sections of a recipe. Each may stand above `stages`, as every stage's default, or inside a stage.
+
+Numbers are strict: a quoted number is not a number, and neither is `true`. Null is as good as not writing a field.
+A path that starts with `./` or `../` is relative to the recipe file it is written in; any other is relative to the
+current folder.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self, TypeAlias
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
+from pydantic_core import PydanticCustomError
+
+Text: TypeAlias = Annotated[str, Field(min_length=1)]
+Format: TypeAlias = Literal["auto", "preference", "unpaired", "prompts", "hh", "demonstrations"]
+
+OWNED_DEEPSPEED_KEYS = {
+    "train_batch_size": "train.batch_size",
+    "train_micro_batch_size_per_gpu": "train.micro_batch_size",
+    "gradient_accumulation_steps": "train.batch_size and train.micro_batch_size",
+    "gradient_clipping": "train.max_grad_norm",
+    "optimizer": "train.learning_rate, train.adam_betas and train.weight_decay",
+    "scheduler": "train.lr_scheduler",
+    "bf16": "model.dtype",
+    "fp16": "model.dtype",
+    "zero_optimization.stage": "engine.zero_stage",
+}
+"""Keys of a DeepSpeed configuration that the recipe decides, and the field that decides them."""
+
+
+class Section(BaseModel):
+    """Closed and frozen."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class Model(Section):
+    """The model that is trained."""
+
+    path: Text
+    """A folder, a Hub id, `builtin:NAME`, or `stage:NAME` for the model that another stage ends with."""
+    revision: str | None = None
+    """Branch, tag or commit on the Hub; null is the default branch."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """`auto` is bfloat16 on CUDA and float32 on a CPU."""
+    attn_implementation: str | None = None
+    """`sdpa`, `eager`, `flash_attention_2` ...; null leaves the choice to transformers."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model."""
+    chat_template: str | None = None
+    """A Jinja template, or the path of a file that holds one; null takes the tokenizer's own."""
+
+
+class Models(Section):
+    """The frozen models an objective compares with: each a folder, a Hub id, `builtin:NAME` or `stage:NAME`."""
+
+    reference: Text | None = None
+    """What the policy is kept close to."""
+    teacher: Text | None = None
+    """What the policy learns from."""
+    reverse_teacher: Text | None = None
+    """Trained on reversed preferences; it and the teacher span the token-level reward."""
+
+
+class Source(Section):
+    """Where examples come from."""
+
+    path: Text
+    """A local file or folder, a Hub id, or `builtin:NAME`."""
+    name: str | None = None
+    """The configuration of a Hub data set that has several."""
+    split: Text = "train"
+    """Which split to read."""
+    format: Format = "auto"
+    """What a row looks like; `auto` looks at the columns."""
+    columns: dict[str, str] = {}
+    """Our column name -> theirs, where they differ."""
+    weight: float = Field(default=1.0, gt=0)
+    """Share of this source in a mixture, relative to the other sources."""
+    revision: str | None = None
+    """Branch, tag or commit on the Hub."""
+    limit: int | None = Field(default=None, ge=1)
+    """Only the first so many rows, in file order."""
+
+    @model_validator(mode="after")
+    def _not_a_stage(self) -> Self:
+        if self.path.startswith("stage:"):
+            raise _refusal("path", "a stage's model is not data; name a file, a folder, a Hub id or `builtin:NAME`")
+        return self
+
+
+def _as_list(value: Any) -> Any:
+    return value if isinstance(value, list) or value is None else [value]
+
+
+Sources: TypeAlias = Annotated[list[Source], BeforeValidator(_as_list, json_schema_input_type=Source | list[Source])]
+
+
+class Data(Section):
+    """What the stage is trained and evaluated on."""
+
+    train: Annotated[Sources, Field(min_length=1)]
+    """One source, or a list of them that is mixed by weight."""
+    eval: Sources | None = None
+    """One source or a list of them, held out from training."""
+    reverse_preferences: bool = False
+    """Swap chosen and rejected, as a reverse teacher needs."""
+    max_prompt_length: int = Field(default=1024, ge=1)
+    """Tokens; a longer prompt keeps its end."""
+    max_response_length: int = Field(default=1024, ge=1)
+    """Tokens; a longer response keeps its start, and gets no end-of-text token."""
+    max_dropped_fraction: float = Field(default=0.05, ge=0, le=1)
+    """The run refuses to start when a larger share of the rows cannot be used."""
+    on_boundary_mismatch: Literal["error", "shift", "drop"] = "error"
+    """When the tokens of the prompt are not the start of the tokens of prompt + response: stop, move the boundary to
+    the longest common start, or drop the row."""
+
+
+class Rollout(Section):
+    """Responses are sampled from the policy while it trains: the section makes a stage on-policy."""
+
+    engine: Literal["transformers"] = "transformers"
+    """What generates."""
+    max_new_tokens: int = Field(default=1024, ge=1)
+    """Longest response."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Of the sampling; 1 samples from the policy itself."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Sample from the smallest set of tokens with this probability; 1 is all of them."""
+    samples_per_prompt: int = Field(default=1, ge=1)
+    """Responses to each prompt in a step; they all count in train.batch_size."""
+    batch_size: int | None = Field(default=None, ge=1)
+    """Rows generated at once on a process; null is train.micro_batch_size."""
+
+
+class Train(Section):
+    """The optimizer (AdamW), its schedule and the batch."""
+
+    learning_rate: float = Field(default=1e-6, gt=0)
+    """Peak, after the warm-up."""
+    lr_scheduler: Literal["cosine", "linear", "constant"] = "cosine"
+    """What the learning rate does after the warm-up."""
+    min_lr_ratio: float = Field(default=0.0, ge=0, le=1)
+    """The floor of cosine and linear, as a share of learning_rate."""
+    warmup_ratio: float = Field(default=0.1, ge=0, le=1)
+    """Share of the steps in which the learning rate rises from 0."""
+    epochs: float = Field(default=1.0, gt=0)
+    """Passes over the training data; give this or max_steps."""
+    max_steps: int | None = Field(default=None, ge=1)
+    """Optimizer steps, instead of epochs."""
+    batch_size: int = Field(default=128, ge=1)
+    """Examples of one optimizer step over all processes. A pair is one example; on-policy, a response is one."""
+    micro_batch_size: int = Field(default=1, ge=1)
+    """Examples that one process holds at once."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """The gradient is scaled down to this norm."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """AdamW's."""
+    adam_betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.95)
+    """AdamW's two decay rates."""
+    seed: int = Field(default=0, ge=0)
+    """Of the order of the data, of dropout and of sampling."""
+
+    @model_validator(mode="after")
+    def _epochs_or_steps(self) -> Self:
+        if self.max_steps is not None and "epochs" in self.model_fields_set:
+            raise _refusal("max_steps", "give epochs or max_steps, not both; remove one of them")
+        return self
+
+
+class Engine(Section):
+    """DeepSpeed."""
+
+    zero_stage: int = Field(default=2, ge=0, le=3)
+    """What is split over processes: nothing, optimizer states, also gradients, also parameters."""
+    offload: Literal["none", "optimizer", "parameters"] = "none"
+    """What is kept in CPU memory; `parameters` needs zero_stage 3 and moves the optimizer too."""
+    chunk_tokens: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """Response tokens projected to the vocabulary at once; `auto` chooses by the vocabulary."""
+    deepspeed: dict[str, JsonValue] | str | None = None
+    """More DeepSpeed configuration, inline or the path of a JSON file; it is merged over ours."""
+
+    @model_validator(mode="after")
+    def _owned_keys(self) -> Self:
+        if self.offload == "parameters" and self.zero_stage != 3:
+            raise _refusal("offload", "`parameters` needs engine.zero_stage: 3")
+        if isinstance(self.deepspeed, dict):
+            for key, owner in OWNED_DEEPSPEED_KEYS.items():
+                section, _, field = key.partition(".")
+                inner = self.deepspeed.get(section)
+                if section in self.deepspeed and (not field or (isinstance(inner, dict) and field in inner)):
+                    raise _refusal(f"deepspeed.{key}", f"the recipe decides this; set {owner} instead")
+        return self
+
+
+class Evaluation(Section):
+    """The pass over `data.eval`, at the end of the stage and every so many steps."""
+
+    every: int | None = Field(default=None, ge=1)
+    """Steps between evaluations; null is only at the end."""
+    batch_size: int | None = Field(default=None, ge=1)
+    """Examples a process evaluates at once; null is train.micro_batch_size."""
+    limit: int | None = Field(default=None, ge=1)
+    """Only the first so many examples."""
+    samples: int = Field(default=0, ge=0)
+    """Prompts of the eval data that the policy answers at each evaluation."""
+    max_new_tokens: int | None = Field(default=None, ge=1)
+    """Longest answer; null is data.max_response_length."""
+
+
+class Checkpoint(Section):
+    """What a stopped run continues from."""
+
+    every: int | None = Field(default=None, ge=1)
+    """Steps between checkpoints; null keeps only the final model."""
+    keep: int = Field(default=2, ge=1)
+    """The newest so many stay."""
+    resume: Literal["auto", "never"] = "auto"
+    """`auto` continues from the newest checkpoint of the same stage."""
+
+
+class Logging(Section):
+    """What a run writes while it trains, besides metrics.jsonl."""
+
+    every: int = Field(default=1, ge=1)
+    """Steps between lines."""
+    trackers: list[Literal["tensorboard"]] = []
+    """Other places the metrics go to."""
+    samples: int = Field(default=8, ge=0)
+    """Sampled responses written at each logged step of an on-policy stage."""
+
+
+class Report(Section):
+    """The table and the picture at the end of a recipe."""
+
+    kl_to: Text | None = None
+    """The model that D_KL(policy || .) is measured against; null is the teacher of the last stage that has one, or else
+    the initial model."""
+    samples: int = Field(default=256, ge=1)
+    """Prompts each model answers."""
+    batch_size: int = Field(default=64, ge=1)
+    """Rows generated or scored at once."""
+    max_new_tokens: int | None = Field(default=None, ge=1)
+    """Longest answer; null is data.max_response_length of the stage."""
+
+
+class Header(Section):
+    """What a recipe says once, for all of its stages."""
+
+    schema_version: int = 1
+    """The version of this format."""
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] | None = None
+    """Of the run; null is the name of the recipe file. Not inherited through `extends`."""
+    output_dir: Text | None = None
+    """The run folder, relative to the current folder; null is `runs/NAME`. Not inherited through `extends`."""
+    report: Report = Report()
+    """The table and the picture at the end."""
+
+    @model_validator(mode="after")
+    def _known_version(self) -> Self:
+        if self.schema_version != 1:
+            raise _refusal("schema_version", f"this aligndistil reads version 1, not {self.schema_version}; upgrade it")
+        return self
+
+
+SECTIONS: dict[str, type[Section]] = {
+    "model": Model,
+    "models": Models,
+    "data": Data,
+    "rollout": Rollout,
+    "train": Train,
+    "engine": Engine,
+    "evaluation": Evaluation,
+    "checkpoint": Checkpoint,
+    "logging": Logging,
+}
+"""Every section of a stage but `objective`, whose fields its own class declares."""
+
+
+def _refusal(at: str, text: str) -> PydanticCustomError:
+    """An error about one field of several that belong together."""
+    return PydanticCustomError("refused", "{text}", {"at": at, "text": text})

@@ -1,0 +1,53 @@
+"""What a rollout is asked and what it answers, and random numbers that belong to a sample, not to a batch."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How responses are drawn."""
+
+    max_new_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One sampled response."""
+
+    token_ids: tuple[int, ...]
+    """Stop id included, when there is one."""
+    finished: bool
+    """False when `max_new_tokens` cut the response: it then has no stop id, and gets none."""
+
+
+def sample_seed(*parts: int | str) -> int:
+    """A 63-bit seed from what identifies a sample: the run's seed, the step, the prompt, the sample's number."""
+    digest = hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+class SeededSampling(LogitsProcessor):  # type: ignore[misc]
+    """Makes greedy decoding draw from the softmax, each row with a random generator of its own.
+
+    The index of the largest p / e, with e exponential, is a draw from p. A row's draws therefore do not depend on which
+    rows it is decoded with, nor on what was drawn before: a resumed run draws the same samples.
+    """
+
+    def __init__(self, seeds: Sequence[int], device: torch.device) -> None:
+        self._generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        noise = torch.empty(scores.shape, dtype=torch.float32, device=scores.device)
+        for row, generator in zip(noise, self._generators, strict=True):
+            row.exponential_(generator=generator)
+        return torch.log_softmax(scores.float(), dim=-1) - noise.log()

@@ -1,0 +1,95 @@
+"""Rollouts with transformers' `generate`, from the live policy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+
+import torch
+from transformers import (
+    GenerationConfig,
+    LogitsProcessorList,
+    PreTrainedModel,
+    TemperatureLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from aligndistil.rollout.sampling import Sample, SamplingParams, SeededSampling
+
+
+class TransformersRollout:
+    """Samples from a model that is whole on this process while `policy()` is entered."""
+
+    def __init__(
+        self,
+        policy: Callable[[], AbstractContextManager[PreTrainedModel]],
+        stop_ids: frozenset[int],
+        pad_id: int,
+        batch_size: int,
+        on_batch: Callable[[int], None] = lambda rows: None,
+        synced: bool = False,
+    ) -> None:
+        """`synced` keeps decoding until every process is done, which ZeRO-3 needs; `on_batch` is told rows finished."""
+        self._policy, self._stops, self._pad, self._batch_size = policy, sorted(stop_ids), pad_id, batch_size
+        self._on_batch, self._synced = on_batch, synced
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], params: SamplingParams, seeds: Sequence[int]
+    ) -> list[Sample]:
+        """One sample per prompt, in order; equal seeds give equal samples of equal weights."""
+        samples: list[Sample] = []
+        with self._policy() as model, _own_generation_config(model):
+            for start in range(0, len(prompts), self._batch_size):
+                rows = slice(start, start + self._batch_size)
+                samples += self._decode(model, prompts[rows], params, seeds[rows])
+                self._on_batch(len(prompts[rows]))
+        return samples
+
+    @torch.no_grad()
+    def _decode(
+        self, model: PreTrainedModel, prompts: Sequence[Sequence[int]], params: SamplingParams, seeds: Sequence[int]
+    ) -> list[Sample]:
+        width = max(len(prompt) for prompt in prompts)
+        ids = torch.full((len(prompts), width), self._pad, dtype=torch.long)
+        attention = torch.zeros_like(ids)
+        for row, prompt in enumerate(prompts):
+            ids[row, width - len(prompt) :] = torch.tensor(prompt)
+            attention[row, width - len(prompt) :] = 1
+        warpers = LogitsProcessorList()
+        if params.temperature != 1.0:
+            warpers.append(TemperatureLogitsWarper(params.temperature))
+        if params.top_p < 1.0:
+            warpers.append(TopPLogitsWarper(params.top_p))
+        warpers.append(SeededSampling(seeds, model.device))
+        config = GenerationConfig(
+            max_new_tokens=params.max_new_tokens,
+            do_sample=False,
+            eos_token_id=self._stops,
+            pad_token_id=self._pad,
+            use_cache=True,
+        )
+        output = model.generate(
+            ids.to(model.device),
+            attention_mask=attention.to(model.device),
+            generation_config=config,
+            logits_processor=warpers,
+            synced_gpus=self._synced,
+        )
+        return [self._cut(row) for row in output[:, width:].tolist()]
+
+    def _cut(self, tokens: list[int]) -> Sample:
+        for position, token in enumerate(tokens):
+            if token in self._stops:
+                return Sample(tuple(tokens[: position + 1]), finished=True)
+        return Sample(tuple(tokens), finished=False)
+
+
+@contextmanager
+def _own_generation_config(model: PreTrainedModel) -> Iterator[None]:
+    """Keep a model's published settings (a repetition penalty, say) out of the policy's own distribution."""
+    published = model.generation_config
+    model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = published

@@ -1,0 +1,271 @@
+"""Peak memory and time of the chunked token terms beside the plain full-logits formula, in one run.
+
+    python benchmarks/token_terms.py [--quick] [--device cuda] [--write]
+
+Both sides get the same hidden states and heads, compute the same terms, loss and metrics with the same objective, and
+leave the gradient in the policy's hidden states and head. Plain is the formula as one writes it down: for each role
+log_softmax of the float32 logits of all response tokens, and autograd. Each case runs in a process of its own, the two
+sides alternating; time is the median of the repetitions, memory the highest peak above what the inputs hold.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import gc
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from aligndistil.batch import Batch
+from aligndistil.engine.head import Head
+from aligndistil.engine.token_terms import FrozenRole, Plan, chunk_size, token_terms
+from aligndistil.objectives import registry
+from aligndistil.objectives.base import Need, Objective, Role, TokenChunk
+
+README = Path(__file__).parent / "README.md"
+BEGIN, END = "<!-- token_terms:begin -->", "<!-- token_terms:end -->"
+OBJECTIVES = ("aligndistil", "dpo")
+SIZES = ((49_152, 576), (151_936, 896))
+TOKENS = (512, 1024, 2048, 4096)
+ROWS = 2
+SECONDS_PER_CASE = 40.0
+"""Repetitions stop when a case has had this long, but each side runs at least once."""
+PLAIN_BUFFERS = {"aligndistil": 16, "dpo": 6}
+"""Upper estimate of the (tokens, V) float32 tensors that plain holds at once; decides what is too large to try."""
+
+
+class Case(NamedTuple):
+    objective: str
+    vocab: int
+    hidden: int
+    tokens: int
+    device: str
+    repetitions: int
+    memory_gib: float
+    """What plain may take."""
+
+    @property
+    def plain_fits(self) -> bool:
+        return PLAIN_BUFFERS[self.objective] * self.tokens * self.vocab * 4 < self.memory_gib * 2**30
+
+
+class Inputs(NamedTuple):
+    """What a step has once the models' bodies have run: hidden states of ROWS responses, and heads."""
+
+    objective: Objective
+    batch: Batch
+    hidden: Tensor
+    head: Head
+    frozen: dict[Role, FrozenRole]
+
+
+def make_inputs(case: Case) -> Inputs:
+    torch.manual_seed(0)
+    objective = registry()[case.objective].example()
+    dtype = torch.bfloat16 if case.device == "cuda" else torch.float32
+    shape = (ROWS, case.tokens // ROWS)
+    response_BT = torch.ones(shape, dtype=torch.bool, device=case.device)
+    ids_BT = torch.randint(case.vocab, shape, device=case.device)
+    batch = Batch(objective.data, ids_BT, response_BT, response_BT, response_BT[:, 0])
+
+    def states() -> Tensor:
+        return torch.randn(case.tokens, case.hidden, device=case.device, dtype=dtype)
+
+    def head() -> Head:
+        linear = nn.Linear(case.hidden, case.vocab, bias=False, device=case.device, dtype=dtype)
+        nn.init.normal_(linear.weight, std=case.hidden**-0.5)
+        return Head(linear, 1.0, None, case.vocab)
+
+    frozen = {role: FrozenRole(states(), head()) for role in objective.needs if role is not Role.POLICY}
+    for role in frozen.values():
+        role.head.linear.requires_grad_(False)
+    return Inputs(objective, batch, states().requires_grad_(), head(), frozen)
+
+
+def ours(given: Inputs) -> float:
+    vocab, ids = given.head.vocab, given.batch.ids_BT.flatten()
+    known = given.objective.term_gradient(given.batch)
+    flat = None if known is None else {name: value.flatten() for name, value in known.items()}
+    terms = token_terms(Plan(given.objective, given.head, ids, given.frozen, chunk_size(vocab), flat), given.hidden)
+    return _backward(given, terms)
+
+
+def plain(given: Inputs) -> float:
+    ids = given.batch.ids_BT.flatten()
+
+    def logps_of(hidden: Tensor, head: Head) -> Tensor:
+        return torch.log_softmax((hidden @ head.linear.weight.t()).float(), dim=-1)
+
+    with torch.no_grad():
+        logps = {role: logps_of(frozen.hidden, frozen.head) for role, frozen in given.frozen.items()}
+    logps[Role.POLICY] = logps_of(given.hidden, given.head)
+    logp = {role: values.gather(-1, ids[:, None]).squeeze(-1) for role, values in logps.items()}
+    whole = {role: values for role, values in logps.items() if given.objective.needs[role] is Need.DISTRIBUTION}
+    return _backward(given, given.objective.token_terms(TokenChunk(ids, logp, whole)))
+
+
+def _backward(given: Inputs, terms: dict[str, Tensor]) -> float:
+    shaped = {name: value.reshape(given.batch.ids_BT.shape) for name, value in terms.items()}
+    loss = given.objective.loss(given.batch, shaped).per_example.mean()
+    loss.backward()  # type: ignore[no-untyped-call]
+    return float(loss)
+
+
+def run_case(case: Case) -> dict[str, Any]:
+    """Seconds and peak GiB of both sides; `plain` is missing where it does not fit."""
+    given = make_inputs(case)
+    sides: dict[str, Callable[[Inputs], float]] = {"ours": ours} | ({"plain": plain} if case.plain_fits else {})
+    seconds: dict[str, list[float]] = {side: [] for side in sides}
+    peaks: dict[str, list[float]] = {side: [] for side in sides}
+    gradients: dict[str, Tensor] = {}
+    started = time.perf_counter()
+    for repetition in range(case.repetitions):
+        if repetition and time.perf_counter() - started > SECONDS_PER_CASE:
+            break
+        for side, compute in sides.items():
+            given.hidden.grad = given.head.linear.weight.grad = None
+            before = start_of_peak(case.device)
+            clock = time.perf_counter()
+            compute(given)
+            if case.device == "cuda":
+                torch.cuda.synchronize()
+            seconds[side].append(time.perf_counter() - clock)
+            peaks[side].append((peak(case.device) - before) / 2**30)
+            assert given.hidden.grad is not None
+            gradients.setdefault(side, given.hidden.grad.clone())
+    if "plain" in gradients:
+        off = (gradients["ours"] - gradients["plain"]).norm() / gradients["plain"].norm()
+        assert off < (0.05 if case.device == "cuda" else 1e-3), f"the two sides differ by {float(off):.1e}"
+    return {
+        side: {"seconds": statistics.median(seconds[side]), "gib": max(peaks[side]), "runs": len(seconds[side])}
+        for side in sides
+    }
+
+
+def start_of_peak(device: str) -> int:
+    """Bytes in use now; `peak` counts from here."""
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated()
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    return _status("VmRSS")
+
+
+def peak(device: str) -> int:
+    """Highest bytes in use since `start_of_peak`: the allocator's on CUDA, the resident set's on a CPU (Linux)."""
+    return torch.cuda.max_memory_allocated() if device == "cuda" else _status("VmHWM")
+
+
+def _status(key: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
+
+
+def check_the_meter(device: str) -> None:
+    """A tensor of 256 MiB, made and freed, must read as 256 MiB, after a larger one as well."""
+    for mib in (512, 256):
+        before = start_of_peak(device)
+        torch.ones(mib * 2**18, device=device)
+        measured = (peak(device) - before) / 2**20
+        assert abs(measured - mib) < 0.05 * mib, f"{mib} MiB read as {measured:.0f} MiB"
+
+
+def in_its_own_process(case: Case) -> dict[str, Any]:
+    command = [sys.executable, __file__, "--case", json.dumps(case)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+HEADERS = ("objective", "V", "tokens", "plain GiB", "ours GiB", "ours/plain", "plain s", "ours s", "ours/plain")
+
+
+def row_of(case: Case, result: dict[str, Any]) -> tuple[str, ...]:
+    mine, theirs = result["ours"], result.get("plain")
+    head = (case.objective, f"{case.vocab:,}", f"{case.tokens:,}")
+    if theirs is None:
+        return (*head, "too large", f"{mine['gib']:.2f}", "", "", f"{mine['seconds']:.2f}", "")
+    memory, seconds = mine["gib"] / theirs["gib"], mine["seconds"] / theirs["seconds"]
+    return (
+        *head,
+        *(f"{theirs['gib']:.2f}", f"{mine['gib']:.2f}", f"1/{1 / memory:.1f}"),
+        *(f"{theirs['seconds']:.2f}", f"{mine['seconds']:.2f}", f"{seconds:.2f}"),
+    )
+
+
+def machine(device: str) -> str:
+    if device == "cuda":
+        where = f"{torch.cuda.get_device_name()}, bfloat16 weights and hidden states"
+    else:
+        models = [x for x in Path("/proc/cpuinfo").read_text().splitlines() if x.startswith("model name")]
+        name = models[0].split(":")[1].strip() if models else platform.machine()
+        where = f"{name}, {torch.get_num_threads()} thread(s) of {os.cpu_count()} cores, float32"
+    return f"{where}; torch {torch.__version__}, Python {platform.python_version()}"
+
+
+def markdown(rows: list[tuple[str, ...]], device: str, memory_gib: float) -> str:
+    lines = ["| " + " | ".join(HEADERS) + " |", "|---|" + "---:|" * (len(HEADERS) - 1)]
+    lines += ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join(
+        [
+            f"{machine(device)}. Hidden size: " + ", ".join(f"{h} at V = {v:,}" for v, h in SIZES) + ".",
+            f'"Too large": the plain formula would have needed more than {memory_gib:.0f} GiB.',
+            "",
+            *lines,
+        ]
+    )
+
+
+def write(text: str) -> None:
+    """Replace what is between the markers of the README."""
+    before, rest = README.read_text(encoding="utf-8").split(BEGIN)
+    README.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.split(END)[1]}", encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="only V = 49,152 at 512 and 2,048 tokens")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--repetitions", type=int, default=5, help="at most, of each side (default: %(default)s)")
+    parser.add_argument("--memory", type=float, default=11.0, help="GiB that plain may take (default: %(default)s)")
+    parser.add_argument("--write", action="store_true", help="write the table into benchmarks/README.md")
+    parser.add_argument("--case", help=argparse.SUPPRESS)
+    chosen = parser.parse_args()
+    if chosen.case:
+        case = Case(*json.loads(chosen.case))
+        check_the_meter(case.device)
+        print(json.dumps(run_case(case)))
+        return
+    sizes, lengths = (SIZES[:1], (512, 2048)) if chosen.quick else (SIZES, TOKENS)
+    table = Table(*HEADERS, title=machine(chosen.device))
+    rows = []
+    for objective in OBJECTIVES:
+        for vocab, hidden in sizes:
+            for tokens in lengths:
+                case = Case(objective, vocab, hidden, tokens, chosen.device, chosen.repetitions, chosen.memory)
+                rows.append(row_of(case, in_its_own_process(case)))
+                table.add_row(*rows[-1])
+                print("  ".join(rows[-1]), file=sys.stderr, flush=True)
+    Console().print(table)
+    if chosen.write:
+        write(markdown(rows, chosen.device, chosen.memory))
+
+
+if __name__ == "__main__":
+    main()
