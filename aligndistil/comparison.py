@@ -44,6 +44,13 @@ def locate(run: RunFolder, path: str) -> str:
     return path if name is None else str(run.stage(name).final)
 
 
+def text_of_file(named: object) -> dict[str, str]:
+    """The content of a file that a recipe names, by its name; empty for anything else."""
+    if not isinstance(named, str) or len(named) > 4096 or "{" in named or not Path(named).is_file():
+        return {}
+    return {named: Path(named).read_text()}
+
+
 def initial_model(recipe: Recipe, stage: Stage) -> str:
     """What the training of a stage goes back to, through the stages it starts from."""
     while (name := stage_of(stage.model.path)) is not None:
@@ -163,6 +170,7 @@ def _key(recipe: Recipe, judge: Stage, path: str, target: str, fingerprints: Map
         judge.data.model_dump(mode="json", exclude={"train", "reverse_preferences"}),
         [content_hash(source) for source in judge.data.eval or []],
         judge.model.model_dump(mode="json"),
+        text_of_file(judge.model.chat_template),
         judge.train.seed,
     ]
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()

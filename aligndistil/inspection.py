@@ -23,7 +23,7 @@ from aligndistil.errors import ServiceError, UserError
 from aligndistil.estimate import Memory, ModelSize, memory, model_size
 from aligndistil.evaluation.samples import decode
 from aligndistil.launch import load_stage_data
-from aligndistil.models import load_model, load_tokenizer, stop_ids
+from aligndistil.models import load_model, load_tokenizer, shared_vocab, stop_ids
 from aligndistil.pipeline import check_recipe, stages_wanted
 from aligndistil.recipe import Model, Recipe, Stage, stage_of
 from aligndistil.rollout import SamplingParams, TransformersRollout, sample_seed
@@ -153,7 +153,8 @@ def answers(
     processes = start_processes()
     model = on_device(load_model(path, section, trained=False), processes.device).eval()
     processes.stop()
-    rollout = TransformersRollout(lambda: nullcontext(model), stops, tokenizer.pad_token_id, batch_size=16)
+    vocab = shared_vocab([model], tokenizer)
+    rollout = TransformersRollout(lambda: nullcontext(model), stops, tokenizer.pad_token_id, vocab, batch_size=16)
     asked = [prompt for prompt in prompts for _ in range(samples)]
     seeds = [sample_seed(seed, prompt, k) for prompt in prompts for k in range(samples)]
     params = SamplingParams(max_new_tokens, temperature, top_p)

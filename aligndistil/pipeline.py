@@ -11,10 +11,10 @@ import torch
 
 from aligndistil.artefacts import Done, Environment, RunFolder, StageFolder, setup_logging
 from aligndistil.artefacts.files import write_text
-from aligndistil.comparison import Comparison, compare_models, locate
+from aligndistil.comparison import Comparison, compare_models, locate, text_of_file
 from aligndistil.data import content_hash
 from aligndistil.engine.processes import Processes, launched_rank, launched_world, start_processes
-from aligndistil.errors import UserError
+from aligndistil.errors import Interrupted, UserError
 from aligndistil.launch import StageLaunch
 from aligndistil.launch.stage import StopSignal
 from aligndistil.models import model_exists, model_hash
@@ -47,16 +47,23 @@ def run_recipe(recipe: Recipe, *, stage: str | None = None, fresh: bool = False)
         run.open(recipe.name, recipe.source_text, Environment.collect(world_size=launched_world(), devices=devices))
     processes = start_processes()
     try:
+        wanted = stages_wanted(recipe, stage)
+        fingerprints: dict[str, str] = {}
         with StopSignal() as stop:
-            wanted = stages_wanted(recipe, stage)
-            fingerprints: dict[str, str] = {}
             for name in wanted:
                 fingerprints[name] = _run_stage(recipe, name, run, processes, stop, fingerprints, fresh)
-            final = run.stage(stage or wanted[-1]).final
-            comparison = None if stage else compare_models(recipe, run, processes, fingerprints)
-            return Finished(run.path, final, comparison)
+                _stop_between_stages(processes, stop, name)
+        final = run.stage(stage or wanted[-1]).final
+        # Not inside: what has been measured is kept, so SIGTERM may simply end a comparison.
+        comparison = None if stage else compare_models(recipe, run, processes, fingerprints)
+        return Finished(run.path, final, comparison)
     finally:
         processes.stop()
+
+
+def _stop_between_stages(processes: Processes, stop: StopSignal, finished: str) -> None:
+    if any(processes.gather(stop.requested)):
+        raise Interrupted(f"stopped after stage {finished}, which is finished; run the same command to go on")
 
 
 def check_recipe(recipe: Recipe, processes: int) -> None:
@@ -133,8 +140,8 @@ def _make_room(stage: Stage, folder: StageFolder, done: Done | None, fingerprint
     """Keep what an interrupted run of the same stage left; move what belongs to another version of it aside."""
     started = folder.path / "started.json"
     same = started.is_file() and json.loads(started.read_text())["fingerprint"] == fingerprint
-    if done is not None or fresh or not same:
-        why = _why_again(stage, folder, done, fresh)
+    if done is not None or fresh or not same or stage.checkpoint.resume == "never":
+        why = _why_again(stage, folder, done, same, fresh)
         moved = folder.archive()
         if moved is not None:
             rich.print(f"[yellow]↻[/] [bold]{stage.name}[/]: {why}; the old folder is kept as {moved}")
@@ -144,9 +151,11 @@ def _make_room(stage: Stage, folder: StageFolder, done: Done | None, fingerprint
     folder.write_resolved(stage.resolved())
 
 
-def _why_again(stage: Stage, folder: StageFolder, done: Done | None, fresh: bool) -> str:
+def _why_again(stage: Stage, folder: StageFolder, done: Done | None, same: bool, fresh: bool) -> str:
     if fresh:
         return "trained again because of --fresh"
+    if done is None and same:
+        return "an unfinished run was here, and checkpoint.resume is never"
     if done is None:
         return "an unfinished run of another version of this stage was here"
     if not folder.final.is_dir():
@@ -175,9 +184,11 @@ def _say(processes: Processes, text: str) -> None:
 
 
 def _fingerprint(stage: Stage, finished: dict[str, str]) -> str:
-    contents = {source.path: content_hash(source) for source in stage.data.train}
+    contents = {f"{source.path}#{source.split}": content_hash(source) for source in stage.data.train}
     for path in (stage.model.path, *stage.models.values()):
         if stage_of(path) is None:
             contents[path] = model_hash(path)
+    for named in (stage.model.chat_template, stage.engine.deepspeed):
+        contents |= text_of_file(named)
     inputs = {name: finished[name] for name in stage.inputs}
     return stage_fingerprint(stage, inputs, contents, RESULT_VERSION)

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -234,8 +234,3 @@ class Sums:
 
 def _means(totals: Mapping[str, Sequence[float]]) -> dict[str, float]:
     return {name: total / count for name, (total, count) in totals.items() if count and name != "num_tokens"}
-
-
-def state_to_json(state: LoopState) -> dict[str, Any]:
-    """For a checkpoint; Python writes floats so that they read back exactly."""
-    return {"step": state.step, "num_tokens": state.num_tokens, "pending": state.pending}

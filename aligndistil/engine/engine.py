@@ -48,6 +48,7 @@ class Engine:
         vocab: int,
     ) -> None:
         self.objective, self.processes, self.zero_stage = objective, processes, settings.zero_stage
+        self.vocab = vocab
         self.accumulation = train.batch_size // (train.micro_batch_size * processes.world)
         dtype = policy.dtype
         chunk = None if settings.chunk_tokens == "auto" else settings.chunk_tokens

@@ -71,7 +71,7 @@ class Plan:
 def token_terms(plan: Plan, hidden: Tensor) -> dict[str, Tensor]:
     """Named terms (n,) of n response tokens, differentiable in `hidden` (n, H) and in the head's weight and bias."""
     linear = plan.head.linear
-    stacked = _TokenTerms.apply(hidden, linear.weight, linear.bias, plan)
+    stacked: Tensor = _TokenTerms.apply(hidden, linear.weight, linear.bias, plan)  # type: ignore[no-untyped-call]
     return dict(zip(plan.names, stacked, strict=True))
 
 

@@ -67,7 +67,7 @@ class Evaluator:
             metrics["reward_accuracy"] = self._accuracy(policy, frozen[id(subject.initial)])
         if not self.prompts:
             return Measured(metrics, [])
-        mine, samples = self._answers(subject.model)
+        mine, samples = self._answers(subject.model, vocab)
         rows = [Row(self.prompts[i], sample.token_ids) for i, sample in zip(mine, samples, strict=True)]
         batches = self._batches(rows)
         device = self.processes.device
@@ -104,12 +104,13 @@ class Evaluator:
         gathered: list[bool] = [r for part in self.processes.gather(right) for r in part]
         return sum(gathered) / len(gathered)
 
-    def _answers(self, model: PreTrainedModel) -> tuple[list[int], list[Sample]]:
+    def _answers(self, model: PreTrainedModel, vocab: int) -> tuple[list[int], list[Sample]]:
         mine = list(range(len(self.prompts)))[self.processes.rank :: self.processes.world]
         rollout = TransformersRollout(
             lambda: nullcontext(model),
             self.stop_ids,
             self.tokenizer.pad_token_id,
+            vocab,
             self.batch_size,
             self.on_rows,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -64,7 +65,7 @@ class RolloutFeed:
     """Told the step and rank 0's responses, as rows to write."""
 
     def __call__(self, step: int) -> StepData:
-        asked = [(i, k) for i in self.sampler.batch(step) for k in range(self.samples_per_prompt)]
+        asked = self._asked(step)
         per_rank = len(asked) // self.share.world
         mine = asked[self.share.rank * per_rank : (self.share.rank + 1) * per_rank]
         prompts = [self.examples.prompt_ids(i) for i, _ in mine]
@@ -80,6 +81,19 @@ class RolloutFeed:
         ]
         metrics = self._metrics(samples, seconds) | self._scores(step, prompts, samples)
         return StepData(batches, len(asked), metrics)
+
+    def _asked(self, step: int) -> list[tuple[int, int]]:
+        """(example, number of the sample) of the step, over all processes.
+
+        A prompt that stands in a batch twice, where epochs meet or a source is repeated, gets different samples.
+        """
+        counts = Counter[str]()
+        asked = []
+        for i in self.sampler.batch(step):
+            for _ in range(self.samples_per_prompt):
+                asked.append((i, counts[self.examples.key(i)]))
+                counts[self.examples.key(i)] += 1
+        return asked
 
     def _metrics(self, samples: Sequence[Sample], seconds: float) -> dict[str, Metric]:
         count = torch.tensor(float(len(samples)))

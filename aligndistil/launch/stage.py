@@ -93,7 +93,7 @@ class StageLaunch:
 
     def _resume(self, engine: Engine) -> tuple[LoopState, float]:
         found = checkpoints(self.folder.path)
-        if not found or self.stage.checkpoint.resume == "never":
+        if not found:
             return LoopState(), 0.0
         saved = load_checkpoint(engine, found[-1])
         seconds = saved.pop("seconds")
@@ -163,7 +163,12 @@ class StageLaunch:
     def _rollout(self, engine: Engine, batch_size: int) -> TransformersRollout:
         synced = engine.zero_stage == 3 and self.processes.world > 1
         return TransformersRollout(
-            engine.generating, self.data.stop_ids, self.data.tokenizer.pad_token_id, batch_size, synced=synced
+            engine.generating,
+            self.data.stop_ids,
+            self.data.tokenizer.pad_token_id,
+            engine.vocab,
+            batch_size,
+            synced=synced,
         )
 
     def _write_rollout(self, step: int, rows: list[dict[str, Any]]) -> None:

@@ -12,10 +12,11 @@ from typing import Any, TypeVar
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from aligndistil import recipe
-from aligndistil.errors import ServiceError, UserError
+from aligndistil.errors import MissingError, ServiceError, UserError
 
 BUILTIN = "builtin:"
 _DROPS = ("dropout", "pdrop", "dropout_prob", "layerdrop")
@@ -62,7 +63,8 @@ def load_model(path: str, section: recipe.Model, *, trained: bool) -> PreTrained
     """The causal language model of one role, with the loading options of the recipe's `model` section.
 
     Dropout is off: the reference and the policy must agree at step 0, and a resumed run must repeat itself.
-    Raises UserError when the folder or Hub model cannot be loaded, ServiceError when the Hub cannot be reached.
+    Raises UserError when the folder or Hub model cannot be loaded or lacks weights, MissingError when a package that
+    loading it needs is not installed, ServiceError when the Hub cannot be reached.
     """
     model_exists(path)
     folder = builtin_model(path)
@@ -76,8 +78,14 @@ def load_model(path: str, section: recipe.Model, *, trained: bool) -> PreTrained
                 setattr(part, key, 0.0)
     if section.attn_implementation:
         options["attn_implementation"] = section.attn_implementation
-    dtype = pick_dtype(section.dtype)
-    model = from_hub(path, lambda: AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=dtype, **options))
+    options |= {"config": config, "dtype": pick_dtype(section.dtype), "output_loading_info": True}
+    loaded: Any = from_hub(path, lambda: AutoModelForCausalLM.from_pretrained(folder, **options))
+    model: PreTrainedModel = loaded[0]
+    if missing := sorted(loaded[1]["missing_keys"]):
+        raise UserError(
+            f"model {path!r} lacks {len(missing)} of its weights, {missing[0]} for one, which transformers would draw "
+            "at random; give a complete causal language model"
+        )
     model.config.use_cache = False
     if trained and section.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -88,8 +96,10 @@ def from_hub(path: str, load: Callable[[], _T]) -> _T:
     """Run a loading call of transformers and say in one sentence why it failed."""
     try:
         return load()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if isinstance(error, ImportError):
+            raise MissingError(f"model {path!r} needs a package that is not installed: {first}") from None
         is_local = os.path.isdir(builtin_model(path))
         offline = "connect" in str(error).lower() or "offline" in str(error).lower()
         if offline and not is_local:

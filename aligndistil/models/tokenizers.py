@@ -72,7 +72,7 @@ def shared_vocab(models: Iterable[PreTrainedModel], tokenizer: PreTrainedTokeniz
 
     Raises UserError when a model has fewer rows than the tokenizer has tokens.
     """
-    rows: dict[str, int] = {m.config.name_or_path: m.get_output_embeddings().weight.shape[0] for m in models}
+    rows: dict[str, int] = {str(m.config.name_or_path): m.get_output_embeddings().weight.shape[0] for m in models}
     smallest = min(rows.values())
     if smallest < len(tokenizer):
         name = min(rows, key=lambda key: rows[key])

@@ -79,7 +79,7 @@ class Source(Section):
     columns: dict[str, str] = {}
     """Our column name -> theirs, where they differ."""
     weight: float = Field(default=1.0, gt=0)
-    """Share of this source in a mixture, relative to the other sources."""
+    """How often an epoch sees this source's examples: 2 is twice, 0.25 is a quarter of them, drawn once by the seed."""
     revision: str | None = None
     """Branch, tag or commit on the Hub."""
     limit: int | None = Field(default=None, ge=1)
@@ -107,7 +107,8 @@ class Data(Section):
     eval: Sources | None = None
     """One source or a list of them, held out from training."""
     reverse_preferences: bool = False
-    """Swap chosen and rejected, as a reverse teacher needs."""
+    """Swap chosen and rejected, as a reverse teacher needs: in the training data, and in the eval data while training. The
+    final comparison has them the right way round."""
     max_prompt_length: int = Field(default=1024, ge=1)
     """Tokens; a longer prompt keeps its end."""
     max_response_length: int = Field(default=1024, ge=1)
@@ -162,7 +163,7 @@ class Train(Section):
     adam_betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.95)
     """AdamW's two decay rates."""
     seed: int = Field(default=0, ge=0)
-    """Of the order of the data, of dropout and of sampling."""
+    """Of the order of the data and of sampling. (Dropout is always off.)"""
 
     @model_validator(mode="after")
     def _epochs_or_steps(self) -> Self:

@@ -36,6 +36,19 @@ def sample_seed(*parts: int | str) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
+class CutVocabulary(LogitsProcessor):  # type: ignore[misc]
+    """Keeps only the first `vocab` ids, as the log-probabilities of training do."""
+
+    def __init__(self, vocab: int) -> None:
+        self._vocab = vocab
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        if scores.shape[-1] > self._vocab:
+            scores = scores.clone()
+            scores[:, self._vocab :] = -torch.inf
+        return scores
+
+
 class SeededSampling(LogitsProcessor):  # type: ignore[misc]
     """Makes greedy decoding draw from the softmax, each row with a random generator of its own.
 

@@ -14,7 +14,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from aligndistil.rollout.sampling import Sample, SamplingParams, SeededSampling
+from aligndistil.rollout.sampling import CutVocabulary, Sample, SamplingParams, SeededSampling
 
 
 class TransformersRollout:
@@ -25,12 +25,17 @@ class TransformersRollout:
         policy: Callable[[], AbstractContextManager[PreTrainedModel]],
         stop_ids: frozenset[int],
         pad_id: int,
+        vocab: int,
         batch_size: int,
         on_batch: Callable[[int], None] = lambda rows: None,
         synced: bool = False,
     ) -> None:
-        """`synced` keeps decoding until every process is done, which ZeRO-3 needs; `on_batch` is told rows finished."""
+        """Only the first `vocab` ids are sampled: the rest is padding of the output matrix, which no model means.
+
+        `synced` keeps decoding until every process is done, which ZeRO-3 needs; `on_batch` is told rows finished.
+        """
         self._policy, self._stops, self._pad, self._batch_size = policy, sorted(stop_ids), pad_id, batch_size
+        self._vocab = vocab
         self._on_batch, self._synced = on_batch, synced
 
     def generate(
@@ -55,7 +60,7 @@ class TransformersRollout:
         for row, prompt in enumerate(prompts):
             ids[row, width - len(prompt) :] = torch.tensor(prompt)
             attention[row, width - len(prompt) :] = 1
-        warpers = LogitsProcessorList()
+        warpers = LogitsProcessorList([CutVocabulary(self._vocab)])
         if params.temperature != 1.0:
             warpers.append(TemperatureLogitsWarper(params.temperature))
         if params.top_p < 1.0:
@@ -68,7 +73,7 @@ class TransformersRollout:
             pad_token_id=self._pad,
             use_cache=True,
         )
-        output = model.generate(
+        output = model.generate(  # type: ignore[operator]
             ids.to(model.device),
             attention_mask=attention.to(model.device),
             generation_config=config,

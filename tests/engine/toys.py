@@ -1,0 +1,130 @@
+"""Engines of toy models, and the plain loop they must agree with: full logits, one process, torch's own optimizer."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from aligndistil import recipe
+from aligndistil.batch import Batch, DataKind, Row, collate
+from aligndistil.engine.engine import Engine
+from aligndistil.engine.processes import Processes
+from aligndistil.models import load_model
+from aligndistil.objectives import registry
+from aligndistil.objectives.base import Need, Objective, Role, TokenChunk
+
+VOCAB = 96
+
+
+def objective(name: str, **fields: Any) -> Objective:
+    return registry()[name].model_validate(fields)
+
+
+def examples(count: int, kind: DataKind, seed: int = 0) -> list[list[Row]]:
+    """Ragged, from 1 to 12 response tokens."""
+    draw = random.Random(seed)
+
+    def words(shortest: int, longest: int) -> list[int]:
+        return [draw.randrange(5, VOCAB) for _ in range(draw.randint(shortest, longest))]
+
+    made = []
+    for _ in range(count):
+        prompt = words(1, 6)
+        made.append([Row(prompt, [*words(0, 11), 1]) for _ in range(2 if kind is DataKind.PAIRS else 1)])
+    return made
+
+
+def batch_of(some: Sequence[Sequence[Row]], kind: DataKind) -> Batch:
+    return collate([row for rows in some for row in rows], kind, pad_id=0)
+
+
+def section(path: str, **fields: Any) -> recipe.Model:
+    return recipe.Model.model_validate({"path": path, "dtype": "float32", **fields})
+
+
+def make_engine(
+    goal: Objective,
+    policy: str,
+    frozen: Sequence[str],
+    processes: Processes,
+    *,
+    train: dict[str, Any],
+    engine: dict[str, Any],
+    model: dict[str, Any] | None = None,
+    steps: int = 4,
+) -> Engine:
+    """`frozen` are the models of the roles the objective needs, in its order."""
+    roles = [role for role in goal.needs if role is not Role.POLICY]
+    options = section(policy, **(model or {}))
+    return Engine(
+        load_model(policy, options, trained=True),
+        {role: load_model(path, options, trained=False) for role, path in zip(roles, frozen, strict=True)},
+        goal,
+        train=recipe.Train.model_validate(train),
+        settings=recipe.Engine.model_validate(engine),
+        processes=processes,
+        total_steps=steps,
+        vocab=VOCAB,
+    )
+
+
+def take_step(engine: Engine, some: Sequence[Sequence[Row]], micro: int) -> tuple[float, float, float]:
+    """One optimizer step on these examples of all processes: mean loss, gradient norm and learning rate."""
+    total = torch.zeros((), dtype=torch.float64)
+    per_rank = len(some) // engine.processes.world
+    mine = some[engine.processes.rank * per_rank : (engine.processes.rank + 1) * per_rank]
+    for start in range(0, per_rank, micro):
+        batch = batch_of(mine[start : start + micro], engine.objective.data)
+        loss = engine.micro_step(batch, examples=len(some), last=start + micro >= per_rank)
+        total += loss.per_example.detach().double().sum().cpu()
+    info = engine.step()
+    return float(engine.processes.sum(total)) / len(some), info.grad_norm, info.learning_rate
+
+
+def plain_loss(goal: Objective, models: dict[Role, Any], batch: Batch) -> Tensor:
+    """(E,) from log-softmax of all logits of all models."""
+    where = batch.response_BT[:, 1:]
+    ids = batch.ids_BT[:, 1:][where]
+    logps: dict[Role, Tensor] = {}
+    for role, model in models.items():
+        logits = model(input_ids=batch.ids_BT, attention_mask=batch.attention_BT.long()).logits[:, :-1][where]
+        logps[role] = torch.log_softmax(logits.float() if role is Role.POLICY else logits.float().detach(), -1)
+    logp = {role: values.gather(-1, ids[:, None]).squeeze(-1) for role, values in logps.items()}
+    whole = {role: logps[role] for role, need in goal.needs.items() if need is Need.DISTRIBUTION}
+    terms = goal.token_terms(TokenChunk(ids, logp, whole))
+    blank = torch.zeros(batch.response_BT.shape)
+    spread = {name: blank.masked_scatter(batch.response_BT, value) for name, value in terms.items()}
+    return goal.loss(batch, spread).per_example
+
+
+def plain_models(goal: Objective, policy: str, frozen: Sequence[str]) -> dict[Role, Any]:
+    roles = [role for role in goal.needs if role is not Role.POLICY]
+    named = {Role.POLICY: policy, **dict(zip(roles, frozen, strict=True))}
+    return {role: load_model(path, section(path), trained=role is Role.POLICY) for role, path in named.items()}
+
+
+def plain_training(
+    goal: Objective,
+    policy: str,
+    frozen: Sequence[str],
+    steps: Sequence[Sequence[Sequence[Row]]],
+    learning_rate: float,
+    max_norm: float = 1.0,
+) -> tuple[list[float], list[float], dict[str, Tensor]]:
+    """Losses, gradient norms and final weights of AdamW with a constant learning rate."""
+    models = plain_models(goal, policy, frozen)
+    parameters = list(models[Role.POLICY].parameters())
+    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
+    losses, norms = [], []
+    for some in steps:
+        optimizer.zero_grad()
+        loss = plain_loss(goal, models, batch_of(some, goal.data)).mean()
+        loss.backward()
+        norms.append(float(torch.nn.utils.clip_grad_norm_(parameters, max_norm)))
+        optimizer.step()
+        losses.append(float(loss))
+    return losses, norms, dict(models[Role.POLICY].named_parameters())
