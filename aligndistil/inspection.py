@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import RenderableType
 from rich.markup import escape
 from rich.table import Table
@@ -24,6 +26,7 @@ from aligndistil.estimate import Memory, ModelSize, memory, model_size
 from aligndistil.evaluation.samples import decode
 from aligndistil.launch import load_stage_data
 from aligndistil.models import load_model, load_tokenizer, shared_vocab, stop_ids
+from aligndistil.objectives.base import Role
 from aligndistil.pipeline import check_recipe, stages_wanted
 from aligndistil.recipe import Model, Recipe, Stage, stage_of
 from aligndistil.rollout import SamplingParams, TransformersRollout, sample_seed
@@ -62,30 +65,26 @@ def plan(recipe: Recipe, only: str | None, processes: int) -> Iterator[Renderabl
     """What `train` would do: state, models, steps, tokens and memory of each stage."""
     check_recipe(recipe, processes)
     run = RunFolder(recipe.output_dir)
-    table = Table("stage", "state", "models (million parameters)", "steps", "examples", "tokens", "GiB per process")
-    memories: list[tuple[str, Memory]] = []
     for name in stages_wanted(recipe, only):
         stage = recipe.stages[name]
-        done = run.stage(name).read_done()
+        state = "to train" if run.stage(name).read_done() is None else "was trained before"
+        yield f"[bold]{name}[/]: {stage.objective.name}, {state}"
         sizes = _sizes(recipe, stage)
-        steps, examples, tokens = _amount(recipe, stage)
-        needed = "unknown"
+        yield f"  models  {_shown(sizes)}"
+        yield f"  data    {_amount(recipe, stage)}"
         if sizes is not None:
-            policy, frozen = sizes
-            estimate = memory(stage, policy, {role: size for role, size in frozen.items()}, processes)
-            memories.append((name, estimate))
-            needed = f"{estimate.total:.2f}"
-        table.add_row(name, "finished" if done else "to train", _shown(sizes), steps, examples, tokens, needed)
-    yield table
-    for name, m in memories:
-        yield (
-            f"  {name}: weights {m.weights:.2f}, gradients {m.gradients:.2f}, optimizer {m.optimizer:.2f}, frozen models "
-            f"{m.frozen:.2f}, activations {m.activations:.2f}, logits {m.logits:.2f} GiB"
-        )
+            yield f"  memory  {_needed(memory(stage, *sizes, processes))}"
     yield "Nothing was trained. Memory is an estimate, for the longest rows that the recipe allows."
 
 
-def _sizes(recipe: Recipe, stage: Stage) -> tuple[ModelSize, dict[Any, ModelSize]] | None:
+def _needed(m: Memory) -> str:
+    return (
+        f"{m.total:.2f} GiB a process: weights {m.weights:.2f}, gradients {m.gradients:.2f}, "
+        f"optimizer {m.optimizer:.2f}, frozen models {m.frozen:.2f}, activations {m.activations:.2f}, logits {m.logits:.2f}"
+    )
+
+
+def _sizes(recipe: Recipe, stage: Stage) -> tuple[ModelSize, dict[Role, ModelSize]] | None:
     """None where a configuration is on the Hub and the Hub cannot be reached."""
 
     def size(path: str) -> ModelSize:
@@ -99,41 +98,45 @@ def _sizes(recipe: Recipe, stage: Stage) -> tuple[ModelSize, dict[Any, ModelSize
         return None
 
 
-def _shown(sizes: tuple[ModelSize, dict[Any, ModelSize]] | None) -> str:
+def _shown(sizes: tuple[ModelSize, dict[Role, ModelSize]] | None) -> str:
     if sizes is None:
-        return "unknown: the Hub cannot be reached"
+        return "unknown: the configuration is on the Hub, which cannot be reached"
     policy, frozen = sizes
-    named = {"policy": policy} | {str(role): size for role, size in frozen.items()}
-    return ", ".join(f"{role} {size.parameters / 1e6:,.1f}" for role, size in named.items())
+    named = {"policy": policy} | {role.value.replace("_", " "): size for role, size in frozen.items()}
+    return ", ".join(f"{role} {size.parameters / 1e6:,.1f} M" for role, size in named.items())
 
 
-def _amount(recipe: Recipe, stage: Stage) -> tuple[str, str, str]:
-    """Steps, examples and tokens of training; unknown where data or tokenizer is on a Hub that cannot be reached."""
+def _amount(recipe: Recipe, stage: Stage) -> str:
+    """Examples, steps and tokens of training; unknown where data or tokenizer are on a Hub that cannot be reached."""
+    batch = stage.train.batch_size
     try:
         data = load_stage_data(_source_stage(recipe, stage), str).train
     except ServiceError:
-        steps = str(stage.train.max_steps) if stage.train.max_steps else "unknown"
-        return steps, "unknown: the Hub cannot be reached", "unknown"
+        steps = f"{stage.train.max_steps} steps" if stage.train.max_steps else f"{stage.train.epochs:g} epoch(s)"
+        return f"{steps} of {batch}; the data or the tokenizer are on the Hub, which cannot be reached"
     per_prompt = stage.rollout.samples_per_prompt if stage.rollout else 1
-    sampler = Sampler(len(data), stage.train.batch_size // per_prompt, stage.train.seed)
-    count = stage.train.max_steps or sampler.steps_for(stage.train.epochs)
+    sampler = Sampler(len(data), batch // per_prompt, stage.train.seed)
+    steps = stage.train.max_steps or sampler.steps_for(stage.train.epochs)
     lengths = [sum(len(row.prompt_ids) + len(row.response_ids) for row in data.rows(i)) for i in range(len(data))]
-    tokens = sum(lengths) / len(lengths) * sampler.batch_size * count
-    if stage.rollout:
-        new = stage.rollout.max_new_tokens * stage.train.batch_size * count
-        return str(count), f"{len(data):,}", f"{tokens * per_prompt:,.0f} of prompts, up to {new:,.0f} sampled"
-    return str(count), f"{len(data):,}", f"{tokens:,.0f}"
+    tokens = sum(lengths) / len(lengths) * batch * steps
+    sampled = f" and up to {stage.rollout.max_new_tokens * batch * steps:,} sampled" if stage.rollout else ""
+    return f"{len(data):,} {data.kind}, {steps} steps of {batch}, {tokens:,.0f} tokens{sampled}"
 
 
 def objectives_table(described: Sequence[dict[str, Any]]) -> Table:
     """Name, paper, data, models, rollout and fields of each objective."""
-    table = Table("objective", "paper", "data", "models", "on-policy", "fields", show_lines=True)
+    table = Table("objective", "", box=SIMPLE_HEAD, show_lines=True)
     for one in described:
-        models = "\n".join(f"{role} ({need})" for role, need in one["models"].items())
-        fields = "\n".join(f"{key} = {field['default']}" for key, field in one["fields"].items())
-        name = f"[bold]{one['name']}[/]\n{escape(one['summary'])}"
-        table.add_row(name, escape(one["paper"]), one["data"], models, one["on_policy"], escape(fields))
+        models = ", ".join(f"{role} ({need})" for role, need in one["models"].items())
+        fields = "\n".join(f"[cyan]{key}[/] = {_field(field)}" for key, field in one["fields"].items())
+        facts = {"paper": one["paper"], "data": one["data"], "models": models, "on-policy": one["on_policy"]}
+        lines = [f"[bold]{escape(one['summary'])}[/]", *(f"{key}: {value}" for key, value in facts.items()), fields]
+        table.add_row(f"[bold]{one['name']}[/]", "\n".join(line for line in lines if line))
     return table
+
+
+def _field(field: dict[str, Any]) -> str:
+    return escape(f"{json.dumps(field['default'])}  {field['description']}")
 
 
 def answers(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import rich
+from rich.console import Console
 from rich.markup import escape
 
 from aligndistil.errors import EXIT_SIGINT, EXIT_SIGTERM, EXIT_USAGE, UserError
@@ -75,9 +76,9 @@ def start(count: int, arguments: list[str]) -> int:
         code = failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
         if code >= EXIT_USAGE and os.path.exists(failure.error_file):
             sentence = json.loads(Path(failure.error_file).read_text())["message"]
-            rich.print(f"[bold red]error:[/] {escape(sentence)}", file=sys.stderr)
+            _complain(sentence)
         else:
-            rich.print(f"[bold red]process {rank} failed first, with exit code {code}[/]", file=sys.stderr)
+            _complain(f"process {rank} failed first, with exit code {code}; its traceback stands above")
         return int(code)
     except SignalException as error:
         return EXIT_SIGINT if error.sigval.name == "SIGINT" else EXIT_SIGTERM
@@ -90,7 +91,12 @@ def report_error(error: UserError) -> None:
         Path(file).parent.mkdir(parents=True, exist_ok=True)
         Path(file).write_text(json.dumps({"message": str(error)}))
     elif os.environ.get("RANK", "0") == "0":
-        rich.print(f"[bold red]error:[/] {escape(str(error))}", file=sys.stderr)
+        _complain(str(error))
+
+
+def _complain(sentence: str) -> None:
+    # Unwrapped: a sentence with a path in it should survive copying, and grep.
+    Console(stderr=True).print(f"[bold red]error:[/] {escape(sentence)}", soft_wrap=True)
 
 
 def train(recipe: Recipe, *, stage: str | None, fresh: bool) -> None:

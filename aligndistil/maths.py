@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 class Metric(NamedTuple):
@@ -35,9 +36,29 @@ def mean_tokens(terms_BT: Tensor, response_BT: Tensor) -> Tensor:
 
 def kl_divergence(logps: Tensor, target_logps: Tensor) -> Tensor:
     """KL(p || q) over the last dimension, from log-probabilities of p and of q; gradient through both."""
-    return (logps.exp() * (logps - target_logps)).sum(-1)
+    divergence: Tensor = _KLDivergence.apply(logps, target_logps)  # type: ignore[no-untyped-call]
+    return divergence
 
 
+class _KLDivergence(torch.autograd.Function):
+    """Written out so that nothing of the vocabulary's size is kept for the backward pass but the two inputs."""
+
+    @staticmethod
+    def forward(ctx: Any, logps: Tensor, target_logps: Tensor) -> Tensor:
+        ctx.save_for_backward(logps, target_logps)
+        return (logps - target_logps).mul_(logps.exp()).sum(-1)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        logps, target_logps = ctx.saved_tensors
+        weighted = logps.exp().mul_(grad.unsqueeze(-1))
+        to_target = -weighted if ctx.needs_input_grad[1] else None
+        to_logps = (logps - target_logps).add_(1).mul_(weighted) if ctx.needs_input_grad[0] else None
+        return to_logps, to_target
+
+
+@torch.no_grad()
 def total_variation(logps: Tensor, other_logps: Tensor) -> Tensor:
-    """Total variation distance over the last dimension, with the factor 1/2: in [0, 1]."""
-    return (logps.exp() - other_logps.exp()).abs().sum(-1) / 2
+    """Total variation distance over the last dimension, with the factor 1/2: in [0, 1]. Carries no gradient."""
+    return torch.linalg.vector_norm(logps.exp().sub_(other_logps.exp()), ord=1, dim=-1) / 2

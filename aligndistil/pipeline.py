@@ -115,11 +115,12 @@ def _run_stage(
     if done is not None and done.fingerprint == fingerprint and folder.final.is_dir() and not fresh:
         _say(processes, f"[green]✓[/] [bold]{name}[/]: finished and unchanged, skipped ({done.step} steps, {folder.final})")
         return fingerprint
+    # The data may be refused: nothing of an earlier run is moved before it is accepted.
+    launch = StageLaunch(stage, folder, lambda path: locate(run, path), processes)
     if processes.is_main:
         _make_room(stage, folder, done, fingerprint, fresh)
     processes.barrier()
     setup_logging(processes.rank, folder.log_file(processes.rank))
-    launch = StageLaunch(stage, folder, lambda path: locate(run, path), processes)
     _announce(stage, launch, processes)
     outcome = launch.run(lambda: stop.requested)
     if processes.is_main:
@@ -144,7 +145,7 @@ def _make_room(stage: Stage, folder: StageFolder, done: Done | None, fingerprint
         why = _why_again(stage, folder, done, same, fresh)
         moved = folder.archive()
         if moved is not None:
-            rich.print(f"[yellow]↻[/] [bold]{stage.name}[/]: {why}; the old folder is kept as {moved}")
+            _print(f"[yellow]↻[/] [bold]{stage.name}[/]: {why}; the old folder is kept as {moved}")
     folder.clear_unfinished()
     folder.path.mkdir(parents=True, exist_ok=True)
     write_text(started, json.dumps({"fingerprint": fingerprint}) + "\n")
@@ -180,7 +181,11 @@ def _announce(stage: Stage, launch: StageLaunch, processes: Processes) -> None:
 
 def _say(processes: Processes, text: str) -> None:
     if processes.is_main:
-        rich.print(text)
+        _print(text)
+
+
+def _print(text: str) -> None:
+    rich.get_console().print(text, soft_wrap=True)
 
 
 def _fingerprint(stage: Stage, finished: dict[str, str]) -> str:

@@ -18,16 +18,26 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
+from string import Template
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # sums over threads would depend on how many there are
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from aligndistil.data.reviews import generate, gold_reward
+from aligndistil.pipeline import run_recipe
+from aligndistil.recipe import load_recipe
 
-DEMONSTRATIONS = 51_200
+DEMONSTRATIONS = 38_400
 CORPUS_SEED, PROMPT_SEED, SAMPLE_SEED, LABEL_SEED = 0, 1, 2, 3
 TRAIN_PAIRS, TEST_PAIRS = 1_500, 256
 VOCABULARY = 1_536
@@ -44,12 +54,12 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
 
-RECIPE = """\
+RECIPE = Template("""\
 name: build-assets
-model: {path: MODEL, dtype: float32}
+model: {path: $model, dtype: float32}
 objective: {name: sft}
 data:
-  train: {path: DEMONSTRATIONS, format: demonstrations}
+  train: {path: $demonstrations, format: demonstrations}
   max_prompt_length: 96
   max_response_length: 128
 train:
@@ -61,8 +71,8 @@ train:
   micro_batch_size: 64
   seed: 0
 engine: {zero_stage: 0}
-output_dir: OUTPUT
-"""
+output_dir: $output
+""")
 
 
 def build_tokenizer(corpus: list[dict[str, str]]) -> PreTrainedTokenizerFast:
@@ -110,28 +120,20 @@ def initial_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
             eos_token_id=tokenizer.eos_token_id,
         )
     )
-    model.generation_config.eos_token_id = tokenizer.eos_token_id
-    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
     return model
 
 
-def train(work: Path, corpus: list[dict[str, str]]) -> Path:
+def train(work: Path, corpus: list[dict[str, str]], tokenizer: PreTrainedTokenizerFast) -> Path:
     """SFT through the package's own pipeline; the folder of the trained model."""
-    from aligndistil.pipeline import run_recipe
-    from aligndistil.recipe import load_recipe
-
-    tokenizer = build_tokenizer(corpus)
     tokenizer.save_pretrained(work / "initial")
     initial_model(tokenizer).save_pretrained(work / "initial")
     demonstrations = work / "demonstrations.jsonl"
     rows = ({"prompt": row["prompt"], "completion": row["response"]} for row in corpus)
     demonstrations.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     recipe = work / "recipe.yaml"
-    paths = {"MODEL": work / "initial", "DEMONSTRATIONS": demonstrations, "OUTPUT": work / "run"}
-    text = RECIPE
-    for word, path in paths.items():
-        text = text.replace(word, json.dumps(str(path)))
-    recipe.write_text(text, encoding="utf-8")
+    paths = {"model": work / "initial", "demonstrations": demonstrations, "output": work / "run"}
+    recipe.write_text(RECIPE.substitute({key: json.dumps(str(path)) for key, path in paths.items()}), encoding="utf-8")
     return run_recipe(load_recipe(recipe)).final
 
 
@@ -149,10 +151,13 @@ def answers(folder: Path, prompts: list[str], batch_size: int = 128) -> Iterator
     torch.manual_seed(SAMPLE_SEED)
     for start in range(0, len(prompts), batch_size):
         batch = prompts[start : start + batch_size]
-        chats = [[{"role": "user", "content": prompt}] for prompt in batch]
-        inputs = tokenizer.apply_chat_template(
-            chats, add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True
-        )
+        chats = [
+            tokenizer.apply_chat_template(
+                [{"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=False
+            )
+            for prompt in batch
+        ]
+        inputs = tokenizer(chats, add_special_tokens=False, padding=True, return_tensors="pt")
         ids = model.generate(
             **inputs, do_sample=True, temperature=1.0, top_k=0, top_p=1.0,
             num_return_sequences=2, max_new_tokens=MAX_NEW_TOKENS,
@@ -193,18 +198,19 @@ def agreement(pairs: list[dict[str, str]]) -> str:
     return f"{len(pairs)} pairs, {right / len(decided):.1%} of the {len(decided)} with a gold difference labelled right"
 
 
-def write_model(source: Path, target: Path) -> None:
+def write_model(source: Path, tokenizer: PreTrainedTokenizerFast, target: Path) -> None:
     """The trained model as a plain folder: no card, no training state, nothing that names this machine."""
-    tokenizer = AutoTokenizer.from_pretrained(source)
     model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
     shutil.rmtree(target, ignore_errors=True)
     model.save_pretrained(target)
     tokenizer.save_pretrained(target)
+    for file in target.iterdir():
+        file.chmod(0o644)  # weights are written readable to their owner alone
 
 
-def write_assets(model: Path, corpus: list[dict[str, str]], out: Path) -> None:
+def write_assets(model: Path, tokenizer: PreTrainedTokenizerFast, corpus: list[dict[str, str]], out: Path) -> None:
     """Everything that is shipped, from a trained model folder."""
-    write_model(model, out / "tiny")
+    write_model(model, tokenizer, out / "tiny")
     wanted = TRAIN_PAIRS + TEST_PAIRS
     pairs = label(answers(out / "tiny", held_out_prompts(corpus, wanted + wanted // 10)), wanted)
     splits = {"train": pairs[:TRAIN_PAIRS], "test": pairs[TRAIN_PAIRS:]}
@@ -220,10 +226,11 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     corpus = generate(CORPUS_SEED, DEMONSTRATIONS)
+    tokenizer = build_tokenizer(corpus)
     with tempfile.TemporaryDirectory() as temporary:
         work = options.work or Path(temporary)
         work.mkdir(parents=True, exist_ok=True)
-        write_assets(train(work, corpus), corpus, options.out)
+        write_assets(train(work, corpus, tokenizer), tokenizer, corpus, options.out)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ import inspect
 import json
 import os
 import random
-import socket
 import subprocess
 import sys
 import tempfile
@@ -13,45 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
+from toyland import build_model, build_tokenizer, environment, free_port, nonsense
 
 # Before anything reads them: no test touches the network or what a person has cached.
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="aligndistil-tests-")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-
-PAD, EOS = 0, 1
-SPECIALS = ["<pad>", "<eos>", "<unk>", "<user>", "<bot>"]
-WORDS = [f"w{number:02d}" for number in range(91)]
-CHAT = (
-    "{% for m in messages %}{% if m.role == 'user' %}<user> {{ m.content }} <bot>"
-    "{% else %} {{ m.content }} <eos>{% endif %}{% endfor %}"
-)
-
-
-def build_tokenizer(words: list[str] = WORDS) -> Any:
-    """A word is a token; token 1 ends a response."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    vocabulary = {token: number for number, token in enumerate([*SPECIALS, *words])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    names = {"pad_token": "<pad>", "eos_token": "<eos>", "unk_token": "<unk>", "chat_template": CHAT}
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, additional_special_tokens=SPECIALS[3:], **names)
-
-
-def build_model(*, seed: int = 0, tied: bool = True, vocab: int = 96, **config: Any) -> Any:
-    """A Llama of 2 layers x 32 whose distributions are far from uniform."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(seed)
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    ends = {"eos_token_id": EOS, "pad_token_id": PAD, "bos_token_id": None}
-    settings = {"max_position_embeddings": 128, "initializer_range": 0.3, "tie_word_embeddings": tied}
-    return LlamaForCausalLM(LlamaConfig(vocab_size=vocab, **{**sizes, **ends, **settings, **config})).eval()
-
 
 ModelFolder = Callable[..., str]
 
@@ -71,10 +38,6 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
         return known[key]
 
     return folder
-
-
-def nonsense(generator: random.Random, shortest: int, longest: int) -> str:
-    return " ".join(generator.choice(WORDS) for _ in range(generator.randint(shortest, longest)))
 
 
 @pytest.fixture
@@ -117,19 +80,6 @@ def processes() -> Iterator[Any]:
     started.stop()
 
 
-def environment(rank: int, world: int, port: int) -> dict[str, str]:
-    """What torchrun would set."""
-    numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_PORT": port}
-    return {**os.environ, "MASTER_ADDR": "127.0.0.1", **{name: str(value) for name, value in numbers.items()}}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 CALL = """
 import importlib, json, sys
 folder, module, name, arguments, result = sys.argv[1:]
@@ -139,8 +89,8 @@ open(result, "w").write(json.dumps(answer))
 """
 
 
-@pytest.fixture
-def on_processes(tmp_path: Path) -> Callable[..., list[Any]]:
+@pytest.fixture(scope="session")
+def on_processes(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[Any]]:
     """Calls a top-level function of a test module on several processes; its answers (JSON) in order of rank.
 
     Fails when one of them fails, or when they are not done in time.
@@ -148,7 +98,7 @@ def on_processes(tmp_path: Path) -> Callable[..., list[Any]]:
 
     def call(function: Callable[..., Any], *arguments: Any, world: int = 2, timeout: float = 120) -> list[Any]:
         file, port = Path(inspect.getfile(function)), free_port()
-        results = [tmp_path / f"{function.__name__}-{rank}.json" for rank in range(world)]
+        results = [tmp_path_factory.mktemp(function.__name__) / f"{rank}.json" for rank in range(world)]
         code = CALL.format(tests=str(Path(__file__).parent))
         started = [
             subprocess.Popen(
@@ -170,3 +120,70 @@ def on_processes(tmp_path: Path) -> Callable[..., list[Any]]:
         return [json.loads(path.read_text()) for path in results]
 
     return call
+
+
+RUNS = """
+import json, os, sys, traceback
+os.environ.update(CUDA_VISIBLE_DEVICES="", DS_ACCELERATOR="cpu", TOKENIZERS_PARALLELISM="false")
+import deepspeed
+from aligndistil.errors import UserError
+from aligndistil.pipeline import run_recipe
+from aligndistil.recipe import load_recipe
+
+def run(order):
+    log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1), os.dup2(log, 2)
+    os.chdir(order["folder"])
+    try:
+        run_recipe(load_recipe(order["recipe"], order["overrides"]))
+    except UserError as error:
+        print(error, flush=True)
+        return error.exit_code
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    return 0
+
+for line in sys.stdin:
+    child = os.fork()
+    if child == 0:
+        os._exit(run(json.loads(line)))
+    print(child, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+class Runs:
+    """Runs of recipes, each in a process of its own that may be killed, without importing everything for each."""
+
+    def __init__(self) -> None:
+        self._server = subprocess.Popen(
+            [sys.executable, "-c", RUNS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def start(self, recipe: Path, *overrides: str) -> int:
+        """The id of the process."""
+        assert self._server.stdin is not None
+        files = {"recipe": str(recipe), "folder": str(recipe.parent), "log": str(recipe.with_suffix(".log"))}
+        self._server.stdin.write(json.dumps({**files, "overrides": overrides}) + "\n")
+        self._server.stdin.flush()
+        return self._answer()
+
+    def wait(self) -> int:
+        """The exit code of the process that was started; minus the signal that ended it."""
+        return self._answer()
+
+    def close(self) -> None:
+        self._server.kill()
+        self._server.wait()
+
+    def _answer(self) -> int:
+        assert self._server.stdout is not None
+        return int(self._server.stdout.readline())
+
+
+@pytest.fixture(scope="session")
+def runs() -> Iterator[Runs]:
+    server = Runs()
+    yield server
+    server.close()

@@ -19,7 +19,9 @@ def deepspeed_config(
 
     Raises UserError when `engine.deepspeed` sets a key that the recipe owns.
     """
-    zero: dict[str, Any] = {"stage": engine.zero_stage}
+    # Without ZeRO, DeepSpeed adds up micro-batches' gradients in bfloat16; stage 1 gives the same steps in float32.
+    stage = 1 if engine.zero_stage == 0 and dtype == torch.bfloat16 else engine.zero_stage
+    zero: dict[str, Any] = {"stage": stage}
     if engine.offload != "none":
         zero["offload_optimizer"] = {"device": "cpu"}
     if engine.offload == "parameters":

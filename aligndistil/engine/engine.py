@@ -47,7 +47,7 @@ class Engine:
         total_steps: int,
         vocab: int,
     ) -> None:
-        self.objective, self.processes, self.zero_stage = objective, processes, settings.zero_stage
+        self.objective, self.processes = objective, processes
         self.vocab = vocab
         self.accumulation = train.batch_size // (train.micro_batch_size * processes.world)
         dtype = policy.dtype
@@ -62,6 +62,7 @@ class Engine:
             optimizer=_adamw(policy, train),
             lr_scheduler=lambda optimizer: _schedule(optimizer, train, total_steps),
         )
+        self.zero_stage: int = self._engine.zero_optimization_stage()
         if settings.zero_stage == 3:
             from deepspeed.runtime.zero import register_external_parameter
 

@@ -1,7 +1,8 @@
-"""The process group: one process without a port, or several under torchrun, DeepSpeed's launcher, accelerate or srun."""
+"""The process group: one process without a port, or several under torchrun, DeepSpeed, accelerate or srun."""
 
 from __future__ import annotations
 
+import atexit
 import os
 import socket
 from dataclasses import dataclass
@@ -52,14 +53,22 @@ class Processes:
             dist.barrier()
 
     def stop(self) -> None:
-        """Leave the process group."""
-        if dist.is_initialized():
-            dist.destroy_process_group()
+        """Leave the process group; a process that is alone keeps its own for the next run.
+
+        DeepSpeed remembers groups that it has made, and cannot be started again once they are gone.
+        """
+        if self.world > 1:
+            _leave()
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def launched_world() -> int:
     """Number of processes that a launcher has already started, 1 without a launcher."""
-    return int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or 1)
+    return int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_STEP_NUM_TASKS") or 1)
 
 
 def launched_rank() -> int:
@@ -82,6 +91,7 @@ def start_processes() -> Processes:
     if not dist.is_initialized():
         if world == 1:
             dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
+            atexit.register(_leave)
         else:
             if not os.environ.get("MASTER_ADDR"):
                 raise UserError(

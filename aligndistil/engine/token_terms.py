@@ -20,7 +20,7 @@ from torch import Tensor
 from aligndistil.engine.head import Head, matmul_float32
 from aligndistil.objectives.base import Need, Objective, Role, TokenChunk
 
-_CHUNK_BYTES = 64 * 2**20
+_CHUNK_BYTES = 40 * 2**20
 """Memory of one chunk's float32 logits; a step holds a few such buffers, whatever the number of tokens."""
 
 
@@ -78,7 +78,7 @@ def token_terms(plan: Plan, hidden: Tensor) -> dict[str, Tensor]:
 class _TokenTerms(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan) -> Tensor:  # type: ignore[override]
-        ctx.plan, ctx.shape = plan, weight.shape
+        ctx.plan = plan
         take_gradient = plan.known is not None and any(ctx.needs_input_grad)
         sums = _GradientSums.like(hidden, weight, bias, ctx.needs_input_grad) if take_gradient else None
         stacked: list[Tensor] = []
@@ -93,16 +93,19 @@ class _TokenTerms(torch.autograd.Function):
                     sums.add(rows, grad_raw, hidden[rows], weight)
                 plan.names = list(terms)
                 stacked.append(torch.stack([terms[name].detach() for name in plan.names]))
+        ctx.taken, ctx.dtypes = sums is not None, (hidden.dtype, weight.dtype)
         if sums is None:
             ctx.save_for_backward(hidden, weight, bias)
-        ctx.sums = sums
+        else:
+            # autograd drops what it saved once backward returns, so the sums become the .grad without a copy
+            ctx.save_for_backward(sums.hidden, sums.weight, sums.bias)
         return torch.cat(stacked, dim=1)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         plan: Plan = ctx.plan
-        if ctx.sums is not None:
-            return (*ctx.sums.results(_common_factor(plan, grad)), None)
+        if ctx.taken:
+            return (*_GradientSums(*ctx.saved_tensors, ctx.dtypes).results(_common_factor(plan, grad)), None)
         hidden, weight, bias = ctx.saved_tensors
         sums = _GradientSums.like(hidden, weight, bias, ctx.needs_input_grad)
         with plan.gathered():
@@ -122,12 +125,11 @@ def _frozen_chunk(plan: Plan, rows: slice, first_pass: bool) -> tuple[dict[Role,
         if not whole and not first_pass:
             continue
         logits = frozen.head.finish(frozen.head.project(frozen.hidden[rows]))
-        normaliser = logits.logsumexp(-1, keepdim=True)
         if whole:
-            logps[role] = logits.sub_(normaliser)
-            plan.frozen_logp[role][rows] = _pick(logps[role], plan.ids[rows])
+            logps[role] = logits.sub_(logits.logsumexp(-1, keepdim=True))
+            plan.frozen_logp[role][rows] = _pick(logits, plan.ids[rows])
         else:
-            plan.frozen_logp[role][rows] = _pick(logits, plan.ids[rows]) - normaliser.squeeze(-1)
+            plan.frozen_logp[role][rows] = _logp_and_softmax(logits, plan.ids[rows])[0]
     return {role: values[rows] for role, values in plan.frozen_logp.items()}, logps
 
 
@@ -135,12 +137,11 @@ def _terms_only(
     plan: Plan, hidden: Tensor, rows: slice, logp: dict[Role, Tensor], logps: dict[Role, Tensor]
 ) -> dict[str, Tensor]:
     logits = plan.head.finish(plan.head.project(hidden))
-    normaliser = logits.logsumexp(-1, keepdim=True)
     if plan.policy_need is Need.DISTRIBUTION:
-        logps = {**logps, Role.POLICY: logits.sub_(normaliser)}
+        logps = {**logps, Role.POLICY: logits.sub_(logits.logsumexp(-1, keepdim=True))}
         policy_logp = _pick(logits, plan.ids[rows])
     else:
-        policy_logp = _pick(logits, plan.ids[rows]) - normaliser.squeeze(-1)
+        policy_logp, _ = _logp_and_softmax(logits, plan.ids[rows])
     return plan.objective.token_terms(TokenChunk(plan.ids[rows], {**logp, Role.POLICY: policy_logp}, logps))
 
 
@@ -174,23 +175,23 @@ def _gradient_in_logits(
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Overwrites `logits` (n, V). Through the log-softmax l of z: dz = dl - softmax(z) * sum(dl)."""
     ids = plan.ids[rows]
-    policy_logps = logits.sub_(logits.logsumexp(-1, keepdim=True))
+    if plan.policy_need is Need.DISTRIBUTION:
+        leaf = logits.sub_(logits.logsumexp(-1, keepdim=True)).requires_grad_()
+        logps = {**logps, Role.POLICY: leaf}
+    else:
+        leaf, softmax = _logp_and_softmax(logits, ids)
+        leaf.requires_grad_()
     with torch.enable_grad():
-        if plan.policy_need is Need.DISTRIBUTION:
-            leaf = policy_logps.requires_grad_()
-            logps = {**logps, Role.POLICY: leaf}
-            policy_logp = _pick(leaf, ids)
-        else:
-            leaf = policy_logp = _pick(policy_logps, ids).requires_grad_()
+        policy_logp = _pick(leaf, ids) if plan.policy_need is Need.DISTRIBUTION else leaf
         terms = plan.objective.token_terms(TokenChunk(ids, {**logp, Role.POLICY: policy_logp}, logps))
         learnt = [terms[name] for name in cotangent if terms[name].requires_grad]
         weights = [cotangent[name].to(terms[name].dtype) for name in cotangent if terms[name].requires_grad]
         (grad_leaf,) = torch.autograd.grad(learnt, leaf, weights)
-    policy_logps = policy_logps.detach()
+    terms = {name: value.detach() for name, value in terms.items()}
     if plan.policy_need is Need.DISTRIBUTION:
         total = grad_leaf.sum(-1, keepdim=True)
-        return terms, grad_leaf.addcmul_(policy_logps.exp_(), total, value=-1)
-    grad = policy_logps.exp_().mul_(-grad_leaf.unsqueeze(-1))
+        return terms, grad_leaf.addcmul_(leaf.detach().exp_(), total, value=-1)
+    grad = softmax.mul_(-grad_leaf.unsqueeze(-1))
     grad[torch.arange(len(ids), device=ids.device), ids] += grad_leaf
     return terms, grad
 
@@ -246,6 +247,15 @@ def _common_factor(plan: Plan, grad: Tensor) -> float:
             f"objective {plan.objective.name!r}: term_gradient() is not the derivative of loss() in its terms"
         )
     return float(factor)
+
+
+def _logp_and_softmax(logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """(n,) log-probability of the tokens, and the softmax (n, V) in the memory of `logits`."""
+    largest = logits.amax(-1, keepdim=True)
+    picked = _pick(logits, ids)
+    numerators = logits.sub_(largest).exp_()
+    total = numerators.sum(-1, keepdim=True)
+    return picked - (largest + total.log()).squeeze(-1), numerators.div_(total)
 
 
 def _pick(values: Tensor, ids: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 def export_model(
@@ -29,8 +29,12 @@ def export_model(
     generation.eos_token_id = ids if len(ids) > 1 else ids[0]
     generation.pad_token_id = tokenizer.pad_token_id
     cached, model.config.use_cache = model.config.use_cache, True
+    # transformers refuses to save some settings that models are published with (a temperature without sampling): these
+    # are written as they came, so that a finished training does not fail on them.
+    model.generation_config = GenerationConfig()
     model.save_pretrained(aside, state_dict=state)
-    model.config.use_cache = cached
+    model.config.use_cache, model.generation_config = cached, generation
+    (aside / "generation_config.json").write_text(generation.to_json_string(), encoding="utf-8")
     tokenizer.save_pretrained(aside)
     (aside / "README.md").write_text(card, encoding="utf-8")
     if folder.exists():

@@ -30,8 +30,8 @@ def extrapolated_logps(*, teacher_logps: Tensor, other_logps: Tensor, alpha: Ten
     Contrastive: z_dpo + alpha (z_dpo - z_reverse), Eqs. 15 and 17; vanilla: alpha z_dpo + (1 - alpha) z_ref, Eq. 11
     of https://arxiv.org/abs/2503.02832. Log-probabilities may stand for logits: softmax ignores the constant.
     """
-    step = alpha.unsqueeze(-1) * (teacher_logps - other_logps)
-    return torch.log_softmax(step + (teacher_logps if contrastive else other_logps), dim=-1)
+    step = (teacher_logps - other_logps).mul_(alpha.unsqueeze(-1))
+    return torch.log_softmax(step.add_(teacher_logps if contrastive else other_logps), dim=-1)
 
 
 def aligndistil_loss(*, weighted_kl_BT: Tensor, response_BT: Tensor) -> Tensor:
@@ -102,7 +102,7 @@ class AlignDistil(Objective):
 
     def _measured(self, chunk: TokenChunk, policy: Tensor, teacher: Tensor, other: Tensor) -> dict[str, Tensor]:
         """What is logged and not trained on: the reward of the token, its expectation, and the KL to the teacher."""
-        expected_reward = self.beta0 * (policy.exp() * (teacher - other)).sum(-1)
+        expected_reward = self.beta0 * (teacher - other).mul_(policy.exp()).sum(-1)
         return {
             "reward": self.beta0 * (chunk.logp[Role.TEACHER] - chunk.logp[self._other]),
             "expected_reward": expected_reward,

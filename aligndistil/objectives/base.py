@@ -104,10 +104,10 @@ class Objective(BaseModel):
         raise NotImplementedError
 
     def term_gradient(self, batch: Batch) -> dict[str, Tensor] | None:
-        """The derivative (B, T) of each example's loss in each term, where it is known before the forward pass.
+        """The derivative (B, T) of the summed losses in each term, up to one factor common to the whole batch.
 
-        With it the engine computes the gradient of the head during the forward pass, so that no token is projected
-        twice. None when the loss is not linear in the terms, as in DPO.
+        Given where it is known before the forward pass: then the engine computes the gradient of the head during that
+        pass, and no token is projected twice. None where it is not known, as in DPO with more than one pair.
         """
         return None
 

@@ -37,4 +37,4 @@ class SFT(Objective):
         return Loss(losses, {"logps/token_mean": mean_of(-losses)})
 
     def term_gradient(self, batch: Batch) -> dict[str, Tensor]:
-        return {"logp": -batch.response_BT / batch.length_B[:, None]}
+        return {"logp": -(batch.response_BT / batch.length_B[:, None])}

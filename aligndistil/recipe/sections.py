@@ -176,7 +176,7 @@ class Engine(Section):
     """DeepSpeed."""
 
     zero_stage: int = Field(default=2, ge=0, le=3)
-    """What is split over processes: nothing, optimizer states, also gradients, also parameters."""
+    """What is split over processes: nothing, optimizer states, also gradients, also parameters. 0 is 1 in bfloat16."""
     offload: Literal["none", "optimizer", "parameters"] = "none"
     """What is kept in CPU memory; `parameters` needs zero_stage 3 and moves the optimizer too."""
     chunk_tokens: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"

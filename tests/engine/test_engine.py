@@ -4,41 +4,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
-from toys import batch_of, examples, make_engine, objective, plain_loss, plain_models, plain_training, take_step
+from toys import (
+    CONSTANT,
+    GOALS,
+    batch_of,
+    examples,
+    make_engine,
+    models_of,
+    objective,
+    plain_training,
+    sampler,
+    steps_of,
+    take_step,
+    trained,
+)
 
-from aligndistil.engine.engine import Engine
-from aligndistil.engine.processes import Processes, start_processes
-from aligndistil.objectives.base import Role
-from aligndistil.rollout import SamplingParams, TransformersRollout, sample_seed
+from aligndistil.engine.processes import Processes
+from aligndistil.rollout import SamplingParams
 
-CONSTANT = {"learning_rate": 1e-3, "lr_scheduler": "constant", "warmup_ratio": 0.0}
 ModelFolder = Callable[..., str]
-GOALS = {"dpo": {"beta": 0.5}, "aligndistil": {"r": 5.0}}
-
-
-def steps_of(name: str, count: int = 4, size: int = 4) -> list[Any]:
-    return [examples(size, objective(name).data, seed) for seed in range(count)]
-
-
-def models_of(name: str, folder: ModelFolder, tied: bool = True) -> tuple[str, list[str]]:
-    frozen = [folder(seed=seed, tied=tied) for seed in (1, 2)][: 1 if name == "dpo" else 2]
-    return folder(seed=0, tied=tied), frozen
-
-
-def trained(
-    name: str, models: tuple[str, list[str]], processes: Processes, engine: dict[str, Any], **more: Any
-) -> tuple[list[float], list[float], dict[str, torch.Tensor]]:
-    micro, size = more.pop("micro", 4), more.pop("size", 4)
-    train = {**CONSTANT, "batch_size": size, "micro_batch_size": micro, **more.pop("train", {})}
-    made = make_engine(objective(name, **GOALS[name]), *models, processes, train=train, engine=engine, **more)
-    taken = [take_step(made, some, micro) for some in steps_of(name, size=size)]
-    state = made.state_dict()
-    made.close()
-    return [loss for loss, _, _ in taken], [norm for _, norm, _ in taken], state
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
@@ -60,7 +47,7 @@ def test_every_zero_stage_trains_like_a_plain_loop_with_full_logits(
         torch.testing.assert_close(value, weights[parameter].detach(), atol=2e-5, rtol=0)
 
 
-@pytest.mark.parametrize("stage", [0, 2, 3])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_bfloat16_stays_close_to_float32(stage: int, model_folder: ModelFolder, processes: Processes) -> None:
     models = models_of("dpo", model_folder)
     losses, norms, _ = trained("dpo", models, processes, {"zero_stage": 0})
@@ -71,7 +58,7 @@ def test_bfloat16_stays_close_to_float32(stage: int, model_folder: ModelFolder, 
 
 
 def test_bfloat16_keeps_what_is_too_small_for_it(model_folder: ModelFolder, processes: Processes) -> None:
-    """An update of 1e-5 of a weight is below bfloat16's resolution: only float32 master weights add up twenty of them."""
+    """A step of 2e-5 is below the resolution of most bfloat16 weights: only float32 masters add sixty of them up."""
     policy, frozen = models_of("dpo", model_folder)
     train = {**CONSTANT, "learning_rate": 2e-5, "batch_size": 2, "micro_batch_size": 2}
     for stage in (0, 2):
@@ -102,72 +89,6 @@ def test_models_beside_a_sharded_policy_are_sharded_too(model_folder: ModelFolde
     made.close()
 
 
-@pytest.mark.parametrize("name", GOALS)
-def test_the_gradient_does_not_depend_on_how_a_batch_is_cut(
-    name: str, model_folder: ModelFolder, processes: Processes, on_processes: Callable[..., list[Any]]
-) -> None:
-    """Ragged lengths: a mean of the micro-batches' means would be another number for token-weighted losses."""
-    policy, frozen = models_of(name, model_folder)
-    goal = objective(name, **GOALS[name])
-    models = plain_models(goal, policy, frozen)
-    plain_loss(goal, models, batch_of(steps_of(name, 1, 8)[0], goal.data)).mean().backward()
-    plain = {key: p.grad for key, p in models[Role.POLICY].named_parameters()}
-    whole = gradients(name, policy, frozen, processes, 8)
-    cut = gradients(name, policy, frozen, processes, 2)
-    shared = on_processes(gradients_of_two, name, policy, frozen)
-    assert shared[0] == shared[1]
-    for parameter, expected in plain.items():
-        for found in (whole[parameter], cut[parameter], shared[0][parameter]):
-            torch.testing.assert_close(torch.tensor(found), expected, atol=1e-6, rtol=1e-5)
-
-
-def gradients(name: str, policy: str, frozen: list[str], processes: Processes, micro: int) -> dict[str, Any]:
-    train = {**CONSTANT, "batch_size": 8, "micro_batch_size": micro}
-    goal = objective(name, **GOALS[name])
-    made = make_engine(goal, policy, frozen, processes, train=train, engine={"zero_stage": 0})
-    per_rank = 8 // processes.world
-    mine = steps_of(name, 1, 8)[0][processes.rank * per_rank : (processes.rank + 1) * per_rank]
-    for start in range(0, per_rank, micro):
-        batch = batch_of(mine[start : start + micro], goal.data)
-        made.micro_step(batch, examples=8, last=start + micro >= per_rank)
-    found = {key: p.grad.tolist() for key, p in made.model.named_parameters()}
-    made.close()
-    return found
-
-
-def gradients_of_two(name: str, policy: str, frozen: list[str]) -> dict[str, Any]:
-    return gradients(name, policy, frozen, start_processes(), 2)
-
-
-def test_two_processes_train_like_one_at_every_zero_stage(
-    model_folder: ModelFolder, processes: Processes, on_processes: Callable[..., list[Any]]
-) -> None:
-    models = {name: models_of(name, model_folder) for name in GOALS}
-    answers = on_processes(losses_of_two, models)
-    assert answers[0] == answers[1]
-    for name in GOALS:
-        losses, norms, _ = trained(name, models[name], processes, {"zero_stage": 0}, size=8, micro=2)
-        for stage in ("0", "2", "3"):
-            ours, our_norms = answers[0][name][stage]
-            assert ours == pytest.approx(losses, abs=1e-5)
-            assert our_norms == pytest.approx(norms, rel=1e-4)
-
-
-def losses_of_two(models: dict[str, tuple[str, list[str]]]) -> dict[str, dict[str, Any]]:
-    processes = start_processes()
-    return {
-        name: {
-            str(stage): trained(name, models[name], processes, {"zero_stage": stage}, size=8, micro=2)[:2]
-            for stage in (0, 2, 3)
-        }
-        for name in GOALS
-    }
-
-
-def sampler(engine: Engine, synced: bool = False) -> TransformersRollout:
-    return TransformersRollout(engine.generating, frozenset({1}), 0, 96, batch_size=4, synced=synced)
-
-
 def test_generation_under_zero_3_gives_the_samples_of_stage_0_and_training_goes_on(
     model_folder: ModelFolder, processes: Processes
 ) -> None:
@@ -191,29 +112,6 @@ def test_generation_under_zero_3_gives_the_samples_of_stage_0_and_training_goes_
     assert seen[0][1][0] != seen[0][1][-1]  # the policy has moved
 
 
-def test_processes_that_stop_at_different_lengths_wait_for_each_other(
-    model_folder: ModelFolder, on_processes: Callable[..., list[Any]]
-) -> None:
-    first, second = on_processes(uneven_samples, *models_of("dpo", model_folder), timeout=60)
-    assert len(first["lengths"]) == 3
-    assert max(first["lengths"]) < 10 <= max(second["lengths"])
-    assert first["loss"] == second["loss"]
-
-
-def uneven_samples(policy: str, frozen: list[str]) -> dict[str, Any]:
-    """Rank 0 may write a few tokens and rank 1 many more; ZeRO-3 gathers weights at each of them."""
-    processes = start_processes()
-    extra = {"zero_optimization": {"stage3_param_persistence_threshold": 0}}
-    train = {**CONSTANT, "batch_size": 4, "micro_batch_size": 2}
-    engine = {"zero_stage": 3, "deepspeed": extra}
-    made = make_engine(objective("dpo"), policy, frozen, processes, train=train, engine=engine)
-    prompts = [[5 + i, 6] for i in range(3 * (1 + processes.rank))][-3:]
-    seeds = [sample_seed(processes.rank, i) for i in range(3)]
-    params = SamplingParams(4 if processes.rank == 0 else 40)
-    lengths = [len(sample.token_ids) for sample in sampler(made, synced=True).generate(prompts, params, seeds)]
-    return {"lengths": lengths, "loss": take_step(made, steps_of("dpo", 1)[0], 2)[0]}
-
-
 @pytest.mark.parametrize("scheduler", ["cosine", "linear", "constant"])
 @pytest.mark.parametrize("floor", [0.0, 0.1, 1.0])
 def test_the_learning_rate_follows_its_formula(
@@ -223,9 +121,7 @@ def test_the_learning_rate_follows_its_formula(
     policy, frozen = models_of("dpo", model_folder)
     schedule = {"learning_rate": 1e-3, "lr_scheduler": scheduler, "min_lr_ratio": floor, "warmup_ratio": 0.2}
     train = {**schedule, "batch_size": 1, "micro_batch_size": 1}
-    made = make_engine(
-        objective("dpo"), policy, frozen, processes, train=train, engine={"zero_stage": 0}, steps=10
-    )
+    made = make_engine(objective("dpo"), policy, frozen, processes, train=train, engine={"zero_stage": 0}, steps=10)
     some = examples(1, made.objective.data)
     rates = [take_step(made, some, 1)[2] for _ in range(10)]
     made.close()
@@ -243,9 +139,7 @@ def test_the_learning_rate_follows_its_formula(
 def test_a_schedule_may_be_all_warm_up(scheduler: str, model_folder: ModelFolder, processes: Processes) -> None:
     policy, frozen = models_of("dpo", model_folder)
     train = {"learning_rate": 1.0, "lr_scheduler": scheduler, "warmup_ratio": 1.0, "batch_size": 1}
-    made = make_engine(
-        objective("dpo"), policy, frozen, processes, train=train, engine={"zero_stage": 0}, steps=2
-    )
+    made = make_engine(objective("dpo"), policy, frozen, processes, train=train, engine={"zero_stage": 0}, steps=2)
     some = examples(1, made.objective.data)
     assert [take_step(made, some, 1)[2] for _ in range(2)] == [0.0, 0.5]
     made.close()
@@ -284,9 +178,7 @@ def test_weight_decay_spares_the_gains_of_norms(stage: int, model_folder: ModelF
 
 
 @pytest.mark.parametrize("stage", [0, 3])
-def test_gradient_checkpointing_changes_no_number(
-    stage: int, model_folder: ModelFolder, processes: Processes
-) -> None:
+def test_gradient_checkpointing_changes_no_number(stage: int, model_folder: ModelFolder, processes: Processes) -> None:
     models = models_of("aligndistil", model_folder)
     plain, plain_norms, _ = trained("aligndistil", models, processes, {"zero_stage": stage})
     ours, norms, _ = trained(

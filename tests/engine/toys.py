@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,8 +16,11 @@ from aligndistil.engine.processes import Processes
 from aligndistil.models import load_model
 from aligndistil.objectives import registry
 from aligndistil.objectives.base import Need, Objective, Role, TokenChunk
+from aligndistil.rollout import TransformersRollout
 
 VOCAB = 96
+CONSTANT = {"learning_rate": 1e-3, "lr_scheduler": "constant", "warmup_ratio": 0.0}
+GOALS = {"dpo": {"beta": 0.5}, "aligndistil": {"r": 5.0}}
 
 
 def objective(name: str, **fields: Any) -> Objective:
@@ -126,5 +129,30 @@ def plain_training(
         loss.backward()
         norms.append(float(torch.nn.utils.clip_grad_norm_(parameters, max_norm)))
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
     return losses, norms, dict(models[Role.POLICY].named_parameters())
+
+
+def steps_of(name: str, count: int = 4, size: int = 4) -> list[Any]:
+    return [examples(size, objective(name).data, seed) for seed in range(count)]
+
+
+def models_of(name: str, folder: Callable[..., str], tied: bool = True) -> tuple[str, list[str]]:
+    frozen = [folder(seed=seed, tied=tied) for seed in (1, 2)][: 1 if name == "dpo" else 2]
+    return folder(seed=0, tied=tied), frozen
+
+
+def trained(
+    name: str, models: tuple[str, list[str]], processes: Processes, engine: dict[str, Any], **more: Any
+) -> tuple[list[float], list[float], dict[str, torch.Tensor]]:
+    micro, size = more.pop("micro", 4), more.pop("size", 4)
+    train = {**CONSTANT, "batch_size": size, "micro_batch_size": micro, **more.pop("train", {})}
+    made = make_engine(objective(name, **GOALS[name]), *models, processes, train=train, engine=engine, **more)
+    taken = [take_step(made, some, micro) for some in steps_of(name, size=size)]
+    state = made.state_dict()
+    made.close()
+    return [loss for loss, _, _ in taken], [norm for _, norm, _ in taken], state
+
+
+def sampler(engine: Engine, synced: bool = False) -> TransformersRollout:
+    return TransformersRollout(engine.generating, frozenset({1}), 0, 96, batch_size=4, synced=synced)

@@ -1,0 +1,83 @@
+"""What DeepSpeed is told."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from aligndistil import recipe
+from aligndistil.engine.config import deepspeed_config, frozen_config
+from aligndistil.errors import UserError
+from aligndistil.recipe import OWNED_DEEPSPEED_KEYS
+
+TRAIN = recipe.Train(batch_size=32, micro_batch_size=4, max_grad_norm=0.5)
+
+
+def config_of(dtype: torch.dtype = torch.float32, **engine: Any) -> dict[str, Any]:
+    return deepspeed_config(recipe.Engine.model_validate(engine), TRAIN, accumulation=8, dtype=dtype)
+
+
+def test_the_recipe_decides_batch_clipping_stage_and_precision() -> None:
+    config = config_of(torch.bfloat16, zero_stage=3)
+    assert config["train_micro_batch_size_per_gpu"] == 4
+    assert config["gradient_accumulation_steps"] == 8
+    assert config["gradient_clipping"] == 0.5
+    assert config["zero_optimization"]["stage"] == 3
+    assert config["bf16"] == {"enabled": True}
+    assert config["data_types"] == {"grad_accum_dtype": "fp32"}
+    assert config_of()["bf16"] == {"enabled": False}
+
+
+@pytest.mark.parametrize(("stage", "dtype", "found"), [(0, "float32", 0), (0, "bfloat16", 1), (2, "bfloat16", 2)])
+def test_gradients_are_never_added_up_in_bfloat16(stage: int, dtype: str, found: int) -> None:
+    assert config_of(getattr(torch, dtype), zero_stage=stage)["zero_optimization"]["stage"] == found
+
+
+def test_offloading_names_what_is_kept_in_cpu_memory() -> None:
+    cpu = {"device": "cpu"}
+    assert config_of(zero_stage=2, offload="optimizer")["zero_optimization"] == {"stage": 2, "offload_optimizer": cpu}
+    both = config_of(zero_stage=3, offload="parameters")["zero_optimization"]
+    assert both == {"stage": 3, "offload_optimizer": cpu, "offload_param": cpu}
+    settings = recipe.Engine(zero_stage=3, offload="parameters")
+    assert frozen_config(settings, torch.bfloat16)["zero_optimization"] == {"stage": 3, "offload_param": cpu}
+
+
+def test_more_configuration_is_merged_over_ours_and_not_in_place_of_it(tmp_path: Path) -> None:
+    more = {"zero_optimization": {"reduce_bucket_size": 7}, "wall_clock_breakdown": True}
+    file = tmp_path / "deepspeed.json"
+    file.write_text(json.dumps(more))
+    for given in (more, str(file)):
+        config = config_of(zero_stage=2, deepspeed=given)
+        assert config["zero_optimization"] == {"stage": 2, "reduce_bucket_size": 7}
+        assert config["wall_clock_breakdown"] is True
+        assert config["gradient_clipping"] == 0.5
+
+
+@pytest.mark.parametrize("key", OWNED_DEEPSPEED_KEYS)
+def test_a_file_may_not_set_what_the_recipe_decides(key: str, tmp_path: Path) -> None:
+    section, _, field = key.partition(".")
+    file = tmp_path / "deepspeed.json"
+    file.write_text(json.dumps({section: {field: 1} if field else 1}))
+    owner = OWNED_DEEPSPEED_KEYS[key]
+    with pytest.raises(UserError, match=rf"deepspeed.json sets {key}, which the recipe decides; set {owner} instead"):
+        config_of(deepspeed=str(file))
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (None, r"cannot read .*absent.json \(No such file or directory\); give a JSON file"),
+        ('{"a": 1,}', r"absent.json:1:9: not JSON"),
+        ("[1]", r"holds no JSON object"),
+    ],
+)
+def test_a_file_that_is_no_configuration_is_refused(text: str | None, sentence: str, tmp_path: Path) -> None:
+    file = tmp_path / "absent.json"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(UserError, match=sentence):
+        config_of(deepspeed=str(file))

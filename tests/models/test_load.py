@@ -1,0 +1,160 @@
+"""Models that load, without dropout; and those that do not, in one sentence."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from toyland import build_model, build_tokenizer
+from transformers import GPT2Config, GPT2LMHeadModel, OPTConfig, OPTForCausalLM
+
+from aligndistil.errors import EXIT_SERVICE, MissingError, ServiceError, UserError
+from aligndistil.models import builtin_model, load_model, model_exists, model_hash, pick_dtype
+from aligndistil.recipe import Model
+
+ModelFolder = Callable[..., str]
+
+
+def section(path: str, **fields: Any) -> Model:
+    return Model.model_validate({"path": path, **fields})
+
+
+@pytest.fixture
+def copy(model_folder: ModelFolder, tmp_path: Path) -> Path:
+    """A model folder to spoil."""
+    return Path(shutil.copytree(model_folder(seed=0, tied=False), tmp_path / "model"))
+
+
+def test_a_model_trains_without_dropout(tmp_path: Path) -> None:
+    dropouts = {"resid_pdrop": 0.5, "embd_pdrop": 0.5, "attn_pdrop": 0.5}
+    GPT2LMHeadModel(GPT2Config(vocab_size=96, n_embd=32, n_layer=2, n_head=2, **dropouts)).save_pretrained(tmp_path)
+    model = load_model(str(tmp_path), section(str(tmp_path)), trained=True).train()
+    ids = torch.arange(5, 15).unsqueeze(0)
+    assert torch.equal(model(input_ids=ids).logits, model(input_ids=ids).logits)
+
+
+def test_layers_are_not_dropped_either(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 32, "word_embed_proj_dim": 32, "ffn_dim": 64, "num_hidden_layers": 2}
+    config = OPTConfig(vocab_size=96, num_attention_heads=2, layerdrop=0.9, dropout=0.5, **sizes)
+    OPTForCausalLM(config).save_pretrained(tmp_path)
+    model = load_model(str(tmp_path), section(str(tmp_path)), trained=True)
+    assert (model.config.layerdrop, model.config.dropout) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize(("dtype", "found"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)])
+def test_the_recipe_decides_the_dtype(dtype: str, found: torch.dtype, model_folder: ModelFolder) -> None:
+    path = model_folder(seed=0)
+    assert load_model(path, section(path, dtype=dtype), trained=False).dtype == found
+
+
+def test_auto_is_float32_on_a_cpu_and_bfloat16_on_a_gpu() -> None:
+    assert pick_dtype("auto") == (torch.bfloat16 if torch.cuda.is_available() else torch.float32)
+
+
+def test_only_the_trained_model_checkpoints_its_activations(model_folder: ModelFolder) -> None:
+    path = model_folder(seed=0)
+    asked = section(path, gradient_checkpointing=True)
+    assert load_model(path, asked, trained=True).is_gradient_checkpointing
+    assert not load_model(path, asked, trained=False).is_gradient_checkpointing
+
+
+def test_attention_may_be_chosen(model_folder: ModelFolder) -> None:
+    path = model_folder(seed=0)
+    model = load_model(path, section(path, attn_implementation="eager"), trained=False)
+    assert model.config._attn_implementation == "eager"
+
+
+def test_an_attention_whose_package_is_not_installed_is_missing(model_folder: ModelFolder) -> None:
+    path = model_folder(seed=0)
+    if torch.cuda.is_available():
+        pytest.skip("flash attention may be here")
+    with pytest.raises(MissingError, match=r"needs a package that is not installed: FlashAttention"):
+        load_model(path, section(path, attn_implementation="flash_attention_2"), trained=False)
+
+
+def test_the_embedded_model_is_a_folder_of_the_package() -> None:
+    folder = Path(builtin_model("builtin:tiny"))
+    assert (folder / "config.json").is_file()
+    assert builtin_model("./mine") == "./mine"
+    with pytest.raises(UserError, match=r"model 'builtin:huge' is not embedded in the package; there is builtin:tiny"):
+        model_exists("builtin:huge")
+
+
+def test_a_missing_folder_is_refused_with_its_nearest_neighbour(tmp_path: Path) -> None:
+    (tmp_path / "smollm2").mkdir()
+    with pytest.raises(UserError, match=r"smolm2' does not exist; did you mean .*smollm2'\?"):
+        model_exists(str(tmp_path / "smolm2"))
+    with pytest.raises(UserError, match=r"nothing_like_it' does not exist; give a folder, a Hub id or builtin:tiny"):
+        model_exists("./nothing_like_it")
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"has no config.json; give the folder that save_pretrained wrote"):
+        model_exists(str(tmp_path))
+
+
+def test_the_name_of_a_hub_model_is_not_looked_up_at_the_door() -> None:
+    model_exists("Qwen/Qwen2.5-0.5B")
+
+
+def test_a_hub_model_that_cannot_be_reached_is_a_fault_of_the_service() -> None:
+    with pytest.raises(ServiceError, match=r"no local folder and the Hugging Face Hub cannot be reached") as caught:
+        load_model("nobody/has-this-model", section("nobody/has-this-model"), trained=False)
+    assert caught.value.exit_code == EXIT_SERVICE
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_that_are_missing_are_not_drawn_at_random(copy: Path) -> None:
+    weights = load_file(copy / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"lacks 1 of its weights, model.layers.1.mlp.up_proj.weight for one"):
+        load_model(str(copy), section(str(copy)), trained=False)
+
+
+def test_tied_weights_are_not_missing(model_folder: ModelFolder) -> None:
+    path = model_folder(seed=0, tied=True)
+    assert "lm_head.weight" not in load_file(Path(path) / "model.safetensors")
+    model = load_model(path, section(path), trained=False)
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+
+
+@pytest.mark.parametrize("spoil", ["cut", "gone", "no json", "unknown"])
+def test_a_damaged_folder_is_one_sentence(spoil: str, copy: Path) -> None:
+    if spoil == "cut":
+        with (copy / "model.safetensors").open("r+b") as file:
+            file.truncate(20_000)
+    elif spoil == "gone":
+        (copy / "model.safetensors").unlink()
+    elif spoil == "no json":
+        (copy / "config.json").write_text("{")
+    else:
+        (copy / "config.json").write_text(json.dumps({"model_type": "no-such-architecture"}))
+    with pytest.raises(UserError, match=r"cannot be loaded by transformers \d") as caught:
+        load_model(str(copy), section(str(copy)), trained=False)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_hash_follows_the_content_of_a_folder(copy: Path) -> None:
+    before = model_hash(str(copy))
+    (copy / "notes.md").write_text("not part of the model")
+    assert model_hash(str(copy)) == before
+    weights = {name: value.clone() for name, value in load_file(copy / "model.safetensors").items()}
+    weights["model.norm.weight"][0] += 1
+    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
+    changed = model_hash(str(copy))
+    assert changed != before
+    build_tokenizer(["other", "words"]).save_pretrained(copy)
+    assert model_hash(str(copy)) not in (before, changed)
+    assert model_hash("owner/name") == "owner/name"
+
+
+def test_random_weights_are_the_same_every_time() -> None:
+    a, b = build_model(seed=5), build_model(seed=5)
+    assert torch.equal(a.lm_head.weight, b.lm_head.weight)
