@@ -112,8 +112,8 @@ def _amount(recipe: Recipe, stage: Stage) -> str:
     try:
         data = load_stage_data(_source_stage(recipe, stage), str).train
     except ServiceError:
-        steps = f"{stage.train.max_steps} steps" if stage.train.max_steps else f"{stage.train.epochs:g} epoch(s)"
-        return f"{steps} of {batch}; the data or the tokenizer are on the Hub, which cannot be reached"
+        amount = f"{stage.train.max_steps} steps" if stage.train.max_steps else f"{stage.train.epochs:g} epoch(s)"
+        return f"{amount} of {batch}; the data or the tokenizer are on the Hub, which cannot be reached"
     per_prompt = stage.rollout.samples_per_prompt if stage.rollout else 1
     sampler = Sampler(len(data), batch // per_prompt, stage.train.seed)
     steps = stage.train.max_steps or sampler.steps_for(stage.train.epochs)

@@ -46,7 +46,8 @@ class _KLDivergence(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logps: Tensor, target_logps: Tensor) -> Tensor:
         ctx.save_for_backward(logps, target_logps)
-        return (logps - target_logps).mul_(logps.exp()).sum(-1)
+        divergence: Tensor = (logps - target_logps).mul_(logps.exp()).sum(-1)
+        return divergence
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
@@ -61,4 +62,5 @@ class _KLDivergence(torch.autograd.Function):
 @torch.no_grad()
 def total_variation(logps: Tensor, other_logps: Tensor) -> Tensor:
     """Total variation distance over the last dimension, with the factor 1/2: in [0, 1]. Carries no gradient."""
-    return torch.linalg.vector_norm(logps.exp().sub_(other_logps.exp()), ord=1, dim=-1) / 2
+    distance: Tensor = torch.linalg.vector_norm(logps.exp().sub_(other_logps.exp()), ord=1, dim=-1) / 2
+    return distance

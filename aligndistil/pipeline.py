@@ -1,13 +1,16 @@
-"""The stages of a recipe in order: skip what is done, continue what was interrupted, train what is not; then compare."""
+"""The stages of a recipe in order: skip what is done, continue what was interrupted, train the rest; then compare."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import rich
 import torch
+from filelock import FileLock, Timeout
 
 from aligndistil.artefacts import Done, Environment, RunFolder, StageFolder, setup_logging
 from aligndistil.artefacts.files import write_text
@@ -41,13 +44,15 @@ def run_recipe(recipe: Recipe, *, stage: str | None = None, fresh: bool = False)
     Raises UserError for mistakes of the recipe that only show with the data, the models or the processes at hand.
     """
     check_recipe(recipe, launched_world())
+    wanted = stages_wanted(recipe, stage)
     run = RunFolder(recipe.output_dir)
-    if launched_rank() == 0:
-        devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-        run.open(recipe.name, recipe.source_text, Environment.collect(world_size=launched_world(), devices=devices))
-    processes = start_processes()
-    try:
-        wanted = stages_wanted(recipe, stage)
+    with ExitStack() as stack:
+        if launched_rank() == 0:
+            devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+            run.open(recipe.name, recipe.source_text, Environment.collect(world_size=launched_world(), devices=devices))
+            stack.enter_context(_alone_in(run))
+        processes = start_processes()
+        stack.callback(processes.stop)
         fingerprints: dict[str, str] = {}
         with StopSignal() as stop:
             for name in wanted:
@@ -57,8 +62,22 @@ def run_recipe(recipe: Recipe, *, stage: str | None = None, fresh: bool = False)
         # Not inside: what has been measured is kept, so SIGTERM may simply end a comparison.
         comparison = None if stage else compare_models(recipe, run, processes, fingerprints)
         return Finished(run.path, final, comparison)
+
+
+@contextmanager
+def _alone_in(run: RunFolder) -> Iterator[None]:
+    """Two runs in one folder would write over each other's checkpoints."""
+    lock = FileLock(run.path / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(
+            f"output_dir: another process is working in {run.path}; wait for it, or give --set output_dir=ANOTHER"
+        ) from None
+    try:
+        yield
     finally:
-        processes.stop()
+        lock.release()
 
 
 def _stop_between_stages(processes: Processes, stop: StopSignal, finished: str) -> None:
@@ -113,7 +132,8 @@ def _run_stage(
     processes.barrier()
     done = folder.read_done()
     if done is not None and done.fingerprint == fingerprint and folder.final.is_dir() and not fresh:
-        _say(processes, f"[green]✓[/] [bold]{name}[/]: finished and unchanged, skipped ({done.step} steps, {folder.final})")
+        skipped = f"finished and unchanged, skipped ({done.step} steps, {folder.final})"
+        _say(processes, f"[green]✓[/] [bold]{name}[/]: {skipped}")
         return fingerprint
     # The data may be refused: nothing of an earlier run is moved before it is accepted.
     launch = StageLaunch(stage, folder, lambda path: locate(run, path), processes)

@@ -133,7 +133,8 @@ def train(job: Job, state: LoopState) -> dict[str, float]:
             job.checkpoint(state)
         if stop and not done:
             raise Interrupted(
-                f"stage {job.stage}: stopped after step {state.step}; a checkpoint is saved, run the same command to go on"
+                f"stage {job.stage}: stopped after step {state.step}; a checkpoint is saved, run the same command to "
+                "go on"
             )
     return state.last
 
@@ -212,7 +213,7 @@ class Sums:
         self.totals[name] = (value, 1.0)
 
     def reduce(self, peers: Peers) -> None:
-        """Sum over processes, with one transfer from the device. All processes have the same names in the same order."""
+        """Sum over processes, with one transfer from the device. All have the same names in the same order."""
         device = self._tensors["loss"].total.device
         flat = torch.stack([part.to(device) for metric in self._tensors.values() for part in metric])
         pairs = peers.sum(flat).view(-1, 2).tolist()

@@ -2,10 +2,11 @@
 
     python benchmarks/token_terms.py [--quick] [--device cuda] [--write]
 
-Both sides get the same hidden states and heads, compute the same terms, loss and metrics with the same objective, and
-leave the gradient in the policy's hidden states and head. Plain is the formula as one writes it down: for each role
-log_softmax of the float32 logits of all response tokens, and autograd. Each case runs in a process of its own, the two
-sides alternating; time is the median of the repetitions, memory the highest peak above what the inputs hold.
+Both sides get the same hidden states and heads, compute the same terms, loss and metrics, and leave the gradient in the
+policy's hidden states and head. Plain is the formula as one writes it down: for each role log_softmax of the float32
+logits of all response tokens, and autograd. Each case runs in a process of its own, the two sides alternating; memory
+is the highest peak above what the inputs hold, the gradients included, and time the median of the repetitions: on a CPU
+the processor time of the process, which other work on the machine disturbs least.
 """
 
 from __future__ import annotations
@@ -32,23 +33,28 @@ from torch import Tensor, nn
 from aligndistil.batch import Batch
 from aligndistil.engine.head import Head
 from aligndistil.engine.token_terms import FrozenRole, Plan, chunk_size, token_terms
-from aligndistil.objectives import registry
-from aligndistil.objectives.base import Need, Objective, Role, TokenChunk
+from aligndistil.objectives.aligndistil import AlignDistil
+from aligndistil.objectives.base import Objective, Role
+from aligndistil.objectives.dpo import DPO
 
 README = Path(__file__).parent / "README.md"
 BEGIN, END = "<!-- token_terms:begin -->", "<!-- token_terms:end -->"
-OBJECTIVES = ("aligndistil", "dpo")
+KINDS: dict[str, tuple[Objective, int]] = {
+    "aligndistil": (AlignDistil(), 2),
+    "dpo, one pair": (DPO(), 2),
+    "dpo, four pairs": (DPO(), 8),
+}
+"""Objectives, and the rows among which the tokens are divided: with one pair DPO's gradient is known in advance."""
 SIZES = ((49_152, 576), (151_936, 896))
 TOKENS = (512, 1024, 2048, 4096)
-ROWS = 2
-SECONDS_PER_CASE = 40.0
+SECONDS_PER_CASE = 30.0
 """Repetitions stop when a case has had this long, but each side runs at least once."""
-PLAIN_BUFFERS = {"aligndistil": 16, "dpo": 6}
-"""Upper estimate of the (tokens, V) float32 tensors that plain holds at once; decides what is too large to try."""
+PLAIN_BUFFERS = {AlignDistil: 10, DPO: 5}
+"""The (tokens, V) float32 tensors that plain holds at once, rounded up; decides what is too large to try."""
 
 
 class Case(NamedTuple):
-    objective: str
+    kind: str
     vocab: int
     hidden: int
     tokens: int
@@ -59,11 +65,11 @@ class Case(NamedTuple):
 
     @property
     def plain_fits(self) -> bool:
-        return PLAIN_BUFFERS[self.objective] * self.tokens * self.vocab * 4 < self.memory_gib * 2**30
+        return PLAIN_BUFFERS[type(KINDS[self.kind][0])] * self.tokens * self.vocab * 4 < self.memory_gib * 2**30
 
 
 class Inputs(NamedTuple):
-    """What a step has once the models' bodies have run: hidden states of ROWS responses, and heads."""
+    """What a step has once the models' bodies have run: hidden states of equally long responses, and heads."""
 
     objective: Objective
     batch: Batch
@@ -74,9 +80,9 @@ class Inputs(NamedTuple):
 
 def make_inputs(case: Case) -> Inputs:
     torch.manual_seed(0)
-    objective = registry()[case.objective].example()
+    objective, rows = KINDS[case.kind]
     dtype = torch.bfloat16 if case.device == "cuda" else torch.float32
-    shape = (ROWS, case.tokens // ROWS)
+    shape = (rows, case.tokens // rows)
     response_BT = torch.ones(shape, dtype=torch.bool, device=case.device)
     ids_BT = torch.randint(case.vocab, shape, device=case.device)
     batch = Batch(objective.data, ids_BT, response_BT, response_BT, response_BT[:, 0])
@@ -112,16 +118,43 @@ def plain(given: Inputs) -> float:
     with torch.no_grad():
         logps = {role: logps_of(frozen.hidden, frozen.head) for role, frozen in given.frozen.items()}
     logps[Role.POLICY] = logps_of(given.hidden, given.head)
-    logp = {role: values.gather(-1, ids[:, None]).squeeze(-1) for role, values in logps.items()}
-    whole = {role: values for role, values in logps.items() if given.objective.needs[role] is Need.DISTRIBUTION}
-    return _backward(given, given.objective.token_terms(TokenChunk(ids, logp, whole)))
+    if isinstance(given.objective, DPO):
+        return _backward(given, plain_dpo(logps, ids))
+    assert isinstance(given.objective, AlignDistil)
+    return _backward(given, plain_aligndistil(given.objective, logps, ids))
+
+
+def plain_dpo(logps: dict[Role, Tensor], ids: Tensor) -> dict[str, Tensor]:
+    return {"logp": _pick(logps[Role.POLICY], ids), "ref_logp": _pick(logps[Role.REFERENCE], ids)}
+
+
+def plain_aligndistil(objective: AlignDistil, logps: dict[Role, Tensor], ids: Tensor) -> dict[str, Tensor]:
+    policy, teacher, reverse = (logps[role] for role in (Role.POLICY, Role.TEACHER, Role.REVERSE_TEACHER))
+    tvd = (teacher.exp() - reverse.exp()).abs().sum(-1) / 2
+    alpha = objective.r * tvd + objective.eps
+    beta = objective.beta0 / alpha
+    target = torch.log_softmax(teacher + alpha[:, None] * (teacher - reverse), dim=-1)
+    kl_target = (policy.exp() * (policy - target)).sum(-1)
+    with torch.no_grad():
+        probs = policy.exp()
+        measured = {
+            "reward": objective.beta0 * (_pick(teacher, ids) - _pick(reverse, ids)),
+            "expected_reward": objective.beta0 * (probs * (teacher - reverse)).sum(-1),
+            "kl_teacher": (probs * (policy - teacher)).sum(-1),
+        }
+    terms = {"weighted_kl": beta * kl_target, "kl_target": kl_target.detach()}
+    return terms | {"alpha": alpha, "beta": beta, "tvd": tvd} | measured
+
+
+def _pick(logps: Tensor, ids: Tensor) -> Tensor:
+    return logps.gather(-1, ids[:, None]).squeeze(-1)
 
 
 def _backward(given: Inputs, terms: dict[str, Tensor]) -> float:
     shaped = {name: value.reshape(given.batch.ids_BT.shape) for name, value in terms.items()}
     loss = given.objective.loss(given.batch, shaped).per_example.mean()
     loss.backward()  # type: ignore[no-untyped-call]
-    return float(loss)
+    return float(loss.detach())
 
 
 def run_case(case: Case) -> dict[str, Any]:
@@ -138,11 +171,9 @@ def run_case(case: Case) -> dict[str, Any]:
         for side, compute in sides.items():
             given.hidden.grad = given.head.linear.weight.grad = None
             before = start_of_peak(case.device)
-            clock = time.perf_counter()
+            clock = now(case.device)
             compute(given)
-            if case.device == "cuda":
-                torch.cuda.synchronize()
-            seconds[side].append(time.perf_counter() - clock)
+            seconds[side].append(now(case.device) - clock)
             peaks[side].append((peak(case.device) - before) / 2**30)
             assert given.hidden.grad is not None
             gradients.setdefault(side, given.hidden.grad.clone())
@@ -153,6 +184,13 @@ def run_case(case: Case) -> dict[str, Any]:
         side: {"seconds": statistics.median(seconds[side]), "gib": max(peaks[side]), "runs": len(seconds[side])}
         for side in sides
     }
+
+
+def now(device: str) -> float:
+    if device == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def start_of_peak(device: str) -> int:
@@ -193,19 +231,19 @@ def in_its_own_process(case: Case) -> dict[str, Any]:
     return result
 
 
-HEADERS = ("objective", "V", "tokens", "plain GiB", "ours GiB", "ours/plain", "plain s", "ours s", "ours/plain")
+HEADERS = ("objective", "V", "tokens", "plain GiB", "ours GiB", "memory", "plain s", "ours s", "time", "runs")
 
 
 def row_of(case: Case, result: dict[str, Any]) -> tuple[str, ...]:
     mine, theirs = result["ours"], result.get("plain")
-    head = (case.objective, f"{case.vocab:,}", f"{case.tokens:,}")
+    head = (case.kind, f"{case.vocab:,}", f"{case.tokens:,}")
     if theirs is None:
-        return (*head, "too large", f"{mine['gib']:.2f}", "", "", f"{mine['seconds']:.2f}", "")
+        return (*head, "too large", f"{mine['gib']:.2f}", "", "", f"{mine['seconds']:.2f}", "", str(mine["runs"]))
     memory, seconds = mine["gib"] / theirs["gib"], mine["seconds"] / theirs["seconds"]
     return (
         *head,
         *(f"{theirs['gib']:.2f}", f"{mine['gib']:.2f}", f"1/{1 / memory:.1f}"),
-        *(f"{theirs['seconds']:.2f}", f"{mine['seconds']:.2f}", f"{seconds:.2f}"),
+        *(f"{theirs['seconds']:.2f}", f"{mine['seconds']:.2f}", f"{seconds:.2f}", str(mine["runs"])),
     )
 
 
@@ -225,6 +263,7 @@ def markdown(rows: list[tuple[str, ...]], device: str, memory_gib: float) -> str
     return "\n".join(
         [
             f"{machine(device)}. Hidden size: " + ", ".join(f"{h} at V = {v:,}" for v, h in SIZES) + ".",
+            f"Seconds are medians over the runs, in {'wall' if device == 'cuda' else 'processor'} time.",
             f'"Too large": the plain formula would have needed more than {memory_gib:.0f} GiB.',
             "",
             *lines,
@@ -243,7 +282,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="only V = 49,152 at 512 and 2,048 tokens")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--repetitions", type=int, default=5, help="at most, of each side (default: %(default)s)")
-    parser.add_argument("--memory", type=float, default=11.0, help="GiB that plain may take (default: %(default)s)")
+    parser.add_argument("--memory", type=float, default=9.0, help="GiB that plain may take (default: %(default)s)")
     parser.add_argument("--write", action="store_true", help="write the table into benchmarks/README.md")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
@@ -255,10 +294,10 @@ def main() -> None:
     sizes, lengths = (SIZES[:1], (512, 2048)) if chosen.quick else (SIZES, TOKENS)
     table = Table(*HEADERS, title=machine(chosen.device))
     rows = []
-    for objective in OBJECTIVES:
+    for kind in KINDS:
         for vocab, hidden in sizes:
             for tokens in lengths:
-                case = Case(objective, vocab, hidden, tokens, chosen.device, chosen.repetitions, chosen.memory)
+                case = Case(kind, vocab, hidden, tokens, chosen.device, chosen.repetitions, chosen.memory)
                 rows.append(row_of(case, in_its_own_process(case)))
                 table.add_row(*rows[-1])
                 print("  ".join(rows[-1]), file=sys.stderr, flush=True)

@@ -1,9 +1,11 @@
 """Small worlds: models of 30,000 random weights, a tokenizer of 96 words, pairs of nonsense, and real processes."""
 
+import atexit
 import inspect
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -16,7 +18,8 @@ import yaml
 from toyland import build_model, build_tokenizer, environment, free_port, nonsense
 
 # Before anything reads them: no test touches the network or what a person has cached.
-os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="aligndistil-tests-")
+os.environ["HF_HOME"] = home = tempfile.mkdtemp(prefix="aligndistil-tests-")
+atexit.register(shutil.rmtree, home, ignore_errors=True)
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 

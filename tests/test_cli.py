@@ -293,3 +293,13 @@ def test_several_processes_return_the_code_and_the_sentence_of_the_first_that_fa
     _, err = running.communicate(timeout=240)
     assert running.returncode == 5, err
     assert err.count("lower train.learning_rate") == 1
+
+
+def test_a_second_run_in_the_same_folder_is_refused_while_the_first_works(run, recipe, tmp_path):
+    running = process("train", recipe, "--set", "train.max_steps=2000", "--set", "data.eval=null", cwd=tmp_path)
+    wait_for(tmp_path / "runs/small/dpo/metrics.jsonl", running)
+    code, _, err = run("train", recipe)
+    running.kill()
+    running.communicate()
+    assert code == 2
+    assert "another process is working in runs/small" in " ".join(err.split())

@@ -104,7 +104,7 @@ def test_a_line_a_step_holds_what_the_documentation_names() -> None:
     told = Told()
     last = train(job_of(told), LoopState())
     assert [step for step, _ in told.split("train")] == [1, 2, 3, 4]
-    step, metrics = told.split("train")[1]
+    _, metrics = told.split("train")[1]
     own = {"loss", "lengths", "top", "grad_norm", "learning_rate", "epoch", "num_tokens"}
     assert set(metrics) == own | PERF
     # Step 2 has rows that begin with 2, 5 and 8, and 1, 2 and 1 response tokens.

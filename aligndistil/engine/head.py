@@ -1,4 +1,4 @@
-"""The language-model head: hidden states to float32 logits, with what some architectures do after the matrix product."""
+"""The language-model head: hidden states to float32 logits, with what some architectures do after the product."""
 
 from __future__ import annotations
 

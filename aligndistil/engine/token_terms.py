@@ -21,12 +21,14 @@ from aligndistil.engine.head import Head, matmul_float32
 from aligndistil.objectives.base import Need, Objective, Role, TokenChunk
 
 _CHUNK_BYTES = 40 * 2**20
-"""Memory of one chunk's float32 logits; a step holds a few such buffers, whatever the number of tokens."""
+"""Memory of one chunk's float32 logits; a step holds two (DPO) to seven (AlignDistil) such buffers."""
+_SMALLEST_CHUNK = 128
+"""Tokens below which reading the head's weight, and adding to its gradient, costs more than the products themselves."""
 
 
 def chunk_size(vocab: int) -> int:
     """Tokens per chunk when the recipe leaves it to us."""
-    return max(16, _CHUNK_BYTES // (4 * vocab))
+    return max(_SMALLEST_CHUNK, _CHUNK_BYTES // (4 * vocab))
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +107,9 @@ class _TokenTerms(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         plan: Plan = ctx.plan
         if ctx.taken:
-            return (*_GradientSums(*ctx.saved_tensors, ctx.dtypes).results(_common_factor(plan, grad)), None)
+            hidden_sum, weight_sum, bias_sum = ctx.saved_tensors
+            sums = _GradientSums(hidden_sum, weight_sum, bias_sum, ctx.dtypes)
+            return (*sums.results(_common_factor(plan, grad)), None)
         hidden, weight, bias = ctx.saved_tensors
         sums = _GradientSums.like(hidden, weight, bias, ctx.needs_input_grad)
         with plan.gathered():

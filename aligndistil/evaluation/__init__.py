@@ -1,4 +1,4 @@
-"""What a trained model is worth: reward accuracy on held-out pairs, and the length, reward and divergence of its samples."""
+"""What a trained model is worth: reward accuracy on held-out pairs; length, reward and divergence of its samples."""
 
 from aligndistil.evaluation.model import Evaluator, Measured, ModelToEvaluate
 from aligndistil.evaluation.samples import distinct_n, summarise

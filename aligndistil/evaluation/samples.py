@@ -10,7 +10,7 @@ from aligndistil.rollout import Sample
 
 
 def distinct_n(sequences: Sequence[Sequence[int]], n: int) -> float:
-    """Share of different n-grams among all n-grams of all sequences (Li et al. 2016, arXiv 1510.03055); 0 without any."""
+    """Share of different n-grams among those of all sequences (Li et al. 2016, arXiv 1510.03055); 0 without any."""
     grams = [tuple(tokens[i : i + n]) for tokens in sequences for i in range(len(tokens) - n + 1)]
     return len(set(grams)) / len(grams) if grams else 0.0
 

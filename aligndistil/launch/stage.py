@@ -193,7 +193,7 @@ class StageLaunch:
         return evaluate
 
     def _sampled(self, rollout: TransformersRollout, step: int) -> dict[str, float]:
-        """Lengths and gold reward of one answer to each of the first eval prompts, with the same seeds at every step."""
+        """Lengths and gold reward of one answer to each of the first eval prompts; the same seeds at every step."""
         settings, data = self.stage.evaluation, self.data
         assert data.eval_prompts is not None
         count, world = min(settings.samples, len(data.eval_prompts)), self.share.world

@@ -48,8 +48,8 @@ def model_exists(path: str) -> None:
     if looks_local:
         siblings = [p.name for p in folder.parent.iterdir() if p.is_dir()] if folder.parent.is_dir() else []
         near = difflib.get_close_matches(folder.name, siblings, n=1)
-        hint = f"; did you mean {str(folder.parent / near[0])!r}?" if near else "; give a folder, a Hub id or builtin:tiny"
-        raise UserError(f"model {path!r} does not exist{hint}")
+        hint = f"did you mean {str(folder.parent / near[0])!r}?" if near else "give a folder, a Hub id or builtin:tiny"
+        raise UserError(f"model {path!r} does not exist; {hint}")
 
 
 def pick_dtype(dtype: str) -> torch.dtype:
@@ -107,7 +107,8 @@ def from_hub(path: str, load: Callable[[], _T]) -> _T:
                 f"model {path!r} is no local folder and the Hugging Face Hub cannot be reached; "
                 f"give a folder, or check the network and HF_HUB_OFFLINE ({first})"
             ) from None
-        raise UserError(f"model {path!r} cannot be loaded by transformers {transformers.__version__}: {first}") from None
+        version = transformers.__version__
+        raise UserError(f"model {path!r} cannot be loaded by transformers {version}: {first}") from None
 
 
 def model_hash(path: str) -> str:

@@ -63,7 +63,8 @@ def check_same_tokenizer(path: str, ours: PreTrainedTokenizerBase, theirs: PreTr
         example = (different or missing)[0]
         raise UserError(
             f"model {path!r} has another tokenizer than the policy: {len(different) + len(missing)} tokens differ, "
-            f"{example!r} for one ({a.get(example)} and {b.get(example)}); token-level objectives need models of one family"
+            f"{example!r} for one ({a.get(example)} and {b.get(example)}); token-level objectives need models of one "
+            "family"
         )
 
 

@@ -120,9 +120,9 @@ class AlignDistil(Objective):
             "kl/policy_teacher": mean_of(sum_tokens(terms["kl_teacher"], where)),
             "kl/policy_teacher_token": mean_of(mean_tokens(terms["kl_teacher"], where)),
             "kl/policy_target": mean_of(sum_tokens(terms["kl_target"], where)),
-            "tvd/mean": mean_of(terms["tvd"], where),
-            "alpha/mean": mean_of(terms["alpha"], where),
-            "beta_t/mean": mean_of(terms["beta"], where),
+            "tvd/mean": mean_of(mean_tokens(terms["tvd"], where)),
+            "alpha/mean": mean_of(mean_tokens(terms["alpha"], where)),
+            "beta_t/mean": mean_of(mean_tokens(terms["beta"], where)),
             "loss/small_alpha_share": mean_of(sum_tokens(small_BT, where) / (losses.detach() * batch.length_B + 1e-30)),
         }
         maxima = {"tvd/max": (terms["tvd"] * where).max(), "alpha/max": (terms["alpha"] * where).max()}

@@ -58,9 +58,7 @@ def test_torchrun_and_srun_say_who_a_process_is(
 def test_several_processes_need_the_address_of_the_first(bare: pytest.MonkeyPatch) -> None:
     bare.setattr("torch.distributed.is_initialized", lambda: False)
     bare.setenv("SLURM_STEP_NUM_TASKS", "2")
-    with pytest.raises(
-        UserError, match=r"2 processes were started without MASTER_ADDR .*; set MASTER_ADDR"
-    ):
+    with pytest.raises(UserError, match=r"2 processes were started without MASTER_ADDR .*; set MASTER_ADDR"):
         start_processes()
 
 

@@ -1,0 +1,37 @@
+"""What the documents say of the repository is true."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "benchmarks").glob("*.md")]
+
+
+def test_readme_shows_the_two_commands_first():
+    assert README.index("make quickstart") < README.index("make test") < README.index("pip install .")
+
+
+def test_readme_file_tree_lists_every_module_and_nothing_else():
+    tree = README.split("## What is where")[1].split("\n    recipes/")[0]
+    listed = set(re.findall(r"^      ([\w.]+/?)\s", tree, flags=re.MULTILINE))
+    package = ROOT / "aligndistil"
+    hidden = {"__init__.py", "__main__.py", "__pycache__"}
+    there = {p.name + "/" * p.is_dir() for p in package.iterdir() if p.name not in hidden}
+    assert listed == there
+
+
+def test_readme_recipe_is_the_shipped_one():
+    block = re.search(r"```yaml\n(.*?)```", README, flags=re.DOTALL)
+    assert block is not None
+    assert yaml.safe_load(block.group(1)) == yaml.safe_load((ROOT / "recipes/quickstart.yaml").read_text())
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_and_pictures_lead_somewhere(page):
+    targets = re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text())
+    missing = [target for target in targets if not (page.parent / target).exists()]
+    assert not missing

@@ -1,0 +1,90 @@
+"""Small recipes on random models, and what a run of theirs left behind."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+TIMES = ("perf/", "rollout/tokens_per_second")
+"""Metrics that are measured with a clock."""
+
+
+def off_policy(model: str, data: str, /, **sections: Any) -> dict[str, Any]:
+    """DPO: 10 pairs in batches of 4, so that every epoch ends inside a batch; 10 steps are four epochs."""
+    return merged(
+        {
+            "objective": {"name": "dpo", "beta": 0.5},
+            "model": {"path": model},
+            "models": {"reference": model},
+            "data": {"train": {"path": data}, "eval": {"path": data, "limit": 5}},
+            "train": {"learning_rate": 1e-3, "batch_size": 4, "micro_batch_size": 2, "max_steps": 10},
+            "engine": {"zero_stage": 0},
+            "evaluation": {"every": 4, "samples": 3, "max_new_tokens": 6},
+            "checkpoint": {"every": 2},
+            "logging": {"every": 3},
+            "report": {"samples": 4, "max_new_tokens": 6},
+        },
+        sections,
+    )
+
+
+def on_policy(model: str, teacher: str, other: str, data: str, /, **sections: Any) -> dict[str, Any]:
+    """AlignDistil on two samples of each prompt."""
+    return merged(
+        {
+            **off_policy(model, data),
+            "objective": {"name": "aligndistil", "r": 5},
+            "models": {"teacher": teacher, "reverse_teacher": other},
+            "rollout": {"max_new_tokens": 6, "samples_per_prompt": 2},
+        },
+        sections,
+    )
+
+
+def three_stages(model: str, data: str, /, **sections: Any) -> dict[str, Any]:
+    """A DPO model, a reverse one, and a policy between them."""
+    shared = off_policy(model, data)
+    for name in ("objective", "models"):
+        del shared[name]
+    shared["train"] = {**shared["train"], "max_steps": 3}
+    dpo = {"objective": {"name": "dpo"}, "models": {"reference": model}}
+    stages = {
+        "dpo": dpo,
+        "reverse": {**dpo, "data": {"reverse_preferences": True}},
+        "policy": {
+            "objective": {"name": "aligndistil", "r": 5},
+            "models": {"teacher": "stage:dpo", "reverse_teacher": "stage:reverse"},
+            "rollout": {"max_new_tokens": 6},
+        },
+    }
+    return merged({**shared, "stages": stages}, sections)
+
+
+def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    both = dict(base)
+    for key, value in over.items():
+        nested = isinstance(value, dict) and isinstance(base.get(key), dict)
+        both[key] = merged(base[key], value) if nested else value
+    return both
+
+
+def lines(stage: Path) -> list[dict[str, Any]]:
+    """metrics.jsonl without what a clock measured."""
+    read = map(json.loads, (stage / "metrics.jsonl").read_text().splitlines())
+    return [{key: value for key, value in line.items() if not key.startswith(TIMES)} for line in read]
+
+
+def left_behind(stage: Path) -> dict[str, Any]:
+    """Everything of a finished stage that must not depend on how often it was interrupted."""
+    done = json.loads((stage / "done.json").read_text())
+    metrics = {key: value for key, value in done["metrics"].items() if not key.startswith(TIMES)}
+    weights = {file.name: file.read_bytes() for file in (stage / "final").glob("*.safetensors")}
+    samples = {file.name: file.read_text() for file in sorted((stage / "samples").glob("*.jsonl"))}
+    return {"lines": lines(stage), "metrics": metrics, "step": done["step"], "weights": weights, "samples": samples}
+
+
+def differences(one: dict[str, Any], other: dict[str, Any]) -> Iterator[str]:
+    """Names of what is not the same, so that a failure does not print weights."""
+    yield from (key for key in one if one[key] != other[key])
