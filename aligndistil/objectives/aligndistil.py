@@ -67,7 +67,7 @@ class AlignDistil(Objective):
                 raise ValueError("weight: constant needs `beta`; write for example beta: 0.08")
             defaults = type(self).model_fields
             if unused := [name for name in ("r", "eps") if getattr(self, name) != defaults[name].default]:
-                raise ValueError(f"weight: constant does not use {', '.join(unused)}; remove it")
+                raise ValueError(f"weight: constant does not use {', '.join(sorted(unused))}; remove it")
         elif self.beta is not None:
             raise ValueError("`beta` belongs to weight: constant; the adaptive weight derives it from beta0, r and eps")
         return self

@@ -107,7 +107,6 @@ def test_a_review_repeats_the_title_and_keeps_to_the_number_of_sentences_asked_f
             assert len(re.findall(r"[.!]", row["response"])) == numbers[match[1]]
         titles = re.findall(r"The [A-Z]\w+ [A-Z]\w+", row["response"])
         assert all(title in row["prompt"] for title in titles)
-        assert titles or "made" not in row["response"]
     assert asked > len(CORPUS) / 2
 
 

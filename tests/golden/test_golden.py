@@ -15,9 +15,7 @@ from aligndistil.objectives.base import Loss, Role
 
 EXACT = {"rtol": 1e-9, "atol": 1e-9}
 FILES = sorted(FOLDER.glob("*.json"))
-CASES = [
-    pytest.param(case, id=f"{path.stem}-{case.name}") for path in FILES for case in cases_of(path) or []
-]
+CASES = [pytest.param(case, id=f"{path.stem}-{case.name}") for path in FILES for case in cases_of(path) or []]
 
 
 def on_leaf(case: Case) -> tuple[Tensor, Logits]:
@@ -49,7 +47,7 @@ def test_loss_and_gradient_equal_the_golden_ones(case: Case) -> None:
     loss = plain_loss(case.objective, case.batch, logits)
     assert loss.per_example.isfinite().all()
     if case.loss is not None and case.gradient is not None:
-        torch.testing.assert_close(float(loss.per_example.mean()), case.loss, **EXACT)
+        torch.testing.assert_close(float(loss.per_example.mean().detach()), case.loss, **EXACT)
         torch.testing.assert_close(gradient_of(loss, leaf), case.gradient, **EXACT)
     if case.per_example is not None:
         torch.testing.assert_close(loss.per_example, case.per_example, **EXACT)

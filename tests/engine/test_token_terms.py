@@ -1,0 +1,316 @@
+"""The chunked terms against whole logits: the same loss, the same gradients, and no large tensor on the way."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+from plain import VARIANTS, named, plain_loss, ragged_batch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from aligndistil.batch import Batch, DataKind
+from aligndistil.engine.head import Head
+from aligndistil.engine.token_terms import FrozenRole, Plan, chunk_size, token_terms
+from aligndistil.objectives import registry
+from aligndistil.objectives.aligndistil import AlignDistil
+from aligndistil.objectives.base import Loss, Objective, Role
+from aligndistil.objectives.dpo import DPO
+from aligndistil.objectives.sft import SFT
+
+OBJECTIVES = [*(cls.example() for cls in registry().values()), *VARIANTS]
+VOCAB, HIDDEN = 11, 5
+every_objective = pytest.mark.parametrize("objective", OBJECTIVES, ids=named)
+
+HEADS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "bias": {"bias": True},
+    "scaled": {"scale": 0.25},
+    "capped": {"softcap": 1.5},
+    "padded": {"padding": 3},
+    "all": {"bias": True, "scale": 0.5, "softcap": 2.0, "padding": 5},
+}
+
+
+class World:
+    """One batch, and hidden states (B, T, H) and a head for each role."""
+
+    def __init__(
+        self,
+        objective: Objective,
+        *,
+        bias: bool = False,
+        scale: float = 1.0,
+        softcap: float | None = None,
+        padding: int = 0,
+        vocab: int = VOCAB,
+        hidden: int = HIDDEN,
+        examples: int = 3,
+        dtype: torch.dtype = torch.float64,
+        device: str = "cpu",
+    ) -> None:
+        torch.manual_seed(0)
+        self.objective = objective
+        self.batch = ragged_batch(objective.data, examples, vocab).to(device)
+        self.hidden: dict[Role, Tensor] = {}
+        self.heads: dict[Role, Head] = {}
+        for extra, role in enumerate(objective.needs):
+            # every role has padding of its own
+            linear = nn.Linear(hidden, vocab + padding * (extra + 1), bias=bias, dtype=dtype, device=device)
+            nn.init.normal_(linear.weight, std=1.5)
+            linear.requires_grad_(role is Role.POLICY)
+            self.hidden[role] = torch.randn(*self.batch.ids_BT.shape, hidden, device=device).to(dtype)
+            self.heads[role] = Head(linear, scale, softcap, vocab)
+        self.hidden[Role.POLICY].requires_grad_()
+
+    @property
+    def leaves(self) -> list[Tensor]:
+        return [self.hidden[Role.POLICY], *self.heads[Role.POLICY].linear.parameters()]
+
+    def plain(self) -> Loss:
+        def logits(role: Role) -> Tensor:
+            head = self.heads[role]
+            return head.finish(head.linear(self.hidden[role]).flatten(0, 1)).unflatten(0, self.batch.ids_BT.shape)
+
+        return plain_loss(self.objective, self.batch, {role: logits(role) for role in self.heads})
+
+    def chunked(self, chunk: int, known: Mapping[str, Tensor] | None) -> Loss:
+        where = self.batch.response_BT
+        states = {role: hidden[:, :-1][where[:, 1:]] for role, hidden in self.hidden.items()}
+        frozen = {role: FrozenRole(states[role], head) for role, head in self.heads.items() if role is not Role.POLICY}
+        flat = None if known is None else {name: value[where] for name, value in known.items()}
+        plan = Plan(self.objective, self.heads[Role.POLICY], self.batch.ids_BT[where], frozen, chunk, flat)
+        terms = token_terms(plan, states[Role.POLICY])
+        blank = torch.zeros(where.shape, dtype=next(iter(terms.values())).dtype, device=where.device)
+        return self.objective.loss(self.batch, {name: blank.masked_scatter(where, v) for name, v in terms.items()})
+
+
+def gradients(loss: Loss, leaves: list[Tensor]) -> list[Tensor]:
+    return list(torch.autograd.grad(loss.per_example.mean(), leaves))
+
+
+def assert_equal_to_plain(world: World, chunk: int, known: Mapping[str, Tensor] | None) -> None:
+    plain, chunked = world.plain(), world.chunked(chunk, known)
+    torch.testing.assert_close(chunked.per_example, plain.per_example)
+    assert chunked.metrics.keys() == plain.metrics.keys()
+    for name, metric in chunked.metrics.items():
+        torch.testing.assert_close(metric.total, plain.metrics[name].total, msg=name)
+    for ours, theirs in zip(gradients(chunked, world.leaves), gradients(plain, world.leaves), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 10_000])
+@pytest.mark.parametrize("head", HEADS)
+@every_objective
+def test_loss_and_gradients_equal_those_of_whole_logits(objective: Objective, head: str, chunk: int) -> None:
+    world = World(objective, **HEADS[head])
+    assert_equal_to_plain(world, chunk, objective.term_gradient(world.batch))
+
+
+@pytest.mark.parametrize("head", ["plain", "all"])
+@pytest.mark.parametrize("objective", [SFT(), AlignDistil()], ids=named)
+def test_the_gradient_is_the_same_when_it_is_not_known_beforehand(objective: Objective, head: str) -> None:
+    assert_equal_to_plain(World(objective, **HEADS[head]), 7, None)
+
+
+@pytest.mark.parametrize("objective", [DPO(), DPO(label_smoothing=0.2)], ids=named)
+def test_the_gradient_of_a_single_pair_is_taken_in_the_forward_pass(objective: DPO) -> None:
+    world = World(objective, examples=1)
+    known = objective.term_gradient(world.batch)
+    assert known is not None
+    assert_equal_to_plain(world, 3, known)
+
+
+def test_only_what_needs_a_gradient_gets_one() -> None:
+    for frozen_head, frozen_body in itertools.product([True, False], repeat=2):
+        world = World(AlignDistil(), bias=True)
+        plain = gradients(world.plain(), world.leaves)
+        wanted = [not frozen_body, not frozen_head, not frozen_head]
+        for leaf, want in zip(world.leaves, wanted, strict=True):
+            leaf.requires_grad_(want)
+        loss = world.chunked(4, world.objective.term_gradient(world.batch)).per_example.mean()
+        if not any(wanted):
+            assert not loss.requires_grad
+            continue
+        loss.backward()
+        for leaf, want, expected in zip(world.leaves, wanted, plain, strict=True):
+            assert (leaf.grad is not None) == want
+            if leaf.grad is not None:
+                torch.testing.assert_close(leaf.grad, expected, rtol=1e-6, atol=1e-8)
+
+
+def test_gradients_of_micro_batches_add_up_in_grad() -> None:
+    world = World(AlignDistil())
+    expected = gradients(world.plain(), world.leaves)
+    for _ in range(3):
+        world.chunked(4, world.objective.term_gradient(world.batch)).per_example.mean().backward()
+    for leaf, once in zip(world.leaves, expected, strict=True):
+        torch.testing.assert_close(leaf.grad, 3 * once, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_second_backward_pass_is_refused(known: bool) -> None:
+    world = World(AlignDistil())
+    loss = world.chunked(4, world.objective.term_gradient(world.batch) if known else None).per_example.mean()
+    loss.backward()
+    with pytest.raises(RuntimeError, match="second time"):
+        loss.backward()
+
+
+class MeanOfAllTokens(SFT):
+    """Says that every token weighs the same, where each row is averaged by its own length."""
+
+    def term_gradient(self, batch: Batch) -> dict[str, Tensor]:
+        return {"logp": -batch.response_BT.double()}
+
+
+class WrongTerm(DPO):
+    """Forgets that the reference's term has a derivative."""
+
+    def term_gradient(self, batch: Batch) -> dict[str, Tensor]:
+        known = super().term_gradient(batch)
+        assert known is not None
+        return {"logp": known["logp"]}
+
+
+class Doubled(SFT):
+    """Right up to a factor, which is what is promised."""
+
+    def term_gradient(self, batch: Batch) -> dict[str, Tensor]:
+        return {name: 2 * value for name, value in super().term_gradient(batch).items()}
+
+
+@pytest.mark.parametrize(("objective", "examples"), [(MeanOfAllTokens(), 3), (WrongTerm(), 1)])
+def test_a_wrong_term_gradient_is_noticed(objective: Objective, examples: int) -> None:
+    world = World(objective, examples=examples)
+    loss = world.chunked(4, objective.term_gradient(world.batch))
+    with pytest.raises(ValueError, match=r"term_gradient\(\) is not the derivative of loss\(\)"):
+        gradients(loss, world.leaves)
+
+
+def test_a_factor_on_the_term_gradient_does_not_matter() -> None:
+    world = World(Doubled())
+    assert_equal_to_plain(world, 4, Doubled().term_gradient(world.batch))
+
+
+def test_a_loss_of_zero_weight_gives_a_gradient_of_zero() -> None:
+    world = World(AlignDistil())
+    loss = world.chunked(4, world.objective.term_gradient(world.batch))
+    for gradient in torch.autograd.grad(loss.per_example.sum() * 0, world.leaves):
+        assert torch.all(gradient == 0)
+
+
+@every_objective
+def test_bfloat16_states_and_weights_give_the_loss_of_the_same_numbers_in_float32(objective: Objective) -> None:
+    narrow, wide = World(objective, hidden=64, dtype=torch.bfloat16), World(objective, hidden=64, dtype=torch.float32)
+    with torch.no_grad():
+        for role in narrow.heads:
+            wide.hidden[role].copy_(narrow.hidden[role])
+            wide.heads[role].linear.weight.copy_(narrow.heads[role].linear.weight)
+    known = objective.term_gradient(narrow.batch)
+    of_narrow, of_wide = narrow.chunked(7, known), wide.chunked(7, known)
+    assert of_narrow.per_example.dtype == torch.float32
+    # logits are never rounded to bfloat16, so the losses are equal; the gradients end in bfloat16
+    torch.testing.assert_close(of_narrow.per_example, of_wide.per_example, rtol=1e-5, atol=1e-5)
+    pairs = zip(gradients(of_narrow, narrow.leaves), gradients(of_wide, wide.leaves), strict=True)
+    for ours, theirs in pairs:
+        assert ours.dtype == torch.bfloat16
+        assert (ours.float() - theirs).norm() < 0.01 * theirs.norm()
+
+
+class Largest(TorchDispatchMode):
+    """Records the largest tensor that any operation returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numel = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for value in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(value, Tensor):
+                self.numel = max(self.numel, value.numel())
+        return result
+
+
+@pytest.mark.parametrize("head", ["plain", "scaled"])
+@every_objective
+def test_nothing_larger_than_a_chunk_of_logits_or_the_weight_is_made(objective: Objective, head: str) -> None:
+    chunk, vocab, hidden = 5, 101, 3
+    world = World(objective, vocab=vocab, hidden=hidden, examples=8, **HEADS[head])
+    tokens = int(world.batch.response_BT.sum())
+    assert tokens > 4 * chunk
+    with Largest() as largest:
+        world.chunked(chunk, objective.term_gradient(world.batch)).per_example.mean().backward()
+    assert largest.numel == chunk * vocab
+    with Largest() as largest:
+        world.plain().per_example.mean().backward()
+    assert largest.numel >= tokens * vocab, "the plain formula makes what the chunked one must not"
+
+
+@pytest.mark.parametrize(("name", "products"), [("sft", 3), ("aligndistil", 5)])
+def test_nothing_is_projected_twice_where_the_gradient_is_known(
+    name: str, products: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One product for each role's logits, and two for the gradients: of the hidden states and of the weight."""
+    world = World(registry()[name].example())
+    counted = {"mm": 0}
+
+    class Products(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            counted["mm"] += "mm" in func.__name__
+            return func(*args, **(kwargs or {}))
+
+    with Products():
+        world.chunked(10_000, world.objective.term_gradient(world.batch)).per_example.mean().backward()
+    assert counted["mm"] == products
+
+
+def test_a_chunk_is_not_so_small_that_the_weight_is_read_for_a_few_tokens() -> None:
+    assert chunk_size(49_152) == 40 * 2**20 // (4 * 49_152) == 213
+    assert chunk_size(151_936) == 128
+    assert chunk_size(96) > 100_000
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=named)
+@pytest.mark.parametrize("head", ["plain", "all"])
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_on_a_gpu_in_bfloat16_the_loss_is_that_of_a_cpu(objective: Objective, head: str) -> None:
+    there = World(objective, hidden=64, dtype=torch.bfloat16, device="cuda", **HEADS[head])
+    here = World(objective, hidden=64, dtype=torch.float32, **HEADS[head])
+    with torch.no_grad():
+        for role in there.heads:
+            here.hidden[role].copy_(there.hidden[role])
+            for ours, theirs in zip(
+                here.heads[role].linear.parameters(), there.heads[role].linear.parameters(), strict=True
+            ):
+                ours.copy_(theirs)
+    on_gpu = there.chunked(7, objective.term_gradient(there.batch))
+    on_cpu = here.chunked(7, objective.term_gradient(here.batch))
+    torch.testing.assert_close(on_gpu.per_example.cpu(), on_cpu.per_example, rtol=1e-3, atol=1e-3)
+    pairs = zip(gradients(on_gpu, there.leaves), gradients(on_cpu, here.leaves), strict=True)
+    for ours, theirs in pairs:
+        assert (ours.cpu().float() - theirs).norm() < 0.02 * theirs.norm()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_on_a_gpu_memory_does_not_grow_with_the_number_of_tokens() -> None:
+    vocab, hidden, chunk = 32_768, 64, 128
+    peaks = []
+    for examples in (32, 512):
+        world = World(AlignDistil(), vocab=vocab, hidden=hidden, examples=examples, dtype=torch.bfloat16, device="cuda")
+        known = world.objective.term_gradient(world.batch)
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        world.chunked(chunk, known).per_example.mean().backward()
+        peaks.append(torch.cuda.max_memory_allocated() - before)
+    assert peaks[1] < peaks[0] + chunk * vocab * 4
+
+
+def test_pairs_and_responses_are_both_among_the_objectives() -> None:
+    assert {DataKind.PAIRS, DataKind.RESPONSES} <= {objective.data for objective in OBJECTIVES}
