@@ -1,4 +1,4 @@
-"""The commands. They parse, call and print; everything heavy is imported inside them, so that `--help` answers at once."""
+"""The commands parse, call and print; everything heavy is imported inside them, so that `--help` answers at once."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ app.add_typer(recipes_app, name="recipes")
 RecipePath = Annotated[Path, typer.Argument(help="A recipe (YAML), or the name of a shipped one.", metavar="RECIPE")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", help="Override a field, e.g. --set train.seed=1. Repeatable; the last one wins.", metavar="K=V"),
+    typer.Option(
+        "--set", help="Override a field, e.g. --set train.seed=1. Repeatable; the last one wins.", metavar="K=V"
+    ),
 ]
 
 
@@ -106,7 +108,9 @@ def generate(
 
     answers = inspection.answers(model, prompt, samples, seed, max_new_tokens, temperature, top_p)
     for asked, answer, finished in answers:
-        rich.print(f"[bold cyan]{rich.markup.escape(asked)}[/]\n{rich.markup.escape(answer)}{'' if finished else ' […]'}\n")
+        rich.print(
+            f"[bold cyan]{rich.markup.escape(asked)}[/]\n{rich.markup.escape(answer)}{'' if finished else ' […]'}\n"
+        )
 
 
 @app.command()

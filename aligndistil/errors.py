@@ -1,6 +1,7 @@
 """What can go wrong through no fault of the program, and the exit code that says so.
 
-A `UserError` is shown as one sentence, without a traceback. Anything else that is raised is a bug and keeps its traceback.
+A `UserError` is shown as one sentence, without a traceback. Anything else that is raised is a bug and keeps its
+traceback.
 """
 
 EXIT_OK = 0

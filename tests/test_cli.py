@@ -129,7 +129,8 @@ def test_train_then_train_again_skips(run, recipe, tmp_path):
 
 def test_train_one_stage_and_only_what_it_needs(run, recipe, tmp_path):
     recipe.write_text(
-        RECIPE + "  reverse: {objective: {name: dpo}, models: {reference: builtin:tiny}, data: {reverse_preferences: true}}"
+        RECIPE
+        + "  reverse: {objective: {name: dpo}, models: {reference: builtin:tiny}, data: {reverse_preferences: true}}"
     )
     code, _, err = run("train", recipe, "--stage", "reverse")
     assert code == 0, err
@@ -253,7 +254,9 @@ def test_a_bug_is_exit_code_1_and_keeps_its_traceback(recipe, tmp_path):
     plugin = tmp_path / "plugin"
     (plugin / "broken-1.0.dist-info").mkdir(parents=True)
     (plugin / "broken-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1.0\n")
-    (plugin / "broken-1.0.dist-info" / "entry_points.txt").write_text("[aligndistil.objectives]\nbroken = broken:Broken\n")
+    (plugin / "broken-1.0.dist-info" / "entry_points.txt").write_text(
+        "[aligndistil.objectives]\nbroken = broken:Broken\n"
+    )
     (plugin / "broken.py").write_text(
         textwrap.dedent("""
             from typing import Literal

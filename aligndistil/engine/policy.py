@@ -85,6 +85,4 @@ class Policy(nn.Module):
         )
         values = self.projection(hidden, plan)
         blank = torch.zeros(where.shape, device=where.device, dtype=values[0].dtype)
-        return {
-            name: blank.masked_scatter(where, value) for name, value in zip(plan.names, values, strict=True)
-        }
+        return {name: blank.masked_scatter(where, value) for name, value in zip(plan.names, values, strict=True)}

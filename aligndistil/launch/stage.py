@@ -42,9 +42,7 @@ class Outcome:
 class StageLaunch:
     """Everything one stage needs, brought together once; `run` trains it."""
 
-    def __init__(
-        self, stage: Stage, folder: StageFolder, locate: Callable[[str], str], processes: Processes
-    ) -> None:
+    def __init__(self, stage: Stage, folder: StageFolder, locate: Callable[[str], str], processes: Processes) -> None:
         self.stage, self.folder, self.locate, self.processes = stage, folder, locate, processes
         self.data: StageData = load_stage_data(stage, locate, rank=processes.rank)
         train = stage.train

@@ -107,8 +107,8 @@ class Data(Section):
     eval: Sources | None = None
     """One source or a list of them, held out from training."""
     reverse_preferences: bool = False
-    """Swap chosen and rejected, as a reverse teacher needs: in the training data, and in the eval data while training. The
-    final comparison has them the right way round."""
+    """Swap chosen and rejected, as a reverse teacher needs: in the training data, and in the eval data while training.
+    The final comparison has them the right way round."""
     max_prompt_length: int = Field(default=1024, ge=1)
     """Tokens; a longer prompt keeps its end."""
     max_response_length: int = Field(default=1024, ge=1)

@@ -38,9 +38,7 @@ class TransformersRollout:
         self._vocab = vocab
         self._on_batch, self._synced = on_batch, synced
 
-    def generate(
-        self, prompts: Sequence[Sequence[int]], params: SamplingParams, seeds: Sequence[int]
-    ) -> list[Sample]:
+    def generate(self, prompts: Sequence[Sequence[int]], params: SamplingParams, seeds: Sequence[int]) -> list[Sample]:
         """One sample per prompt, in order; equal seeds give equal samples of equal weights."""
         samples: list[Sample] = []
         with self._policy() as model, _own_generation_config(model):

@@ -8,84 +8,21 @@ from typing import Any
 
 import pytest
 import torch
-from plain import VARIANTS, named, plain_loss, ragged_batch
-from torch import Tensor, nn
+from plain import VARIANTS, named
+from projections import HEADS, World
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from aligndistil.batch import Batch, DataKind
-from aligndistil.engine.head import Head
-from aligndistil.engine.token_terms import FrozenRole, Plan, chunk_size, token_terms
+from aligndistil.engine.token_terms import chunk_size
 from aligndistil.objectives import registry
 from aligndistil.objectives.aligndistil import AlignDistil
-from aligndistil.objectives.base import Loss, Objective, Role
+from aligndistil.objectives.base import Loss, Objective
 from aligndistil.objectives.dpo import DPO
 from aligndistil.objectives.sft import SFT
 
 OBJECTIVES = [*(cls.example() for cls in registry().values()), *VARIANTS]
-VOCAB, HIDDEN = 11, 5
 every_objective = pytest.mark.parametrize("objective", OBJECTIVES, ids=named)
-
-HEADS: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "bias": {"bias": True},
-    "scaled": {"scale": 0.25},
-    "capped": {"softcap": 1.5},
-    "padded": {"padding": 3},
-    "all": {"bias": True, "scale": 0.5, "softcap": 2.0, "padding": 5},
-}
-
-
-class World:
-    """One batch, and hidden states (B, T, H) and a head for each role."""
-
-    def __init__(
-        self,
-        objective: Objective,
-        *,
-        bias: bool = False,
-        scale: float = 1.0,
-        softcap: float | None = None,
-        padding: int = 0,
-        vocab: int = VOCAB,
-        hidden: int = HIDDEN,
-        examples: int = 3,
-        dtype: torch.dtype = torch.float64,
-        device: str = "cpu",
-    ) -> None:
-        torch.manual_seed(0)
-        self.objective = objective
-        self.batch = ragged_batch(objective.data, examples, vocab).to(device)
-        self.hidden: dict[Role, Tensor] = {}
-        self.heads: dict[Role, Head] = {}
-        for extra, role in enumerate(objective.needs):
-            # every role has padding of its own
-            linear = nn.Linear(hidden, vocab + padding * (extra + 1), bias=bias, dtype=dtype, device=device)
-            nn.init.normal_(linear.weight, std=1.5)
-            linear.requires_grad_(role is Role.POLICY)
-            self.hidden[role] = torch.randn(*self.batch.ids_BT.shape, hidden, device=device).to(dtype)
-            self.heads[role] = Head(linear, scale, softcap, vocab)
-        self.hidden[Role.POLICY].requires_grad_()
-
-    @property
-    def leaves(self) -> list[Tensor]:
-        return [self.hidden[Role.POLICY], *self.heads[Role.POLICY].linear.parameters()]
-
-    def plain(self) -> Loss:
-        def logits(role: Role) -> Tensor:
-            head = self.heads[role]
-            return head.finish(head.linear(self.hidden[role]).flatten(0, 1)).unflatten(0, self.batch.ids_BT.shape)
-
-        return plain_loss(self.objective, self.batch, {role: logits(role) for role in self.heads})
-
-    def chunked(self, chunk: int, known: Mapping[str, Tensor] | None) -> Loss:
-        where = self.batch.response_BT
-        states = {role: hidden[:, :-1][where[:, 1:]] for role, hidden in self.hidden.items()}
-        frozen = {role: FrozenRole(states[role], head) for role, head in self.heads.items() if role is not Role.POLICY}
-        flat = None if known is None else {name: value[where] for name, value in known.items()}
-        plan = Plan(self.objective, self.heads[Role.POLICY], self.batch.ids_BT[where], frozen, chunk, flat)
-        terms = token_terms(plan, states[Role.POLICY])
-        blank = torch.zeros(where.shape, dtype=next(iter(terms.values())).dtype, device=where.device)
-        return self.objective.loss(self.batch, {name: blank.masked_scatter(where, v) for name, v in terms.items()})
 
 
 def gradients(loss: Loss, leaves: list[Tensor]) -> list[Tensor]:
@@ -251,12 +188,15 @@ def test_nothing_larger_than_a_chunk_of_logits_or_the_weight_is_made(objective: 
     assert largest.numel >= tokens * vocab, "the plain formula makes what the chunked one must not"
 
 
-@pytest.mark.parametrize(("name", "products"), [("sft", 3), ("aligndistil", 5)])
-def test_nothing_is_projected_twice_where_the_gradient_is_known(
-    name: str, products: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One product for each role's logits, and two for the gradients: of the hidden states and of the weight."""
-    world = World(registry()[name].example())
+@pytest.mark.parametrize(
+    ("name", "examples", "products"), [("sft", 3, 3), ("aligndistil", 3, 5), ("dpo", 1, 4), ("dpo", 3, 5)]
+)
+def test_no_product_is_made_twice_that_can_be_made_once(name: str, examples: int, products: int) -> None:
+    """One for each role's logits, and two for the gradients, of the hidden states and of the weight.
+
+    Only the policy's logits for several pairs are needed again, once it is known how much each pair weighs.
+    """
+    world = World(registry()[name].example(), examples=examples)
     counted = {"mm": 0}
 
     class Products(TorchDispatchMode):

@@ -1,0 +1,78 @@
+"""Hidden states and heads of every role, without models: what the chunked terms are made from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from plain import plain_loss, ragged_batch
+from torch import Tensor, nn
+
+from aligndistil.engine.head import Head
+from aligndistil.engine.token_terms import FrozenRole, Plan, token_terms
+from aligndistil.objectives.base import Loss, Objective, Role
+
+VOCAB, HIDDEN = 11, 5
+
+HEADS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "bias": {"bias": True},
+    "scaled": {"scale": 0.25},
+    "capped": {"softcap": 1.5},
+    "padded": {"padding": 3},
+    "all": {"bias": True, "scale": 0.5, "softcap": 2.0, "padding": 5},
+}
+
+
+class World:
+    """One batch, and hidden states (B, T, H) and a head for each role."""
+
+    def __init__(
+        self,
+        objective: Objective,
+        *,
+        bias: bool = False,
+        scale: float = 1.0,
+        softcap: float | None = None,
+        padding: int = 0,
+        vocab: int = VOCAB,
+        hidden: int = HIDDEN,
+        examples: int = 3,
+        dtype: torch.dtype = torch.float64,
+        device: str = "cpu",
+    ) -> None:
+        torch.manual_seed(0)
+        self.objective = objective
+        self.batch = ragged_batch(objective.data, examples, vocab).to(device)
+        self.hidden: dict[Role, Tensor] = {}
+        self.heads: dict[Role, Head] = {}
+        for extra, role in enumerate(objective.needs):
+            # every role has padding of its own
+            linear = nn.Linear(hidden, vocab + padding * (extra + 1), bias=bias, dtype=dtype, device=device)
+            nn.init.normal_(linear.weight, std=1.5)
+            linear.requires_grad_(role is Role.POLICY)
+            self.hidden[role] = torch.randn(*self.batch.ids_BT.shape, hidden, device=device).to(dtype)
+            self.heads[role] = Head(linear, scale, softcap, vocab)
+        self.hidden[Role.POLICY].requires_grad_()
+
+    @property
+    def leaves(self) -> list[Tensor]:
+        return [self.hidden[Role.POLICY], *self.heads[Role.POLICY].linear.parameters()]
+
+    def plain(self) -> Loss:
+        def logits(role: Role) -> Tensor:
+            head = self.heads[role]
+            return head.finish(head.linear(self.hidden[role]).flatten(0, 1)).unflatten(0, self.batch.ids_BT.shape)
+
+        return plain_loss(self.objective, self.batch, {role: logits(role) for role in self.heads})
+
+    def chunked(self, chunk: int, known: Mapping[str, Tensor] | None) -> Loss:
+        where = self.batch.response_BT
+        states = {role: hidden[:, :-1][where[:, 1:]] for role, hidden in self.hidden.items()}
+        frozen = {role: FrozenRole(states[role], head) for role, head in self.heads.items() if role is not Role.POLICY}
+        flat = None if known is None else {name: value[where] for name, value in known.items()}
+        plan = Plan(self.objective, self.heads[Role.POLICY], self.batch.ids_BT[where], frozen, chunk, flat)
+        terms = token_terms(plan, states[Role.POLICY])
+        blank = torch.zeros(where.shape, dtype=next(iter(terms.values())).dtype, device=where.device)
+        return self.objective.loss(self.batch, {name: blank.masked_scatter(where, v) for name, v in terms.items()})
