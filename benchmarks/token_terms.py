@@ -12,8 +12,6 @@ the processor time of the process, which other work on the machine disturbs leas
 from __future__ import annotations
 
 import argparse
-import ctypes
-import gc
 import json
 import os
 import platform
@@ -26,6 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from meter import check_the_meter, now, peak, start_of_peak
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -97,7 +96,9 @@ def make_inputs(case: Case) -> Inputs:
         nn.init.normal_(linear.weight, std=case.hidden**-0.5)
         return Head(linear, 1.0, None, case.vocab)
 
-    frozen = {role: FrozenRole(states(), head()) for role in list(Role)[1:] if role in objective.needs}
+    frozen: dict[Role, FrozenRole] = {
+        role: FrozenRole(states(), head()) for role in objective.needs if role is not Role.POLICY
+    }
     for given in frozen.values():
         given.head.linear.requires_grad_(False)
     return Inputs(objective, batch, states().requires_grad_(), head(), frozen)
@@ -190,44 +191,6 @@ def run_case(case: Case) -> dict[str, Any]:
     }
 
 
-def now(device: str) -> float:
-    if device == "cpu":
-        return time.process_time()
-    torch.cuda.synchronize()
-    return time.perf_counter()
-
-
-def start_of_peak(device: str) -> int:
-    """Bytes in use now; `peak` counts from here."""
-    gc.collect()
-    if device == "cuda":
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        return torch.cuda.memory_allocated()
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
-    return _status("VmRSS")
-
-
-def peak(device: str) -> int:
-    """Highest bytes in use since `start_of_peak`: the allocator's on CUDA, the resident set's on a CPU (Linux)."""
-    return torch.cuda.max_memory_allocated() if device == "cuda" else _status("VmHWM")
-
-
-def _status(key: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
-
-
-def check_the_meter(device: str) -> None:
-    """A tensor of 256 MiB, made and freed, must read as 256 MiB, after a larger one as well."""
-    for mib in (512, 256):
-        before = start_of_peak(device)
-        torch.ones(mib * 2**18, device=device)
-        measured = (peak(device) - before) / 2**20
-        assert abs(measured - mib) < 0.05 * mib, f"{mib} MiB read as {measured:.0f} MiB"
-
-
 def in_its_own_process(case: Case) -> dict[str, Any]:
     command = [sys.executable, __file__, "--case", json.dumps(case)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
@@ -240,15 +203,13 @@ HEADERS = ("objective", "V", "tokens", "plain GiB", "ours GiB", "memory", "plain
 
 def row_of(case: Case, result: dict[str, Any]) -> tuple[str, ...]:
     mine, theirs = result["ours"], result.get("plain")
-    head = (case.kind, f"{case.vocab:,}", f"{case.tokens:,}")
+    cells = [case.kind, f"{case.vocab:,}", f"{case.tokens:,}"]
     if theirs is None:
-        return (*head, "too large", f"{mine['gib']:.2f}", "", "", f"{mine['seconds']:.2f}", "", str(mine["runs"]))
-    memory, seconds = mine["gib"] / theirs["gib"], mine["seconds"] / theirs["seconds"]
-    return (
-        *head,
-        *(f"{theirs['gib']:.2f}", f"{mine['gib']:.2f}", f"1/{1 / memory:.1f}"),
-        *(f"{theirs['seconds']:.2f}", f"{mine['seconds']:.2f}", f"{seconds:.2f}", str(mine["runs"])),
-    )
+        cells += ["too large", f"{mine['gib']:.2f}", "", "", f"{mine['seconds']:.2f}", ""]
+    else:
+        cells += [f"{theirs['gib']:.2f}", f"{mine['gib']:.2f}", f"1/{theirs['gib'] / mine['gib']:.1f}"]
+        cells += [f"{theirs['seconds']:.2f}", f"{mine['seconds']:.2f}", f"{mine['seconds'] / theirs['seconds']:.2f}"]
+    return (*cells, str(mine["runs"]))
 
 
 def machine(device: str) -> str:
@@ -262,17 +223,16 @@ def machine(device: str) -> str:
 
 
 def markdown(rows: list[tuple[str, ...]], device: str, memory_gib: float) -> str:
-    lines = ["| " + " | ".join(HEADERS) + " |", "|---|" + "---:|" * (len(HEADERS) - 1)]
-    lines += ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join(
-        [
-            f"{machine(device)}. Hidden size: " + ", ".join(f"{h} at V = {v:,}" for v, h in SIZES) + ".",
-            f"Seconds are medians over the runs, in {'wall' if device == 'cuda' else 'processor'} time.",
-            f'"Too large": the plain formula would have needed more than {memory_gib:.0f} GiB.',
-            "",
-            *lines,
-        ]
-    )
+    sizes = ", ".join(f"{hidden} at V = {vocab:,}" for vocab, hidden in SIZES)
+    clock = "wall" if device == "cuda" else "processor"
+    head = [
+        f"{machine(device)}. Hidden size: {sizes}. Seconds are medians over the runs, in {clock} time.",
+        f'"Too large": the plain formula would have needed more than {memory_gib:.0f} GiB.',
+        "",
+        "| " + " | ".join(HEADERS) + " |",
+        "|---|" + "---:|" * (len(HEADERS) - 1),
+    ]
+    return "\n".join([*head, *("| " + " | ".join(row) + " |" for row in rows)])
 
 
 def write(text: str) -> None:

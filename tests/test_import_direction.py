@@ -20,7 +20,7 @@ LAYERS = [
     ["evaluation", "report"],
     ["comparison"],
     ["pipeline"],
-    ["shipped"],
+    ["shipped", "estimate"],
     ["launcher", "inspection"],
     ["cli"],
     ["__main__"],
