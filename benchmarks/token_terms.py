@@ -44,8 +44,6 @@ KINDS: dict[str, tuple[Objective, int]] = {
     "dpo, four pairs": (DPO(), 8),
 }
 """Objectives, and the rows among which the tokens are divided: with one pair DPO's gradient is known in advance."""
-SMALL_ONLY = ("dpo, four pairs",)
-"""Measured at the first of SIZES only: the difference to one pair is the same at both."""
 SIZES = ((49_152, 576), (151_936, 896))
 TOKENS = (512, 1024, 2048, 4096)
 SECONDS_PER_CASE = 30.0
@@ -259,7 +257,7 @@ def main() -> None:
     table = Table(*HEADERS, title=machine(chosen.device))
     rows = []
     for kind in KINDS:
-        for vocab, hidden in sizes[:1] if kind in SMALL_ONLY else sizes:
+        for vocab, hidden in sizes:
             for tokens in lengths:
                 case = Case(kind, vocab, hidden, tokens, chosen.device, chosen.repetitions, chosen.memory)
                 rows.append(row_of(case, in_its_own_process(case)))

@@ -58,7 +58,9 @@ def test_a_policy_that_is_its_reference_has_loss_log_2_and_reward_0() -> None:
     objective, batch = DPO(), ragged_batch(DataKind.PAIRS)
     z = random_logits(objective, batch)[Role.POLICY]
     loss = plain_loss(objective, batch, {Role.POLICY: z, Role.REFERENCE: z.detach()})
-    values = {"loss": float(loss.per_example.mean())} | {name: mean(metric) for name, metric in loss.metrics.items()}
+    values = {"loss": float(loss.per_example.mean().detach())} | {
+        name: mean(metric) for name, metric in loss.metrics.items()
+    }
     torch.testing.assert_close(loss.per_example, torch.full((3,), math.log(2)))
     assert values["rewards/accuracies"] == 0, "a tie is wrong"
     for expected in objective.first_step():
