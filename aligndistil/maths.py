@@ -34,6 +34,32 @@ def mean_tokens(terms_BT: Tensor, response_BT: Tensor) -> Tensor:
     return sum_tokens(terms_BT, response_BT) / response_BT.sum(-1).clamp(min=1)
 
 
+def preference_metrics(*, reward_B: Tensor, logp_BT: Tensor, response_BT: Tensor) -> dict[str, Metric]:
+    """What every loss on pairs logs: rewards and log-probabilities of both sides. Rows are interleaved."""
+    margin = (reward_B[0::2] - reward_B[1::2]).detach()
+    logp_B, per_token_B = sum_tokens(logp_BT, response_BT), mean_tokens(logp_BT, response_BT)
+    return {
+        "rewards/chosen": mean_of(reward_B[0::2]),
+        "rewards/rejected": mean_of(reward_B[1::2]),
+        "rewards/margins": mean_of(margin),
+        "rewards/accuracies": mean_of((margin > 0).to(margin.dtype)),
+        "logps/chosen": mean_of(logp_B[0::2]),
+        "logps/rejected": mean_of(logp_B[1::2]),
+        "logps/chosen_token_mean": mean_of(per_token_B[0::2]),
+        "logps/rejected_token_mean": mean_of(per_token_B[1::2]),
+    }
+
+
+def teacher_metrics(*, reward_BT: Tensor, kl_teacher_BT: Tensor, response_BT: Tensor) -> dict[str, Metric]:
+    """What every loss on a teacher's token reward logs, so that their curves can be laid over each other."""
+    return {
+        "reward/token_mean": mean_of(mean_tokens(reward_BT, response_BT)),
+        "reward/sequence": mean_of(sum_tokens(reward_BT, response_BT)),
+        "kl/policy_teacher": mean_of(sum_tokens(kl_teacher_BT, response_BT)),
+        "kl/policy_teacher_token": mean_of(mean_tokens(kl_teacher_BT, response_BT)),
+    }
+
+
 def kl_divergence(logps: Tensor, target_logps: Tensor) -> Tensor:
     """KL(p || q) over the last dimension, from log-probabilities of p and of q; gradient through both."""
     divergence: Tensor = _KLDivergence.apply(logps, target_logps)  # type: ignore[no-untyped-call]

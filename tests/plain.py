@@ -12,8 +12,11 @@ from aligndistil.batch import Batch, DataKind, Row, collate
 from aligndistil.engine.head import Head
 from aligndistil.engine.token_terms import FrozenRole, Plan, token_terms
 from aligndistil.objectives.aligndistil import AlignDistil
+from aligndistil.objectives.bandit import Bandit
 from aligndistil.objectives.base import Loss, Need, Objective, Role, TokenChunk
 from aligndistil.objectives.dpo import DPO
+from aligndistil.objectives.simpo import SimPO
+from aligndistil.objectives.tdpo import TDPO
 
 Logits = Mapping[Role, Tensor]
 
@@ -22,6 +25,9 @@ VARIANTS = [
     AlignDistil(weight="constant", beta=0.08),
     AlignDistil(reward="vanilla", weight="constant", beta=0.08),
     DPO(beta=0.5, label_smoothing=0.1),
+    SimPO(beta=2.5, simpo_gamma=1.4),
+    TDPO(version=1),
+    Bandit(literal=True),
 ]
 """Objectives that the registry's defaults leave out."""
 

@@ -6,6 +6,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from aligndistil.objectives import registry
+from aligndistil.objectives.base import Role
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "benchmarks").glob("*.md")]
@@ -28,6 +31,24 @@ def test_readme_recipe_is_the_shipped_one():
     block = re.search(r"```yaml\n(.*?)```", README, flags=re.DOTALL)
     assert block is not None
     assert yaml.safe_load(block.group(1)) == yaml.safe_load((ROOT / "recipes/quickstart.yaml").read_text())
+
+
+def shown(default):
+    """As the table of an objective's page has it."""
+    return "-" if default is None else str(default).lower() if isinstance(default, bool) else f"{default:g}"
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs/objectives").glob("*.md")), ids=lambda page: page.stem)
+def test_stages_on_an_objectives_page_name_what_it_needs_and_its_table_every_field(page):
+    cls, text = registry()[page.stem], page.read_text()
+    block = re.search(r"```yaml\n(.*?)```", text, flags=re.DOTALL)
+    assert block is not None
+    for stage in yaml.safe_load(block.group(1))["stages"].values():
+        objective = cls.model_validate(stage["objective"])
+        assert {*stage.get("models", {})} | {Role.POLICY} == {*objective.needs}
+        assert ("rollout" in stage) == (objective.on_policy == "always")
+    described = dict(re.findall(r"^\| `(\w+)` \| (\S+) \|", text, flags=re.MULTILINE))
+    assert described == {name: shown(field["default"]) for name, field in cls.describe()["fields"].items()}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from aligndistil.batch import Batch, DataKind
-from aligndistil.maths import kl_divergence, mean_of, mean_tokens, sum_tokens, total_variation
+from aligndistil.maths import kl_divergence, mean_of, mean_tokens, sum_tokens, teacher_metrics, total_variation
 from aligndistil.objectives.base import Loss, Need, Objective, OnPolicy, Role, TokenChunk
 
 _SMALL_ALPHA = 0.01
@@ -114,11 +114,8 @@ class AlignDistil(Objective):
         losses = aligndistil_loss(weighted_kl_BT=terms["weighted_kl"], response_BT=where)
         small_BT = (terms["alpha"] < _SMALL_ALPHA) * terms["weighted_kl"].detach()
         metrics = {
-            "reward/token_mean": mean_of(mean_tokens(terms["reward"], where)),
-            "reward/sequence": mean_of(sum_tokens(terms["reward"], where)),
+            **teacher_metrics(reward_BT=terms["reward"], kl_teacher_BT=terms["kl_teacher"], response_BT=where),
             "reward/expected": mean_of(sum_tokens(terms["expected_reward"], where)),
-            "kl/policy_teacher": mean_of(sum_tokens(terms["kl_teacher"], where)),
-            "kl/policy_teacher_token": mean_of(mean_tokens(terms["kl_teacher"], where)),
             "kl/policy_target": mean_of(sum_tokens(terms["kl_target"], where)),
             "tvd/mean": mean_of(mean_tokens(terms["tvd"], where)),
             "alpha/mean": mean_of(mean_tokens(terms["alpha"], where)),

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from aligndistil.batch import Batch, DataKind
-from aligndistil.maths import mean_of, mean_tokens, sum_tokens
+from aligndistil.maths import preference_metrics, sum_tokens
 from aligndistil.objectives.base import Expected, Loss, Need, Objective, Role, TokenChunk
 
 
@@ -45,27 +45,16 @@ class DPO(Objective):
         return {"logp": chunk.logp[Role.POLICY], "ref_logp": chunk.logp[Role.REFERENCE]}
 
     def loss(self, batch: Batch, terms: Mapping[str, Tensor]) -> Loss:
-        logp_B = sum_tokens(terms["logp"], batch.response_BT)
-        logratio_B = logp_B - sum_tokens(terms["ref_logp"], batch.response_BT)
+        logratio_B = sum_tokens(terms["logp"] - terms["ref_logp"], batch.response_BT)
         losses = dpo_loss(
             logratio_chosen=logratio_B[0::2],
             logratio_rejected=logratio_B[1::2],
             beta=self.beta,
             label_smoothing=self.label_smoothing,
         )
-        reward_B = self.beta * logratio_B.detach()
-        margin = reward_B[0::2] - reward_B[1::2]
-        per_token_B = mean_tokens(terms["logp"], batch.response_BT)
-        metrics = {
-            "rewards/chosen": mean_of(reward_B[0::2]),
-            "rewards/rejected": mean_of(reward_B[1::2]),
-            "rewards/margins": mean_of(margin),
-            "rewards/accuracies": mean_of((margin > 0).to(margin.dtype)),
-            "logps/chosen": mean_of(logp_B[0::2]),
-            "logps/rejected": mean_of(logp_B[1::2]),
-            "logps/chosen_token_mean": mean_of(per_token_B[0::2]),
-            "logps/rejected_token_mean": mean_of(per_token_B[1::2]),
-        }
+        metrics = preference_metrics(
+            reward_B=self.beta * logratio_B, logp_BT=terms["logp"], response_BT=batch.response_BT
+        )
         return Loss(losses, metrics)
 
     def term_gradient(self, batch: Batch) -> dict[str, Tensor] | None:

@@ -96,8 +96,6 @@ REMARKS: dict[str, str] = {
     "warmup_steps": "the warm-up is a share of the steps: set train.warmup_ratio",
     "optim": "the optimizer is AdamW: set train.learning_rate, train.adam_betas and train.weight_decay",
     "optimizer": "the optimizer is AdamW: set train.learning_rate, train.adam_betas and train.weight_decay",
-    "simpo_gamma": "TRL's simpo_gamma is gamma_beta_ratio x beta: where an objective has a margin, it is a field of "
-    "`objective`",
     "load_in_4bit": "quantized models cannot be trained here: set model.dtype",
     "load_in_8bit": "quantized models cannot be trained here: set model.dtype",
     "use_liger_kernel": "logits are never held for a whole batch here: engine.chunk_tokens says how many at once",

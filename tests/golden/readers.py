@@ -1,4 +1,4 @@
-"""Golden files as cases: what an objective is given, and what must come out.
+"""Golden files as cases.
 
 A reader takes the content of one file, `{provenance, inputs, expected}`, and yields its cases. To cover another
 objective, add its reader to READERS under the name of its file.
@@ -7,46 +7,21 @@ objective, add its reader to READERS under the name of its file.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from baseline_readers import read_bandit, read_reinforce, read_simpo, read_tdpo
+from case import Case, Content, about_tokens, batch_of, floats, interleaved, pair_batch
 
 from aligndistil.batch import Batch, DataKind
 from aligndistil.objectives.aligndistil import AlignDistil
-from aligndistil.objectives.base import Objective, Role
+from aligndistil.objectives.base import Role
 from aligndistil.objectives.dpo import DPO
 
-FOLDER = Path(os.environ.get("ALIGNDISTIL_GOLDEN_DIR") or Path(__file__).parent / "cases")
-Content = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Case:
-    """Rows of `logits` are in the order of the file; `order` picks the rows of the batch out of them."""
-
-    name: str
-    objective: Objective
-    batch: Batch
-    logits: dict[Role, Tensor]
-    order: list[int]
-    loss: float | None = None
-    gradient: Tensor | None = None
-    """In the policy's logits, rows as in the file."""
-    per_example: Tensor | None = None
-    terms: dict[str, Tensor] = field(default_factory=dict)
-    """(B, T), about the token at their position."""
-    per_row: dict[str, Tensor] = field(default_factory=dict)
-    """Sums over the response of these terms, (B,)."""
-    metrics: dict[str, float] = field(default_factory=dict)
-    float32: dict[str, float] = field(default_factory=dict)
-    """Losses of code that computes in float32, on aligned positions."""
-    faults: dict[str, float] = field(default_factory=dict)
-    """Losses of code with a known fault."""
+READ_ELSEWHERE = {"theorem1"}
+"""No inputs and outputs of one objective: test_theorem.py."""
 
 
 def cases_of(path: Path) -> list[Case] | None:
@@ -55,69 +30,48 @@ def cases_of(path: Path) -> list[Case] | None:
     return None if reader is None else list(reader(json.loads(path.read_text(encoding="utf-8"))))
 
 
-def _numbers(values: Any) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64)
-
-
-def _pairs(inputs: Content, chosen: str = "chosen", rejected: str = "rejected") -> Batch:
-    """Interleaved, as this package has it; the files stack all first responses on all second ones."""
-    ids = torch.tensor([inputs[f"{side}_ids"] for side in (chosen, rejected)]).transpose(0, 1).flatten(0, 1)
-    attention = torch.tensor([inputs[f"{side}_attn"] for side in (chosen, rejected)]).transpose(0, 1).flatten(0, 1)
-    prompt_lengths = torch.tensor(inputs["prompt_lens"]).repeat_interleave(2)
-    return _batch(DataKind.PAIRS, ids, attention, prompt_lengths)
-
-
-def _batch(kind: DataKind, ids: Tensor, attention: Tensor, prompt_lengths: Tensor) -> Batch:
-    after_prompt = torch.arange(ids.shape[1]) >= prompt_lengths[:, None]
-    return Batch(kind, ids, attention.bool(), attention.bool() & after_prompt, torch.ones(len(ids), dtype=torch.bool))
-
-
-def _interleaved(pairs: int, first: int, second: int) -> list[int]:
-    return [row for pair in range(pairs) for row in (first * pairs + pair, second * pairs + pair)]
-
-
 def read_dpo(content: Content) -> Iterator[Case]:
     inputs = content["inputs"]
     logits = {
-        Role.POLICY: _numbers(inputs["student_logits"]),
-        Role.REFERENCE: _numbers(inputs["reference_logits"]),
+        Role.POLICY: floats(inputs["student_logits"]),
+        Role.REFERENCE: floats(inputs["reference_logits"]),
     }
     pairs = len(inputs["prompt_lens"])
-    straight, reverse = _interleaved(pairs, 0, 1), _interleaved(pairs, 1, 0)
+    straight, reverse = interleaved(pairs, 0, 1), interleaved(pairs, 1, 0)
     for key, expected in content["expected"].items():
         objective = DPO(beta=float(key.removeprefix("beta=")))
-        rows = {"logp": _numbers(expected["policy_logps"]), "ref_logp": _numbers(expected["ref_logps"])}
+        rows = {"logp": floats(expected["policy_logps"]), "ref_logp": floats(expected["ref_logps"])}
         yield Case(
             key,
             objective,
-            _pairs(inputs),
+            pair_batch(inputs),
             logits,
             straight,
             loss=expected["loss"],
-            gradient=_numbers(expected["grad_student"]),
-            per_example=_numbers(expected["per_pair_loss"]),
+            gradient=floats(expected["grad_student"]),
+            per_example=floats(expected["per_pair_loss"]),
             per_row={name: values[straight] for name, values in rows.items()},
             metrics={
-                "rewards/chosen": float(_numbers(expected["chosen_rewards"]).mean()),
-                "rewards/rejected": float(_numbers(expected["rejected_rewards"]).mean()),
+                "rewards/chosen": float(floats(expected["chosen_rewards"]).mean()),
+                "rewards/rejected": float(floats(expected["rejected_rewards"]).mean()),
                 "rewards/accuracies": expected["reward_accuracy"],
             },
         )
         yield Case(
             f"{key}-reverse",
             objective,
-            _pairs(inputs, "rejected", "chosen"),
+            pair_batch(inputs, "rejected", "chosen"),
             logits,
             reverse,
             loss=expected["reverse_dpo_loss"],
-            gradient=_numbers(expected["reverse_dpo_grad"]),
+            gradient=floats(expected["reverse_dpo_grad"]),
         )
 
 
 def read_aligndistil_offpolicy(content: Content) -> Iterator[Case]:
     inputs = content["inputs"]
     ids, attention = torch.tensor(inputs["ids"]), torch.tensor(inputs["attn"])
-    batch = _batch(DataKind.RESPONSES, ids, attention, torch.tensor(inputs["prompt_lens"]))
+    batch = batch_of(DataKind.RESPONSES, ids, attention, torch.tensor(inputs["prompt_lens"]))
     assert torch.equal(batch.response_BT[:, 1:].long(), torch.tensor(inputs["position_mask"])[:, :-1])
     for name, expected in content["expected"].items():
         other = expected.get("reverse_logits", inputs["reverse_or_ref_logits"])
@@ -148,22 +102,17 @@ def _aligndistil_case(
         objective,
         batch,
         {
-            Role.POLICY: _numbers(inputs["student_logits"]),
-            Role.TEACHER: _numbers(inputs["dpo_logits"]),
-            other_role: _numbers(other),
+            Role.POLICY: floats(inputs["student_logits"]),
+            Role.TEACHER: floats(inputs["dpo_logits"]),
+            other_role: floats(other),
         },
         list(range(batch.rows)),
         loss=numbers["loss"],
-        gradient=_numbers(numbers["grad_student"]),
-        terms={term: _about_tokens(_numbers(numbers["detail"][key])) for term, key in detail.items()},
+        gradient=floats(numbers["grad_student"]),
+        terms={term: about_tokens(floats(numbers["detail"][key])) for term, key in detail.items()},
         float32={} if aligned is None else {"authors_aligned_f32": aligned["loss"][0]},
         faults=faults,
     )
-
-
-def _about_tokens(values_BT: Tensor) -> Tensor:
-    """The files keep a value at the position that predicts, we at the token that is predicted."""
-    return torch.roll(values_BT, 1, dims=1)
 
 
 def read_aligndistil_onpolicy(content: Content) -> Iterator[Case]:
@@ -193,29 +142,29 @@ def read_metrics_pairs(content: Content) -> Iterator[Case]:
     """Two models as policy and reference of DPO, whose rewards are those of Table 2."""
     inputs, expected = content["inputs"], content["expected"]
     pairs = len(inputs["prompt_lens"])
-    order = _interleaved(pairs, 0, 1)
+    order = interleaved(pairs, 0, 1)
     for kind, other in (("vanilla", "init_logits"), ("contrastive", "reverse_logits")):
-        reward = _numbers(expected[f"{kind}_reward"])
-        logits = {Role.POLICY: _numbers(inputs["dpo_logits"]), Role.REFERENCE: _numbers(inputs[other])}
+        reward = floats(expected[f"{kind}_reward"])
+        logits = {Role.POLICY: floats(inputs["dpo_logits"]), Role.REFERENCE: floats(inputs[other])}
         metrics = {
             "rewards/chosen": float(reward[:pairs].mean()),
             "rewards/rejected": float(reward[pairs:].mean()),
             "rewards/accuracies": expected[f"{kind}_accuracy"],
         }
-        yield Case(f"dpo-{kind}", DPO(beta=inputs["beta0"]), _pairs(inputs), logits, order, metrics=metrics)
+        yield Case(f"dpo-{kind}", DPO(beta=inputs["beta0"]), pair_batch(inputs), logits, order, metrics=metrics)
         objective = AlignDistil(reward=kind, beta0=inputs["beta0"])
         other_role = Role.REVERSE_TEACHER if kind == "contrastive" else Role.REFERENCE
         dpo = logits[Role.POLICY]
         yield Case(
             f"aligndistil-{kind}",
             objective,
-            _pairs(inputs),
+            pair_batch(inputs),
             {Role.POLICY: dpo, Role.TEACHER: dpo, other_role: logits[Role.REFERENCE]},
             order,
             per_row={"reward": reward[order]},
             metrics={
                 "reward/sequence": float(reward.mean()),
-                "reward/token_mean": float(_numbers(expected[f"{kind}_token_averaged"]).mean()),
+                "reward/token_mean": float(floats(expected[f"{kind}_token_averaged"]).mean()),
                 "kl/policy_teacher": 0.0,
             },
         )
@@ -226,4 +175,8 @@ READERS: dict[str, Callable[[Content], Iterator[Case]]] = {
     "aligndistil_offpolicy": read_aligndistil_offpolicy,
     "aligndistil_onpolicy": read_aligndistil_onpolicy,
     "metrics_pairs": read_metrics_pairs,
+    "simpo": read_simpo,
+    "tdpo": read_tdpo,
+    "eq42_bandit": read_bandit,
+    "eq43_reinforce": read_reinforce,
 }

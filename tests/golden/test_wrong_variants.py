@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from readers import FOLDER, Case, cases_of
+from case import FOLDER, Case
+from readers import cases_of
 from torch import Tensor
 
 from aligndistil.objectives.aligndistil import AlignDistil

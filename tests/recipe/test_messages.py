@@ -120,11 +120,7 @@ def test_a_mistake_gets_its_place_and_a_remedy(refused, sft, section, line):
         ("dataset_name", "here it is `data.train.path`"),
         ("save_steps", "here it is `checkpoint.every`"),
         ("report_to", "here it is `logging.trackers`"),
-        (
-            "simpo_gamma",
-            "TRL's simpo_gamma is gamma_beta_ratio x beta: where an objective has a margin, "
-            "it is a field of `objective`",
-        ),
+        ("simpo_gamma", "`simpo_gamma` belongs to `objective.simpo_gamma`"),
     ],
 )
 def test_peers_names_get_ours(refused, sft, key, text):
