@@ -22,7 +22,7 @@ $(VENV)/dev: $(BIN)/aligndistil
 	@touch $@
 
 quickstart: $(BIN)/aligndistil  ## DPO, reverse DPO and AlignDistil on the embedded default, with a table and a picture
-	OMP_NUM_THREADS=$$(nproc 2>/dev/null || echo 2) $(BIN)/aligndistil train recipes/quickstart.yaml
+	$(BIN)/aligndistil train recipes/quickstart.yaml
 
 test: $(VENV)/dev  ## The tests, without those marked slow
 	$(BIN)/pytest -n auto
