@@ -101,7 +101,8 @@ def smooth(values: Sequence[float], window: int) -> list[float]:
 
 
 def _sampled(line: Line) -> bool:
-    return any(name.startswith("completions/") for name in line)
+    """Whether the objective's terms are of the policy's own samples; those of an evaluation are of the eval data's."""
+    return line["split"] == "train" and any(name.startswith("completions/") for name in line)
 
 
 def _points(panel: Panel, lines: Sequence[Line], split: str) -> Points:
@@ -156,7 +157,9 @@ def _legend(figure: Figure, panels: Sequence[Panel], stages: Curves) -> None:
         if any(_has(panel, lines) for panel in panels)
     ]
     if any(_points(panel, lines, "eval").steps for panel in panels for lines in stages.values()):
-        drawn.append(Line2D([], [], ls="none", marker="o", ms=6.5, color="#707070", label="evaluation"))
+        drawn.append(
+            Line2D([], [], ls="none", marker="o", ms=6.5, color="#707070", label="evaluation, on the eval data")
+        )
     figure.legend(handles=drawn, loc="outside lower center", ncols=min(5, len(drawn)))
 
 

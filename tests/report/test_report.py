@@ -107,6 +107,9 @@ def size(picture: Path) -> tuple[int, int]:
 def test_the_reward_of_given_responses_is_not_drawn_as_convergence(tmp_path: Path) -> None:
     assert convergence({"off": OFF_POLICY}, tmp_path / "off.png") is None
     assert convergence({"on": ON_POLICY}, tmp_path / "on.png") == tmp_path / "on.png"
+    # An evaluation's terms are of the eval data's responses, even where samples were drawn beside them.
+    evaluated = [line(8, "eval", reward__token_mean=0.1, completions__mean_length=20.0)]
+    assert convergence({"on": evaluated}, tmp_path / "eval.png") is None
 
 
 def test_each_metric_that_a_stage_has_gets_its_panel(tmp_path: Path) -> None:
