@@ -99,18 +99,18 @@ def _complain(sentence: str) -> None:
     Console(stderr=True).print(f"[bold red]error:[/] {escape(sentence)}", soft_wrap=True)
 
 
-def train(recipe: Recipe, *, stage: str | None, fresh: bool) -> None:
+def train(recipe: Recipe, *, stage: str | None, fresh: bool, allow_code: bool) -> None:
     """Run the pipeline in this process, and show what came out."""
     from aligndistil.engine.processes import launched_rank
     from aligndistil.pipeline import run_recipe
     from aligndistil.report import rich_table
 
-    finished = run_recipe(recipe, stage=stage, fresh=fresh)
+    finished = run_recipe(recipe, stage=stage, fresh=fresh, allow_code=allow_code)
     if launched_rank() != 0:
         return
     rich.print()
     if finished.comparison is not None:
-        rich.print(rich_table(finished.comparison.results, finished.comparison.kl_label))
+        rich.print(rich_table(finished.comparison.table))
         rich.print()
         rich.print(f"report  {finished.run / 'report'}/ ({', '.join(f.name for f in finished.comparison.files)})")
     rich.print(f"model   {finished.final}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +14,15 @@ from filelock import FileLock, Timeout
 
 from aligndistil.artefacts import Done, Environment, RunFolder, StageFolder, setup_logging
 from aligndistil.artefacts.files import write_text
+from aligndistil.artefacts.trackers import check_trackers
 from aligndistil.comparison import Comparison, compare_models, locate, text_of_file
 from aligndistil.data import content_hash
 from aligndistil.engine.processes import Processes, launched_rank, launched_world, start_processes
 from aligndistil.errors import Interrupted, UserError
-from aligndistil.launch import StageLaunch
+from aligndistil.launch import StageLaunch, is_code, source_of
 from aligndistil.launch.stage import StopSignal
 from aligndistil.models import model_exists, model_hash
+from aligndistil.progress import RunView
 from aligndistil.recipe import Recipe, Stage, changed_sections, stage_fingerprint, stage_of
 
 RESULT_VERSION = "1"
@@ -38,12 +40,14 @@ class Finished:
     """None when the recipe has no eval data, or not all of its stages were asked for."""
 
 
-def run_recipe(recipe: Recipe, *, stage: str | None = None, fresh: bool = False) -> Finished:
+def run_recipe(recipe: Recipe, *, stage: str | None = None, fresh: bool = False, allow_code: bool = False) -> Finished:
     """Train every stage of a recipe (or one stage and what it depends on) that is not finished, then compare.
 
-    Raises UserError for mistakes of the recipe that only show with the data, the models or the processes at hand.
+    `allow_code` permits rewards that are Python functions. Raises UserError for mistakes of the recipe that only show
+    with the data, the models or the processes at hand.
     """
     check_recipe(recipe, launched_world())
+    _check_code(recipe, allow_code)
     wanted = stages_wanted(recipe, stage)
     run = RunFolder(recipe.output_dir)
     with ExitStack() as stack:
@@ -54,9 +58,10 @@ def run_recipe(recipe: Recipe, *, stage: str | None = None, fresh: bool = False)
         processes = start_processes()
         stack.callback(processes.stop)
         fingerprints: dict[str, str] = {}
-        with StopSignal() as stop:
+        graph = {name: recipe.stages[name].inputs for name in wanted}
+        with StopSignal() as stop, RunView(recipe.name, graph, rank=processes.rank) as view:
             for name in wanted:
-                fingerprints[name] = _run_stage(recipe, name, run, processes, stop, fingerprints, fresh)
+                fingerprints[name] = _run_stage(recipe, name, run, processes, stop, fingerprints, fresh, view)
                 _stop_between_stages(processes, stop, name)
         final = run.stage(stage or wanted[-1]).final
         # Not inside: what has been measured is kept, so SIGTERM may simply end a comparison.
@@ -89,17 +94,29 @@ def check_recipe(recipe: Recipe, processes: int) -> None:
     """What can be known before anything is loaded: batches divide, and local models exist."""
     for stage in recipe.stages.values():
         stage.check_processes(processes)
+        check_trackers(stage.logging.trackers)
         named = {("model", "path"): stage.model.path} | {("models", role.value): p for role, p in stage.models.items()}
         for where, path in named.items():
-            if stage_of(path) is None:
+            if stage_of(path) is None and not is_code(path):
                 _with_position(stage.where(*where), path)
     if recipe.report.kl_to and stage_of(recipe.report.kl_to) is None:
         _with_position(recipe.where("report", "kl_to"), recipe.report.kl_to)
 
 
-def _with_position(where: str, path: str) -> None:
+def _check_code(recipe: Recipe, allowed: bool) -> None:
+    """Rewards that are Python functions need a permission, and are imported before anything is trained."""
+    for stage in recipe.stages.values():
+        for role, path in stage.models.items():
+            if is_code(path):
+                where = stage.where("models", role.value)
+                if not allowed:
+                    raise UserError(f"{where}: {path} is Python code; add --allow-code to run it")
+                _with_position(where, path, source_of)
+
+
+def _with_position(where: str, path: str, check: Callable[[str], object] = model_exists) -> None:
     try:
-        model_exists(path)
+        check(path)
     except UserError as error:
         raise type(error)(f"{where}: {error}") from None
 
@@ -126,6 +143,7 @@ def _run_stage(
     stop: StopSignal,
     fingerprints: dict[str, str],
     fresh: bool,
+    view: RunView,
 ) -> str:
     stage, folder = recipe.stages[name], run.stage(name)
     fingerprint = _fingerprint(stage, fingerprints)
@@ -134,6 +152,7 @@ def _run_stage(
     if done is not None and done.fingerprint == fingerprint and folder.final.is_dir() and not fresh:
         skipped = f"finished and unchanged, skipped ({done.step} steps, {folder.final})"
         _say(processes, f"[green]✓[/] [bold]{name}[/]: {skipped}")
+        view.finish(name, done.step, done.seconds, done.metrics)
         return fingerprint
     # The data may be refused: nothing of an earlier run is moved before it is accepted.
     launch = StageLaunch(stage, folder, lambda path: locate(run, path), processes)
@@ -142,7 +161,9 @@ def _run_stage(
     processes.barrier()
     setup_logging(processes.rank, folder.log_file(processes.rank))
     _announce(stage, launch, processes)
-    outcome = launch.run(lambda: stop.requested)
+    view.start(name)
+    outcome = launch.run(lambda: stop.requested, view)
+    view.finish(name, outcome.steps, outcome.seconds, outcome.metrics)
     if processes.is_main:
         folder.write_done(
             Done(
@@ -211,7 +232,9 @@ def _print(text: str) -> None:
 def _fingerprint(stage: Stage, finished: dict[str, str]) -> str:
     contents = {f"{source.path}#{source.split}": content_hash(source) for source in stage.data.train}
     for path in (stage.model.path, *stage.models.values()):
-        if stage_of(path) is None:
+        if is_code(path):
+            contents[path] = source_of(path)
+        elif stage_of(path) is None:
             contents[path] = model_hash(path)
     for named in (stage.model.chat_template, stage.engine.deepspeed):
         contents |= text_of_file(named)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -13,8 +13,9 @@ from torch import Tensor
 
 from aligndistil.batch import Batch
 from aligndistil.errors import DivergedError, Interrupted
-from aligndistil.maths import Metric, mean_of
-from aligndistil.objectives.base import Expected, Loss
+from aligndistil.maths import Metric
+from aligndistil.objectives.base import Expected, Loss, Objective, Prepared, Prepares, State
+from aligndistil.reduction import Peers, Sums, means_of
 
 CAUSES = (
     "likely causes: the reference is not the model that training starts from, another dtype or chat template, "
@@ -27,32 +28,43 @@ class StepInfo(Protocol):
     def learning_rate(self) -> float: ...
     @property
     def grad_norm(self) -> float: ...
+    @property
+    def critic(self) -> Mapping[str, float]: ...
 
 
 class Trainer(Protocol):
     """What the loop asks of an engine."""
 
-    def micro_step(self, batch: Batch, *, examples: int, last: bool) -> Loss: ...
+    @property
+    def objective(self) -> Objective: ...
+    def prepare(self, batch: Batch, state: State) -> Prepared: ...
+    def micro_step(self, batch: Batch, prepared: Mapping[str, Tensor], *, examples: int, last: bool) -> Loss: ...
     def step(self) -> StepInfo: ...
-    def evaluate(self, batch: Batch) -> Loss: ...
-
-
-class Peers(Protocol):
-    """What the loop asks of the process group; every method is collective and works in place."""
-
-    def sum(self, values: Tensor) -> Tensor: ...
-    def max(self, values: Tensor) -> Tensor: ...
+    def evaluate(self, batch: Batch, prepared: Mapping[str, Tensor]) -> Loss: ...
 
 
 @dataclass(frozen=True, slots=True)
-class StepData:
-    """One global step, as one process sees it."""
+class Round:
+    """A global batch, or a rollout that several optimizer steps are taken on, as one process sees it."""
 
     micro_batches: Sequence[Batch]
     examples: int
-    """Examples of the step over all processes."""
+    """Examples of one optimizer step over all processes."""
     metrics: Mapping[str, Metric] = field(default_factory=dict)
     """What making the batch measured (a rollout's lengths, say)."""
+    mismatched: Sequence[Batch] = ()
+    """For an objective that prepares on mismatched rows."""
+    updates: Sequence[Sequence[int]] | None = None
+    """Micro-batches of each optimizer step; None is one step on all of them."""
+
+    @property
+    def parts(self) -> Sequence[Sequence[int]]:
+        return self.updates if self.updates is not None else [range(len(self.micro_batches))]
+
+    @property
+    def all_examples(self) -> int:
+        """Different examples over all processes, however many optimizer steps see each."""
+        return self.examples * len(self.micro_batches) // len(self.parts[0])
 
 
 @dataclass(slots=True)
@@ -61,6 +73,8 @@ class LoopState:
 
     step: int = 0
     num_tokens: int = 0
+    objective: dict[str, float] = field(default_factory=dict)
+    """What the objective carries from round to round."""
     pending: dict[str, list[float]] = field(default_factory=dict)
     """Totals and counts since the last logged step."""
     pending_maxima: dict[str, float] = field(default_factory=dict)
@@ -76,7 +90,8 @@ class Job:
     engine: Trainer
     peers: Peers
     total_steps: int
-    data: Callable[[int], StepData]
+    data: Callable[[int], Round]
+    """The round that starts at a step."""
     epoch: Callable[[int], float]
     """Epochs of the training data that n steps have read."""
     evaluate: Callable[[int], dict[str, float]]
@@ -95,41 +110,24 @@ class Job:
 def train(job: Job, state: LoopState) -> dict[str, float]:
     """Run `job` from `state` to its end; returns the last training and evaluation metrics.
 
+    Evaluations and checkpoints that fall due inside a round wait for its end, so that a resumed run is exact.
     Raises DivergedError for a loss that is not finite or a first step that contradicts the objective, and Interrupted
     when a stop was requested, after a checkpoint.
     """
-    if state.step == 0 and job.evaluate_every:
-        job.log(0, "eval", job.evaluate(0))
+    if state.step == 0:
+        state.objective = job.engine.objective.initial_state()
+        if job.evaluate_every:
+            job.log(0, "eval", job.evaluate(0))
     while state.step < job.total_steps:
-        began = time.perf_counter()
-        step_data = job.data(state.step)
-        sums, stop = _gradient(job, step_data)
-        means = sums.means()
-        _refuse_divergence(job, state, means)
-        info = job.engine.step()
-        if not math.isfinite(info.grad_norm):
-            raise DivergedError(_diverged(job, state.step + 1, f"the gradient norm is {info.grad_norm}"))
-        state.step += 1
-        state.num_tokens += int(sums.totals["num_tokens"][0])
-        seconds = time.perf_counter() - began
-        sums.put("grad_norm", info.grad_norm)
-        sums.put("learning_rate", info.learning_rate)
-        sums.put("perf/step_seconds", seconds)
-        sums.put("perf/tokens_per_second", sums.totals["num_tokens"][0] / seconds)
-        sums.add_to(state.pending, state.pending_maxima)
-        job.progress(state.step, sums.means())
+        before = state.step
+        stop = _round(job, state)
         done = state.step == job.total_steps
-        if state.step % job.log_every == 0 or done:
-            state.last = _means(state.pending) | state.pending_maxima
-            state.last |= {"epoch": job.epoch(state.step), "num_tokens": state.num_tokens}
-            job.log(state.step, "train", state.last)
-            state.pending, state.pending_maxima = {}, {}
-        if done or (job.evaluate_every and state.step % job.evaluate_every == 0):
+        if done or _due(job.evaluate_every, before, state.step):
             evaluated = job.evaluate(state.step)
             if evaluated:
                 job.log(state.step, "eval", evaluated)
             state.last |= {f"eval/{name}": value for name, value in evaluated.items()}
-        if stop or (job.checkpoint_every and state.step % job.checkpoint_every == 0 and not done):
+        if stop or (_due(job.checkpoint_every, before, state.step) and not done):
             job.checkpoint(state)
         if stop and not done:
             raise Interrupted(
@@ -139,28 +137,118 @@ def train(job: Job, state: LoopState) -> dict[str, float]:
     return state.last
 
 
-def evaluation_pass(engine: Trainer, peers: Peers, batches: Iterable[tuple[Batch, bool]]) -> dict[str, float]:
+def _due(every: int | None, before: int, after: int) -> bool:
+    return every is not None and before // every != after // every
+
+
+def _round(job: Job, state: LoopState) -> bool:
+    """All optimizer steps of one round; returns whether any process was asked to stop."""
+    began, stop = time.perf_counter(), False
+    data = job.data(state.step)
+    prepared = _prepare(job.engine, job.peers, data, state.objective)
+    for number, part in enumerate(data.parts[: job.total_steps - state.step]):
+        sums = Sums()
+        if number == 0:
+            for name, metric in data.metrics.items():
+                sums.add_metric(name, metric)
+        stop |= _gradient(job, data, part, prepared, sums)
+        if number == 0:
+            sums.adopt(prepared.sums)
+        _refuse_divergence(job, state, sums.means())
+        _step(job, state, sums, began)
+        began = time.perf_counter()
+    if job.engine.objective.prepares is not Prepares.NOTHING:
+        state.objective = job.engine.objective.next_state(state.objective, prepared.means, data.all_examples)
+    return stop
+
+
+def _step(job: Job, state: LoopState, sums: Sums, began: float) -> None:
+    """The optimizer step of gradients that are there, and what is said of it."""
+    info = job.engine.step()
+    for norm in (info.grad_norm, *(value for name, value in info.critic.items() if name.endswith("grad_norm"))):
+        if not math.isfinite(norm):
+            raise DivergedError(_diverged(job, state.step + 1, f"the gradient norm is {norm}"))
+    state.step += 1
+    state.num_tokens += int(sums.totals["num_tokens"][0])
+    seconds = time.perf_counter() - began
+    own = {"grad_norm": info.grad_norm, "learning_rate": info.learning_rate, "perf/step_seconds": seconds}
+    for name, value in (own | dict(info.critic)).items():
+        sums.put(name, value)
+    sums.put("perf/tokens_per_second", sums.totals["num_tokens"][0] / seconds)
+    sums.add_to(state.pending, state.pending_maxima)
+    job.progress(state.step, sums.means())
+    if state.step % job.log_every == 0 or state.step == job.total_steps:
+        state.last = means_of(state.pending) | state.pending_maxima
+        state.last |= {"epoch": job.epoch(state.step), "num_tokens": state.num_tokens}
+        job.log(state.step, "train", state.last)
+        state.pending, state.pending_maxima = {}, {}
+
+
+@dataclass(frozen=True, slots=True)
+class _PreparedRound:
+    terms: Sequence[Mapping[str, Tensor]]
+    """Of each micro-batch."""
+    sums: Sums
+
+    @property
+    def means(self) -> dict[str, float]:
+        return self.sums.means()
+
+    def of(self, micro_batch: int) -> dict[str, Tensor]:
+        """What the loss of a micro-batch is given."""
+        # float64, since variances are differences of them
+        means = {name: torch.tensor(value, dtype=torch.float64) for name, value in self.means.items()}
+        return {**means, **self.terms[micro_batch]} if self.terms else means
+
+
+def _prepare(engine: Trainer, peers: Peers, data: Round, state: State) -> _PreparedRound:
+    """Let the objective look at the whole round before the first gradient, without gradient."""
+    prepares = engine.objective.prepares
+    if prepares is Prepares.NOTHING:
+        return _PreparedRound((), Sums())
+    batches = data.micro_batches if prepares is Prepares.ROLLOUT else data.mismatched
+    found = [engine.prepare(batch, state) for batch in batches]
+    sums = _over_the_round(peers, [(one, 1.0) for one in found])
+    return _PreparedRound([one.terms for one in found] if prepares is Prepares.ROLLOUT else (), sums)
+
+
+def _over_the_round(peers: Peers, found: Sequence[tuple[Prepared, float]]) -> Sums:
+    sums = Sums()
+    for one, weight in found:
+        for name, (total, count) in one.metrics.items():
+            sums.add_metric(name, Metric(total * weight, count * weight))
+    sums.reduce(peers)
+    return sums
+
+
+def evaluation_pass(
+    engine: Trainer,
+    peers: Peers,
+    batches: Sequence[tuple[Batch, bool]],
+    mismatched: Sequence[tuple[Batch, bool]] = (),
+) -> dict[str, float]:
     """Mean loss and metrics over all processes' batches; a batch marked False is evaluated and not counted."""
+    found = [(engine.prepare(batch, {}), float(counts)) for batch, counts in mismatched]
+    prepared = _PreparedRound((), _over_the_round(peers, found))
     sums = Sums()
     for batch, counts in batches:
-        sums.add(engine.evaluate(batch), weight=float(counts))
+        sums.add(engine.evaluate(batch, prepared.of(0)), weight=float(counts))
     sums.reduce(peers)
-    return sums.means() | sums.maxima
+    return prepared.means | sums.means() | sums.maxima
 
 
-def _gradient(job: Job, data: StepData) -> tuple[Sums, bool]:
-    """All micro-batches of a step; returns the sums over processes, and whether any process was asked to stop."""
-    sums = Sums()
-    for number, batch in enumerate(data.micro_batches):
-        loss = job.engine.micro_step(batch, examples=data.examples, last=number == len(data.micro_batches) - 1)
+def _gradient(job: Job, data: Round, part: Sequence[int], prepared: _PreparedRound, sums: Sums) -> bool:
+    """The micro-batches of an optimizer step; returns whether any process was asked to stop."""
+    for number in part:
+        batch = data.micro_batches[number]
+        last = number == part[-1]
+        loss = job.engine.micro_step(batch, prepared.of(number), examples=data.examples, last=last)
         sums.add(loss)
         sums.add_metric("num_tokens", Metric(batch.attention_BT.sum(), torch.ones(())))
-    for name, metric in data.metrics.items():
-        sums.add_metric(name, metric)
     sums.add_maximum("stop", torch.tensor(float(job.stop_requested())))
     sums.add_maximum("perf/peak_memory_gib", torch.tensor(job.peak_memory_gib()))
     sums.reduce(job.peers)
-    return sums, bool(sums.maxima.pop("stop"))
+    return bool(sums.maxima.pop("stop"))
 
 
 def _refuse_divergence(job: Job, state: LoopState, means: dict[str, float]) -> None:
@@ -182,56 +270,3 @@ def _diverged(job: Job, step: int, what: str) -> str:
         f"stage {job.stage}: {what} at step {step}; nothing was exported and the last checkpoint is untouched; "
         "lower train.learning_rate, raise train.warmup_ratio, or look at the data of this step"
     )
-
-
-class Sums:
-    """Totals and counts of metrics, reduced over processes at once."""
-
-    def __init__(self) -> None:
-        self._tensors: dict[str, Metric] = {}
-        self._maxima: dict[str, Tensor] = {}
-        self.totals: dict[str, tuple[float, float]] = {}
-        self.maxima: dict[str, float] = {}
-
-    def add(self, loss: Loss, weight: float = 1.0) -> None:
-        for name, metric in {"loss": mean_of(loss.per_example), **loss.metrics}.items():
-            self.add_metric(name, Metric(metric.total * weight, metric.count * weight))
-        for name, value in loss.maxima.items():
-            self.add_maximum(name, value * weight)
-
-    def add_metric(self, name: str, metric: Metric) -> None:
-        old = self._tensors.get(name)
-        total, count = metric.total.detach().double(), metric.count.double()
-        self._tensors[name] = Metric(total, count) if old is None else Metric(old.total + total, old.count + count)
-
-    def add_maximum(self, name: str, value: Tensor) -> None:
-        value = value.detach().double()
-        self._maxima[name] = value if name not in self._maxima else torch.maximum(self._maxima[name], value)
-
-    def put(self, name: str, value: float) -> None:
-        """Add a number that is the same on every process, after `reduce`."""
-        self.totals[name] = (value, 1.0)
-
-    def reduce(self, peers: Peers) -> None:
-        """Sum over processes, with one transfer from the device. All have the same names in the same order."""
-        device = self._tensors["loss"].total.device
-        flat = torch.stack([part.to(device) for metric in self._tensors.values() for part in metric])
-        pairs = peers.sum(flat).view(-1, 2).tolist()
-        self.totals = {name: (total, count) for name, (total, count) in zip(self._tensors, pairs, strict=True)}
-        if self._maxima:
-            peaks = peers.max(torch.stack([value.to(device) for value in self._maxima.values()]))
-            self.maxima = dict(zip(self._maxima, peaks.tolist(), strict=True))
-
-    def means(self) -> dict[str, float]:
-        return _means(self.totals)
-
-    def add_to(self, pending: dict[str, list[float]], maxima: dict[str, float]) -> None:
-        for name, (total, count) in self.totals.items():
-            old = pending.setdefault(name, [0.0, 0.0])
-            pending[name] = [old[0] + total, old[1] + count]
-        for name, value in self.maxima.items():
-            maxima[name] = max(value, maxima.get(name, value))
-
-
-def _means(totals: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    return {name: total / count for name, (total, count) in totals.items() if count and name != "num_tokens"}

@@ -274,7 +274,7 @@ def test_a_reference_that_is_not_what_is_trained_is_caught_at_the_first_step(
     three: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The recipe names one model for both, and what is loaded for the reference is another."""
-    from aligndistil.launch import stage
+    from aligndistil.launch import stage_models
 
     def perturbed(path: str, section: Any, *, trained: bool) -> Any:
         model = models.load_model(path, section, trained=trained)
@@ -283,7 +283,7 @@ def test_a_reference_that_is_not_what_is_trained_is_caught_at_the_first_step(
                 model.lm_head.weight.mul_(1.3)
         return model
 
-    monkeypatch.setattr(stage, "load_model", perturbed)
+    monkeypatch.setattr(stage_models, "load_model", perturbed)
     with pytest.raises(DivergedError, match=r"stage dpo: the first step has .* likely causes: the reference is not"):
         run(three, stage="dpo")
     assert not (three.parent / "runs" / "toy" / "dpo" / "final").exists()
@@ -294,7 +294,7 @@ def test_dropout_that_is_still_active_is_caught_at_the_first_step(
 ) -> None:
     from toyland import build_model
 
-    from aligndistil.launch import stage
+    from aligndistil.launch import stage_models
 
     build_model(seed=0).save_pretrained(tmp_path / "model")
     build_tokenizer().save_pretrained(tmp_path / "model")
@@ -305,7 +305,7 @@ def test_dropout_that_is_still_active_is_caught_at_the_first_step(
             layer.self_attn.attention_dropout = 0.5
         return model
 
-    monkeypatch.setattr(stage, "load_model", with_dropout)
+    monkeypatch.setattr(stage_models, "load_model", with_dropout)
     recipe = recipe_file(off_policy(str(tmp_path / "model"), pairs_file(10)))
     with pytest.raises(DivergedError, match="dropout that is still active"):
         run(recipe)

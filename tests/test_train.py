@@ -3,101 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from toyloop import PERF, Alone, Told, ToyEngine, batch, job_of, without_perf
 
-from aligndistil.batch import Batch, DataKind, Row, collate
 from aligndistil.errors import EXIT_DIVERGED, EXIT_SIGTERM, DivergedError, Interrupted
 from aligndistil.maths import Metric
-from aligndistil.objectives.base import Expected, Loss
-from aligndistil.train import Job, LoopState, StepData, evaluation_pass, train
-
-PERF = {"perf/step_seconds", "perf/tokens_per_second", "perf/peak_memory_gib"}
-
-
-@dataclass
-class Info:
-    learning_rate: float
-    grad_norm: float
-
-
-@dataclass
-class ToyEngine:
-    """The loss of a row is its first token divided by ten; `norms` are what its steps report."""
-
-    norms: Sequence[float] = (1.0,)
-    losses: dict[int, float] = field(default_factory=dict)
-    """Of steps whose loss is another one."""
-    steps: int = 0
-    micro_steps: list[tuple[int, int, bool]] = field(default_factory=list)
-
-    def micro_step(self, batch: Batch, *, examples: int, last: bool) -> Loss:
-        self.micro_steps.append((batch.rows, examples, last))
-        return self.evaluate(batch)
-
-    def evaluate(self, batch: Batch) -> Loss:
-        values = batch.ids_BT[:, 0] / 10
-        values = torch.full_like(values, self.losses.get(self.steps, math.nan)) if self.steps in self.losses else values
-        metrics = {"lengths": Metric(batch.length_B.sum(), torch.tensor(float(batch.rows)))}
-        return Loss(values, metrics, {"top": values.max()})
-
-    def step(self) -> Info:
-        self.steps += 1
-        return Info(learning_rate=0.1 * self.steps, grad_norm=self.norms[min(self.steps, len(self.norms)) - 1])
-
-
-class Alone:
-    def sum(self, values: Tensor) -> Tensor:
-        return values
-
-    def max(self, values: Tensor) -> Tensor:
-        return values
-
-
-def batch(*firsts: int) -> Batch:
-    """A row for each number, of two prompt tokens and as many response tokens as its place."""
-    rows = [Row([first, 3], [4] * (place + 1)) for place, first in enumerate(firsts)]
-    return collate(rows, DataKind.RESPONSES, 0)
-
-
-@dataclass
-class Told:
-    lines: list[tuple[int, str, dict[str, float]]] = field(default_factory=list)
-    saved: list[LoopState] = field(default_factory=list)
-    evaluated: list[int] = field(default_factory=list)
-
-    def split(self, name: str) -> list[tuple[int, dict[str, float]]]:
-        return [(step, metrics) for step, split, metrics in self.lines if split == name]
-
-
-def job_of(told: Told, engine: ToyEngine | None = None, **settings: Any) -> Job:
-    def evaluate(step: int) -> dict[str, float]:
-        told.evaluated.append(step)
-        return {"loss": 0.5}
-
-    def checkpoint(state: LoopState) -> None:
-        told.saved.append(LoopState(state.step, state.num_tokens, dict(state.pending), dict(state.pending_maxima)))
-
-    defaults: dict[str, Any] = {
-        "stage": "toy",
-        "engine": engine or ToyEngine(),
-        "peers": Alone(),
-        "total_steps": 4,
-        "data": lambda step: StepData([batch(step + 1, 5), batch(8)], 3),
-        "epoch": lambda step: step / 2,
-        "evaluate": evaluate,
-        "checkpoint": checkpoint,
-        "log": lambda step, split, metrics: told.lines.append((step, split, metrics)),
-        "progress": lambda step, metrics: None,
-        "stop_requested": lambda: False,
-        "peak_memory_gib": lambda: 1.5,
-    }
-    return Job(**{**defaults, **settings})
+from aligndistil.objectives.base import Expected
+from aligndistil.train import LoopState, Round, evaluation_pass, train
 
 
 def test_a_line_a_step_holds_what_the_documentation_names() -> None:
@@ -129,7 +44,7 @@ def test_every_micro_batch_counts_in_the_whole_and_the_last_one_is_said_to_be_la
 def test_a_line_every_few_steps_averages_over_them_and_takes_their_maximum() -> None:
     told = Told()
     tops = [9, 1, 2, 3, 4]
-    job = job_of(told, log_every=3, total_steps=5, data=lambda step: StepData([batch(tops[step])], 1))
+    job = job_of(told, log_every=3, total_steps=5, data=lambda step: Round([batch(tops[step])], 1))
     train(job, LoopState())
     (first, one), (second, two) = told.split("train")
     assert (first, second) == (3, 5)
@@ -173,10 +88,6 @@ def test_a_run_goes_on_from_a_state_as_if_it_had_never_stopped() -> None:
     assert without_perf(first.lines + second.lines) == without_perf(whole.lines)
 
 
-def without_perf(lines: list[tuple[int, str, dict[str, float]]]) -> list[Any]:
-    return [(step, split, {k: v for k, v in found.items() if k not in PERF}) for step, split, found in lines]
-
-
 def test_a_stop_during_the_last_step_ends_the_stage_as_usual() -> None:
     told = Told()
     train(job_of(told, stop_requested=lambda: True, total_steps=1), LoopState())
@@ -213,8 +124,19 @@ def test_a_gradient_that_is_not_finite_stops_too(value: float) -> None:
     assert [state.step for state in told.saved] == [1]
 
 
+def test_a_critic_is_logged_and_its_gradient_watched_like_the_policy_s() -> None:
+    told = Told()
+    train(job_of(told, ToyEngine(critic={"critic/learning_rate": 0.25, "critic/grad_norm": 3.0})), LoopState())
+    _, metrics = told.split("train")[2]
+    assert (metrics["critic/learning_rate"], metrics["critic/grad_norm"], metrics["grad_norm"]) == (0.25, 3.0, 1.0)
+    # A learning rate is no norm, whatever it is.
+    train(job_of(Told(), ToyEngine(critic={"critic/learning_rate": math.inf})), LoopState())
+    with pytest.raises(DivergedError, match=r"the gradient norm is nan at step 1"):
+        train(job_of(Told(), ToyEngine(critic={"critic/grad_norm": math.nan})), LoopState())
+
+
 def test_a_first_step_that_contradicts_the_objective_stops_with_the_likely_causes() -> None:
-    rows = StepData([batch(5)], 1)
+    rows = Round([batch(5)], 1)
     wrong = [Expected("loss", math.log(2), 0.02, "both are the same model")]
     sentence = (
         r"the first step has loss = 0.5000 and should have 0.6931, since both are the same model; "
@@ -234,7 +156,7 @@ def test_only_the_first_step_is_compared() -> None:
 def test_what_making_a_batch_measured_is_logged_with_it() -> None:
     told = Told()
     made = {"completions/mean_length": Metric(torch.tensor(30.0), torch.tensor(4.0))}
-    train(job_of(told, data=lambda step: StepData([batch(1)], 1, made)), LoopState())
+    train(job_of(told, data=lambda step: Round([batch(1)], 1, made)), LoopState())
     assert told.split("train")[0][1]["completions/mean_length"] == 7.5
 
 

@@ -29,16 +29,18 @@ def build_tokenizer(words: list[str] = WORDS) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, additional_special_tokens=SPECIALS[3:], **names)
 
 
-def build_model(*, seed: int = 0, tied: bool = True, vocab: int = 96, **config: Any) -> Any:
-    """A Llama of 2 layers x 32 whose distributions are far from uniform."""
+def build_model(*, seed: int = 0, tied: bool = True, vocab: int = 96, scalar: bool = False, **config: Any) -> Any:
+    """A Llama of 2 layers x 32 whose distributions, or whose scores with a scalar head, are far from uniform."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
     torch.manual_seed(seed)
+    kind = LlamaForSequenceClassification if scalar else LlamaForCausalLM
+    config = {"num_labels": 1, **config} if scalar else config
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     ends = {"eos_token_id": EOS, "pad_token_id": PAD, "bos_token_id": None}
     settings = {"max_position_embeddings": 128, "initializer_range": 0.3, "tie_word_embeddings": tied}
-    return LlamaForCausalLM(LlamaConfig(vocab_size=vocab, **{**sizes, **ends, **settings, **config})).eval()
+    return kind(LlamaConfig(vocab_size=vocab, **{**sizes, **ends, **settings, **config})).eval()
 
 
 def nonsense(generator: random.Random, shortest: int, longest: int) -> str:

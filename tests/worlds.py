@@ -43,6 +43,29 @@ def on_policy(model: str, teacher: str, other: str, data: str, /, **sections: An
     )
 
 
+def scoring(model: str, data: str, /, **sections: Any) -> dict[str, Any]:
+    """A reward model."""
+    return merged({**off_policy(model, data), "objective": {"name": "reward_model"}, "models": {}}, sections)
+
+
+def unpaired(model: str, data: str, /, **sections: Any) -> dict[str, Any]:
+    """KTO on the responses of both sides."""
+    return merged({**off_policy(model, data), "objective": {"name": "kto", "beta": 0.5}}, sections)
+
+
+def actor_critic(model: str, reward: str, critic: str, data: str, /, **sections: Any) -> dict[str, Any]:
+    """PPO with an adaptive coefficient: two passes of two steps over eight samples, so that the last round is cut."""
+    return merged(
+        {
+            **off_policy(model, data),
+            "objective": {"name": "ppo", "kl_coef": 0.1, "kl_target": 1.0, "kl_horizon": 40},
+            "models": {"reference": model, "reward": reward, "critic": critic},
+            "rollout": {"max_new_tokens": 6, "samples_per_prompt": 2, "responses": 8, "epochs": 2},
+        },
+        sections,
+    )
+
+
 def three_stages(model: str, data: str, /, **sections: Any) -> dict[str, Any]:
     """A DPO model, a reverse one, and a policy between them."""
     shared = off_policy(model, data)

@@ -2,6 +2,7 @@
 kept by `cache`) -> examples (`dataset`, with its `report`) -> the examples of a step (`sampler`). `preview` shows rows.
 """
 
+from aligndistil.data.cache import cache_root
 from aligndistil.data.dataset import Examples, load_examples
 from aligndistil.data.encoded_source import gives
 from aligndistil.data.encoding import Encoder
@@ -18,6 +19,7 @@ __all__ = [
     "Examples",
     "Record",
     "Sampler",
+    "cache_root",
     "content_hash",
     "gives",
     "load_examples",

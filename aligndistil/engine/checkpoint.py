@@ -16,7 +16,6 @@ import torch
 from aligndistil.engine.engine import Engine
 from aligndistil.errors import UserError
 
-_TAG = "deepspeed"
 _RECORD = "checkpoint.json"
 _NAME = re.compile(r"checkpoint-(\d+)$")
 
@@ -36,7 +35,8 @@ def save_checkpoint(engine: Engine, folder: Path, state: dict[str, Any], *, keep
         for left in folder.glob("checkpoint-*.tmp"):
             shutil.rmtree(left)
     processes.barrier()
-    engine.deepspeed.save_checkpoint(str(aside), tag=_TAG, save_latest=False)
+    for tag, deepspeed in engine.deepspeed.items():
+        deepspeed.save_checkpoint(str(aside), tag=tag, save_latest=False)
     torch.save(_random_states(), aside / f"random-{processes.rank}.pt")
     processes.barrier()
     if processes.is_main:
@@ -55,7 +55,7 @@ def save_checkpoint(engine: Engine, folder: Path, state: dict[str, Any], *, keep
 def load_checkpoint(engine: Engine, path: Path) -> dict[str, Any]:
     """Restore what `save_checkpoint` saved; returns its `state`. Collective.
 
-    Raises UserError when the checkpoint belongs to another number of processes.
+    Raises UserError when the checkpoint belongs to another number of processes, or lacks a model.
     """
     record = json.loads((path / _RECORD).read_text())
     if record["processes"] != engine.processes.world:
@@ -63,7 +63,10 @@ def load_checkpoint(engine: Engine, path: Path) -> dict[str, Any]:
             f"{path} was written by {record['processes']} process(es) and this run has {engine.processes.world}; "
             f"continue with --processes {record['processes']}, or start over with --fresh"
         )
-    engine.deepspeed.load_checkpoint(str(path), tag=_TAG)
+    for tag, deepspeed in engine.deepspeed.items():
+        if not (path / tag).is_dir():
+            raise UserError(f"{path} has no state of the {tag}: another version wrote it; start over with --fresh")
+        deepspeed.load_checkpoint(str(path), tag=tag)
     # Our own file, of plain tensors and numbers.
     states = torch.load(path / f"random-{engine.processes.rank}.pt", weights_only=False)
     random.setstate(states["python"])

@@ -61,8 +61,13 @@ class Policy(nn.Module):
         self._chunk = chunk_tokens or chunk_size(vocab)
 
     @property
-    def head(self) -> Head:
+    def lm_head(self) -> Head:
         return self._head
+
+    @property
+    def head(self) -> nn.Linear:
+        """The output embeddings."""
+        return self._head.linear
 
     def forward(
         self,
@@ -70,6 +75,7 @@ class Policy(nn.Module):
         objective: Objective,
         frozen: Mapping[Role, FrozenRole],
         gathered: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        preparing: bool = False,
     ) -> dict[str, Tensor]:
         hidden = response_hidden(self.model, batch)
         where = batch.response_BT
@@ -82,6 +88,7 @@ class Policy(nn.Module):
             self._chunk,
             None if known is None else {name: value[where] for name, value in known.items()},
             gathered,
+            preparing,
         )
         values = self.projection(hidden, plan)
         blank = torch.zeros(where.shape, device=where.device, dtype=values[0].dtype)

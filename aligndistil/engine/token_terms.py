@@ -53,6 +53,8 @@ class Plan:
     """(n,) derivative of the loss in each term, up to one common factor; None when it is not known yet."""
     gathered: Callable[[], AbstractContextManager[Any]] = nullcontext
     """Makes the frozen heads' weights whole under ZeRO-3."""
+    preparing: bool = False
+    """Whether the terms are for `Objective.prepare`."""
     frozen_logp: dict[Role, Tensor] = field(default_factory=dict)
     names: list[str] = field(default_factory=list)
 
@@ -66,8 +68,16 @@ class Plan:
             yield slice(start, min(start + self.chunk, len(self.ids)))
 
     @property
+    def needs(self) -> Mapping[Role, Need]:
+        return self.objective.needs if self.preparing else self.objective.update_needs
+
+    @property
     def policy_need(self) -> Need:
-        return self.objective.needs[Role.POLICY]
+        return self.needs[Role.POLICY]
+
+    def terms_of(self, chunk: TokenChunk) -> dict[str, Tensor]:
+        objective = self.objective
+        return objective.preparation_terms(chunk) if self.preparing else objective.token_terms(chunk)
 
 
 def token_terms(plan: Plan, hidden: Tensor) -> dict[str, Tensor]:
@@ -125,7 +135,7 @@ def _frozen_chunk(plan: Plan, rows: slice, first_pass: bool) -> tuple[dict[Role,
     """Log-probability of the tokens, and of the whole vocabulary where needed, for every frozen role."""
     logps: dict[Role, Tensor] = {}
     for role, frozen in plan.frozen.items():
-        whole = plan.objective.needs[role] is Need.DISTRIBUTION
+        whole = plan.needs[role] is Need.DISTRIBUTION
         if not whole and not first_pass:
             continue
         logits = frozen.head.finish(frozen.head.project(frozen.hidden[rows]))
@@ -146,7 +156,7 @@ def _terms_only(
         policy_logp = _pick(logits, plan.ids[rows])
     else:
         policy_logp, _ = _logp_and_softmax(logits, plan.ids[rows])
-    return plan.objective.token_terms(TokenChunk(plan.ids[rows], {**logp, Role.POLICY: policy_logp}, logps))
+    return plan.terms_of(TokenChunk(plan.ids[rows], {**logp, Role.POLICY: policy_logp}, logps))
 
 
 def _terms_and_gradient(
@@ -187,7 +197,7 @@ def _gradient_in_logits(
         leaf.requires_grad_()
     with torch.enable_grad():
         policy_logp = _pick(leaf, ids) if plan.policy_need is Need.DISTRIBUTION else leaf
-        terms = plan.objective.token_terms(TokenChunk(ids, {**logp, Role.POLICY: policy_logp}, logps))
+        terms = plan.terms_of(TokenChunk(ids, {**logp, Role.POLICY: policy_logp}, logps))
         learnt = [terms[name] for name in cotangent if terms[name].requires_grad]
         weights = [cotangent[name].to(terms[name].dtype) for name in cotangent if terms[name].requires_grad]
         (grad_leaf,) = torch.autograd.grad(learnt, leaf, weights)

@@ -8,16 +8,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from aligndistil.batch import Batch, DataKind, Row, collate
 from aligndistil.data import Examples, Sampler
+from aligndistil.errors import UserError
+from aligndistil.launch.stage_data import Scorer
 from aligndistil.maths import Metric
 from aligndistil.rollout import Sample, SamplingParams, TransformersRollout, sample_seed
-from aligndistil.train import StepData
-
-Scorer = Callable[[Sequence[str]], list[float]]
+from aligndistil.train import Round
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,19 +38,52 @@ class DataFeed:
     sampler: Sampler
     share: Share
     pad_id: int
+    mismatches: bool = False
+    """Whether each step also has its prompts with other examples' responses."""
 
-    def __call__(self, step: int) -> StepData:
+    def __call__(self, step: int) -> Round:
         parts = self.sampler.micro_batches(step, self.share.rank, self.share.world, self.share.micro_batch_size)
         batches = [
             collate([row for i in part for row in self.examples.rows(i)], self.examples.kind, self.pad_id)
             for part in parts
         ]
-        return StepData(batches, self.sampler.batch_size)
+        return Round(batches, self.sampler.batch_size, mismatched=self._mismatched(step) if self.mismatches else ())
+
+    def _mismatched(self, step: int) -> list[Batch]:
+        rows = mismatched([row for i in self.sampler.batch(step) for row in self.examples.rows(i)])
+        assert rows is not None  # check() has seen every step
+        size = self.share.micro_batch_size
+        per_rank = len(rows) // self.share.world
+        mine = rows[self.share.rank * per_rank : (self.share.rank + 1) * per_rank]
+        return [collate(mine[i : i + size], self.examples.kind, self.pad_id) for i in range(0, len(mine), size)]
+
+    def check(self, steps: int) -> None:
+        """Raises UserError when a step has no mismatched rows to offer."""
+        if not self.mismatches:
+            return
+        for step in range(steps):
+            if mismatched([row for i in self.sampler.batch(step) for row in self.examples.rows(i)]) is None:
+                raise UserError(
+                    f"train.batch_size: all {self.sampler.batch_size} examples of step {step + 1} have the same "
+                    "prompt, so that none can be compared with another's response; raise it, or give more prompts"
+                )
+
+
+def mismatched(rows: Sequence[Row]) -> list[Row] | None:
+    """Each prompt with the response of the next row that has another prompt; None when all prompts are the same."""
+    prompts = [tuple(row.prompt_ids) for row in rows]
+    if len(set(prompts)) < 2:
+        return None
+    others = []
+    for i, prompt in enumerate(prompts):
+        after = (rows[(i + k) % len(rows)] for k in range(1, len(rows)) if prompts[(i + k) % len(rows)] != prompt)
+        others.append(Row(rows[i].prompt_ids, next(after).response_ids, rows[i].label))
+    return others
 
 
 @dataclass(frozen=True, slots=True)
 class RolloutFeed:
-    """Batches of responses that the live policy gives to the prompts of the data, one optimizer step per rollout."""
+    """Batches of responses that the live policy gives to the prompts of the data."""
 
     examples: Examples
     sampler: Sampler
@@ -63,13 +97,21 @@ class RolloutFeed:
     scorer: Scorer | None
     show: Callable[[int, list[dict[str, Any]]], None]
     """Told the step and rank 0's responses, as rows to write."""
+    minibatches: int = 1
+    """Optimizer steps of one pass over a rollout."""
+    passes: int = 1
 
-    def __call__(self, step: int) -> StepData:
-        asked = self._asked(step)
-        per_rank = len(asked) // self.share.world
-        mine = asked[self.share.rank * per_rank : (self.share.rank + 1) * per_rank]
+    @property
+    def updates(self) -> int:
+        """Optimizer steps on one rollout."""
+        return self.minibatches * self.passes
+
+    def __call__(self, step: int) -> Round:
+        number = step // self.updates
+        asked = self._asked(number)
+        mine = self._mine(asked)
         prompts = [self.examples.prompt_ids(i) for i, _ in mine]
-        seeds = [sample_seed(self.seed, step, self.examples.key(i), k) for i, k in mine]
+        seeds = [sample_seed(self.seed, number, self.examples.key(i), k) for i, k in mine]
         began = time.perf_counter()
         samples = self.rollout.generate(prompts, self.params, seeds)
         seconds = time.perf_counter() - began
@@ -80,10 +122,34 @@ class RolloutFeed:
             for start in range(0, len(rows), size)
         ]
         metrics = self._metrics(samples, seconds) | self._scores(step, prompts, samples)
-        return StepData(batches, len(asked), metrics)
+        examples = len(asked) // self.minibatches
+        return Round(batches, examples, metrics, updates=self._updates(number, len(batches)))
+
+    def _mine(self, asked: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+        """This process's part of each optimizer step, so that what a step sees does not depend on `world`."""
+        each = len(asked) // self.minibatches
+        share, rank = each // self.share.world, self.share.rank
+        starts = range(rank * share, len(asked), each)
+        return [one for start in starts for one in asked[start : start + share]]
+
+    def _updates(self, number: int, micro_batches: int) -> list[list[int]]:
+        """Micro-batches of each optimizer step; later passes exchange them between steps, by the seed.
+
+        Each stays at its place within a step, and with it on its process, so that `world` changes nothing here either.
+        """
+        each = micro_batches // self.minibatches
+        updates = []
+        for k in range(self.passes):
+            steps = [list(range(self.minibatches)) for _ in range(each)]
+            if k > 0:
+                places = range(self.share.rank * each, (self.share.rank + 1) * each)
+                orders = (np.random.default_rng([self.seed, number, k, place]) for place in places)
+                steps = [order.permutation(self.minibatches).tolist() for order in orders]
+            updates += [[steps[i][m] * each + i for i in range(each)] for m in range(self.minibatches)]
+        return updates
 
     def _asked(self, step: int) -> list[tuple[int, int]]:
-        """(example, number of the sample) of the step, over all processes.
+        """(example, number of the sample) of a rollout, over all processes.
 
         A prompt that stands in a batch twice, where epochs meet or a source is repeated, gets different samples.
         """
@@ -136,20 +202,26 @@ def sample_rows(
     return rows
 
 
-def eval_batches(examples: Examples, share: Share, limit: int | None, pad_id: int) -> list[tuple[Batch, bool]]:
+def eval_batches(
+    examples: Examples, share: Share, limit: int | None, pad_id: int, *, mismatches: bool = False
+) -> list[tuple[Batch, bool]]:
     """This process's part of the eval data in batches, and whether each counts.
 
+    With `mismatches` the prompts have each other's responses; none are there when all prompts are the same.
     ZeRO-3 gathers weights in every forward pass, so all processes need the same number of batches: one that has run out
     repeats the first, which then does not count.
     """
     count = min(len(examples), limit or len(examples))
+    each = [examples.rows(i) for i in range(count)]
+    if mismatches:
+        each = [[row] for row in mismatched([row for rows in each for row in rows]) or []]
     size = share.micro_batch_size
-    starts = range(0, count, size)
+    starts = range(0, len(each), size)
     rounds = -(-len(starts) // share.world)
     batches = []
     for number in range(share.rank, rounds * share.world, share.world):
         counts = number < len(starts)
         start = starts[number] if counts else 0
-        rows = [row for i in range(start, min(start + size, count)) for row in examples.rows(i)]
+        rows = [row for some in each[start : start + size] for row in some]
         batches.append((collate(rows, examples.kind, pad_id), counts))
     return batches

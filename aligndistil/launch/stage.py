@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import resource
 import signal
 import time
@@ -11,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig
 
 from aligndistil.artefacts import MetricsLog, StageFolder, adopt_loggers, model_card
 from aligndistil.artefacts.environment import PACKAGES, installed_version
@@ -19,14 +20,16 @@ from aligndistil.data import Sampler
 from aligndistil.engine.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from aligndistil.engine.engine import Engine
 from aligndistil.engine.processes import Processes
-from aligndistil.launch.feeds import DataFeed, RolloutFeed, Share, eval_batches, sample_rows
+from aligndistil.launch.feeds import DataFeed, RolloutFeed, Share
 from aligndistil.launch.stage_data import StageData, load_stage_data, scorer_of
-from aligndistil.models import check_same_tokenizer, export_model, load_model, load_tokenizer, shared_vocab
-from aligndistil.objectives.base import Role
-from aligndistil.progress import TrainingProgress
+from aligndistil.launch.stage_evaluation import StageEvaluation
+from aligndistil.launch.stage_models import build_engine
+from aligndistil.models import export_model
+from aligndistil.objectives.base import Prepares, Role
+from aligndistil.progress import RunView, TrainingProgress
 from aligndistil.recipe import Stage
-from aligndistil.rollout import SamplingParams, TransformersRollout, sample_seed
-from aligndistil.train import Job, LoopState, StepData, evaluation_pass, train
+from aligndistil.rollout import SamplingParams, TransformersRollout
+from aligndistil.train import Job, LoopState, Round, train
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,15 +50,21 @@ class StageLaunch:
         self.data: StageData = load_stage_data(stage, locate, rank=processes.rank)
         train = stage.train
         self.share = Share(processes.rank, processes.world, train.micro_batch_size)
-        per_prompt = stage.rollout.samples_per_prompt if stage.rollout else 1
-        self.sampler = Sampler(len(self.data.train), train.batch_size // per_prompt, train.seed)
-        self.total_steps = train.max_steps or self.sampler.steps_for(train.epochs)
+        rollout = stage.rollout
+        responses = (rollout.responses if rollout else None) or train.batch_size
+        per_prompt = rollout.samples_per_prompt if rollout else 1
+        self.sampler = Sampler(len(self.data.train), responses // per_prompt, train.seed)
+        self.minibatches = responses // train.batch_size
+        self.updates = self.minibatches * (rollout.epochs if rollout else 1)
+        """Optimizer steps on one batch of the sampler."""
+        self.total_steps = train.max_steps or self.sampler.steps_for(train.epochs) * self.updates
         self.scorer = scorer_of(stage.data)
+        self._data_feed = self._of_data() if rollout is None else None
 
-    def run(self, stop_requested: Callable[[], bool]) -> Outcome:
-        """Train to the end and export; continues from the newest checkpoint in the folder."""
+    def run(self, stop_requested: Callable[[], bool], view: RunView | None = None) -> Outcome:
+        """Train to the end and export, shown in `view`; continues from the newest checkpoint in the folder."""
         stage, processes = self.stage, self.processes
-        engine = self._engine()
+        engine = build_engine(stage, self.data, self.locate, processes, self.total_steps)
         adopt_loggers()
         with ExitStack() as stack:
             stack.callback(engine.close)
@@ -63,31 +72,19 @@ class StageLaunch:
             began = time.monotonic()
             log = stack.enter_context(self._open_log(state.step))
             progress = stack.enter_context(
-                TrainingProgress(stage.name, self.total_steps, start=state.step, rank=processes.rank)
+                TrainingProgress(
+                    stage.name,
+                    self.total_steps,
+                    start=state.step,
+                    rank=processes.rank,
+                    view=view,
+                    history=log.read(),
+                )
             )
             job = self._job(engine, log, progress, stop_requested, lambda: seconds_before + time.monotonic() - began)
             last = train(job, state)
             self._export(engine, last)
             return Outcome(self.total_steps, seconds_before + time.monotonic() - began, last)
-
-    def _engine(self) -> Engine:
-        stage, data = self.stage, self.data
-        policy = load_model(self.locate(stage.model.path), stage.model, trained=True)
-        frozen: dict[Role, PreTrainedModel] = {}
-        for role, path in stage.models.items():
-            where = self.locate(path)
-            check_same_tokenizer(path, data.tokenizer, load_tokenizer(where, stage.model))
-            frozen[role] = load_model(where, stage.model, trained=False)
-        return Engine(
-            policy,
-            frozen,
-            stage.objective,
-            train=stage.train,
-            settings=stage.engine,
-            processes=self.processes,
-            total_steps=self.total_steps,
-            vocab=shared_vocab([policy, *frozen.values()], data.tokenizer),
-        )
 
     def _resume(self, engine: Engine) -> tuple[LoopState, float]:
         found = checkpoints(self.folder.path)
@@ -127,7 +124,7 @@ class StageLaunch:
             peers=self.processes,
             total_steps=self.total_steps,
             data=self._feed(engine),
-            epoch=self.sampler.epoch,
+            epoch=lambda step: self.sampler.epoch(step) / self.updates,
             evaluate=self._evaluation(engine),
             checkpoint=checkpoint,
             log=log.log if self.processes.is_main else lambda step, split, metrics: None,
@@ -140,11 +137,19 @@ class StageLaunch:
             expected=stage.objective.first_step() if starts_at_reference else (),
         )
 
-    def _feed(self, engine: Engine) -> Callable[[int], StepData]:
-        stage, data = self.stage, self.data
-        if stage.rollout is None:
-            return DataFeed(data.train, self.sampler, self.share, data.tokenizer.pad_token_id)
-        rollout = stage.rollout
+    def _of_data(self) -> DataFeed:
+        data, prepares = self.data, self.stage.objective.prepares
+        feed = DataFeed(
+            data.train, self.sampler, self.share, data.tokenizer.pad_token_id, prepares is Prepares.MISMATCHED
+        )
+        feed.check(self.total_steps)
+        return feed
+
+    def _feed(self, engine: Engine) -> Callable[[int], Round]:
+        stage, data, rollout = self.stage, self.data, self.stage.rollout
+        if self._data_feed is not None:
+            return self._data_feed
+        assert rollout is not None
         return RolloutFeed(
             data.train,
             self.sampler,
@@ -156,6 +161,8 @@ class StageLaunch:
             stage.train.seed,
             self.scorer,
             self._write_rollout,
+            self.minibatches,
+            rollout.epochs,
         )
 
     def _rollout(self, engine: Engine, batch_size: int) -> TransformersRollout:
@@ -171,52 +178,19 @@ class StageLaunch:
 
     def _write_rollout(self, step: int, rows: list[dict[str, Any]]) -> None:
         logging = self.stage.logging
-        if self.processes.is_main and logging.samples and step % logging.every == 0:
+        logged = any(one % logging.every == 0 for one in range(step, step + self.updates))
+        if self.processes.is_main and logging.samples and logged:
             self.folder.samples(step, rows[: logging.samples])
 
-    def _evaluation(self, engine: Engine) -> Callable[[int], dict[str, float]]:
-        """The pass over the eval data, and samples for its first prompts."""
-        settings, data, stage = self.stage.evaluation, self.data, self.stage
-        size = settings.batch_size or stage.train.micro_batch_size
-        share = Share(self.share.rank, self.share.world, size)
-        pad_id = data.tokenizer.pad_token_id
-        batches = eval_batches(data.eval, share, settings.limit, pad_id) if data.eval else []
-
-        def evaluate(step: int) -> dict[str, float]:
-            metrics = evaluation_pass(engine, self.processes, batches) if batches else {}
-            if settings.samples and data.eval_prompts:
-                metrics |= self._sampled(self._rollout(engine, size), step)
-            return metrics
-
-        return evaluate
-
-    def _sampled(self, rollout: TransformersRollout, step: int) -> dict[str, float]:
-        """Lengths and gold reward of one answer to each of the first eval prompts; the same seeds at every step."""
-        settings, data = self.stage.evaluation, self.data
-        assert data.eval_prompts is not None
-        count, world = min(settings.samples, len(data.eval_prompts)), self.share.world
-        # The same number on every process (see eval_batches); the answers beyond `count` are thrown away.
-        mine = [i % count for i in range(self.share.rank, -(-count // world) * world, world)]
-        prompts = [data.eval_prompts.prompt_ids(i) for i in mine]
-        seeds = [sample_seed(self.stage.train.seed, "eval", data.eval_prompts.key(i)) for i in mine]
-        params = SamplingParams(settings.max_new_tokens or self.stage.data.max_response_length)
-        samples = rollout.generate(prompts, params, seeds)
-        gathered = self.processes.gather(list(zip(mine, prompts, samples, strict=True)))
-        unique = {i: (prompt, sample) for part in gathered for i, prompt, sample in part}
-        asked, answers = [unique[i][0] for i in range(count)], [unique[i][1] for i in range(count)]
-        texts = data.tokenizer.batch_decode([list(s.token_ids) for s in answers], skip_special_tokens=True)
-        scores = None if self.scorer is None else self.scorer(texts)
-        if self.processes.is_main:
-            self.folder.eval_samples(step, sample_rows(data.tokenizer, asked, answers, texts, scores))
-        metrics = {
-            "completions/mean_length": sum(len(s.token_ids) for s in answers) / count,
-            "completions/truncated_fraction": sum(not s.finished for s in answers) / count,
-        }
-        return metrics if scores is None else metrics | {"gold_reward": sum(scores) / count}
+    def _evaluation(self, engine: Engine) -> StageEvaluation:
+        size = self.stage.evaluation.batch_size or self.stage.train.micro_batch_size
+        rollout = self._rollout(engine, size)
+        return StageEvaluation.of(self.stage, self.data, engine, rollout, self.processes, self.folder, self.scorer)
 
     def _export(self, engine: Engine, metrics: dict[str, float]) -> None:
         stage = self.stage
         state = engine.state_dict()
+        _note_scores(engine.model.config, metrics)
         if self.processes.is_main:
             card = model_card(
                 name=stage.name,
@@ -231,6 +205,16 @@ class StageLaunch:
             )
             export_model(engine.model, state, self.data.tokenizer, self.data.stop_ids, self.folder.final, card)
         self.processes.barrier()
+
+
+def _note_scores(config: PretrainedConfig, metrics: dict[str, float]) -> None:
+    """What a stage needs that normalizes the scores of this model, and not of the one that it started from."""
+    for name in ("score_mean", "score_std"):
+        if hasattr(config, name):
+            delattr(config, name)
+    mean, square = metrics.get("eval/scores/mean"), metrics.get("eval/scores/square")
+    if mean is not None and square is not None:
+        config.score_mean, config.score_std = mean, math.sqrt(max(square - mean**2, 0.0)) or 1.0
 
 
 def _peak_memory_gib() -> float:

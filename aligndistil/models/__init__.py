@@ -1,7 +1,15 @@
 """Models and tokenizers: where a role's folder is, loading it, and checking that models fit each other."""
 
 from aligndistil.models.export import export_model
-from aligndistil.models.load import builtin_model, from_hub, load_model, model_exists, model_hash, pick_dtype
+from aligndistil.models.load import (
+    builtin_model,
+    from_hub,
+    load_model,
+    load_scalar_model,
+    model_exists,
+    model_hash,
+    pick_dtype,
+)
 from aligndistil.models.tokenizers import check_same_tokenizer, load_tokenizer, shared_vocab, stop_ids
 
 __all__ = [
@@ -10,6 +18,7 @@ __all__ = [
     "export_model",
     "from_hub",
     "load_model",
+    "load_scalar_model",
     "load_tokenizer",
     "model_exists",
     "model_hash",

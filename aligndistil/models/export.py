@@ -20,23 +20,41 @@ def export_model(
     """Write weights, configuration, tokenizer, generation configuration and card; aside first, then renamed.
 
     The generation configuration stops at every id that training treated as an end, and samples as it did before.
+    A model with a scalar head has none.
     """
     aside = folder.with_name(f"{folder.name}.tmp")
     if aside.exists():
         shutil.rmtree(aside)
-    generation = model.generation_config
-    ids = sorted(stops)
-    generation.eos_token_id = ids if len(ids) > 1 else ids[0]
-    generation.pad_token_id = tokenizer.pad_token_id
     cached, model.config.use_cache = model.config.use_cache, True
-    # transformers refuses to save some settings that models are published with (a temperature without sampling): these
-    # are written as they came, so that a finished training does not fail on them.
-    model.generation_config = GenerationConfig()
-    model.save_pretrained(aside, state_dict=state)
-    model.config.use_cache, model.generation_config = cached, generation
-    (aside / "generation_config.json").write_text(generation.to_json_string(), encoding="utf-8")
+    if model.can_generate():
+        _save_generating(model, state, tokenizer, stops, aside)
+    else:
+        # transformers finds the token to score by looking for padding: an EOS that pads would not be scored.
+        pad = tokenizer.pad_token_id
+        model.config.pad_token_id = None if pad == tokenizer.eos_token_id else pad
+        model.save_pretrained(aside, state_dict=state)
+    model.config.use_cache = cached
     tokenizer.save_pretrained(aside)
     (aside / "README.md").write_text(card, encoding="utf-8")
     if folder.exists():
         shutil.rmtree(folder)
     aside.rename(folder)
+
+
+def _save_generating(
+    model: PreTrainedModel,
+    state: dict[str, Tensor],
+    tokenizer: PreTrainedTokenizerBase,
+    stops: frozenset[int],
+    folder: Path,
+) -> None:
+    generation = model.generation_config
+    ids = sorted(stops)
+    generation.eos_token_id = ids if len(ids) > 1 else ids[0]
+    generation.pad_token_id = tokenizer.pad_token_id
+    # transformers refuses to save some settings that models are published with (a temperature without sampling): these
+    # are written as they came, so that a finished training does not fail on them.
+    model.generation_config = GenerationConfig()
+    model.save_pretrained(folder, state_dict=state)
+    model.generation_config = generation
+    (folder / "generation_config.json").write_text(generation.to_json_string(), encoding="utf-8")

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 import transformers
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
 from aligndistil import recipe
 from aligndistil.errors import MissingError, ServiceError, UserError
@@ -66,26 +66,68 @@ def load_model(path: str, section: recipe.Model, *, trained: bool) -> PreTrained
     Raises UserError when the folder or Hub model cannot be loaded or lacks weights, MissingError when a package that
     loading it needs is not installed, ServiceError when the Hub cannot be reached.
     """
-    model_exists(path)
-    folder = builtin_model(path)
-    options: dict[str, Any] = {"trust_remote_code": section.trust_remote_code}
-    if path == section.path and section.revision:
-        options["revision"] = section.revision
-    config = from_hub(path, lambda: AutoConfig.from_pretrained(folder, **options))
-    for part in (config, config.get_text_config()):
-        for key in part.to_dict():
-            if key.endswith(_DROPS) and isinstance(getattr(part, key), float):
-                setattr(part, key, 0.0)
-    if section.attn_implementation:
-        options["attn_implementation"] = section.attn_implementation
-    options |= {"config": config, "dtype": pick_dtype(section.dtype), "output_loading_info": True}
-    loaded: Any = from_hub(path, lambda: AutoModelForCausalLM.from_pretrained(folder, **options))
+    options = _options(path, section)
+    loaded: Any = from_hub(path, lambda: AutoModelForCausalLM.from_pretrained(builtin_model(path), **options))
     model: PreTrainedModel = loaded[0]
     if missing := sorted(loaded[1]["missing_keys"]):
         raise UserError(
             f"model {path!r} lacks {len(missing)} of its weights, {missing[0]} for one, which transformers would draw "
             "at random; give a complete causal language model"
         )
+    return _ready(model, section, trained=trained)
+
+
+def load_scalar_model(path: str, section: recipe.Model, *, trained: bool, seed: int = 0) -> PreTrainedModel:
+    """A sequence-classification model with one output, without dropout: a reward model or a critic.
+
+    One that is trained may come from a language model: its head is then new, drawn by `seed`.
+    Raises UserError when a frozen one has no head or a head has other outputs, and as `load_model` does.
+    """
+    options = _options(path, section)
+    config = options["config"]
+    if config.num_labels != 1 and any("SequenceClassification" in name for name in config.architectures or []):
+        raise UserError(f"model {path!r} is a classifier with {config.num_labels} outputs, and a score is one number")
+    config.num_labels = 1
+    loaded: Any = from_hub(
+        path, lambda: AutoModelForSequenceClassification.from_pretrained(builtin_model(path), **options)
+    )
+    model: PreTrainedModel = loaded[0]
+    head = getattr(model, "score", None)
+    if not isinstance(head, torch.nn.Linear):
+        raise UserError(
+            f"model {path!r} ({type(model).__name__}) has no linear head called `score`; use an architecture that "
+            "transformers gives one (Llama, Qwen2, Mistral, Gemma, GPT-2 ...)"
+        )
+    missing = sorted(key for key in loaded[1]["missing_keys"] if not key.startswith("score."))
+    if missing or (loaded[1]["missing_keys"] and not trained):
+        raise UserError(
+            f"model {path!r} lacks {(missing or ['score.weight'])[0]}, which transformers would draw at random; give "
+            "a model with a trained scalar head, such as a stage that trains one"
+        )
+    if loaded[1]["missing_keys"]:
+        generator = torch.Generator().manual_seed(seed)
+        spread = getattr(options["config"].get_text_config(), "initializer_range", 0.02)
+        head.weight.data.copy_(spread * torch.randn(head.weight.shape, generator=generator))
+    return _ready(model, section, trained=trained)
+
+
+def _options(path: str, section: recipe.Model) -> dict[str, Any]:
+    """How every model of a recipe is loaded; its configuration is without dropout."""
+    model_exists(path)
+    options: dict[str, Any] = {"trust_remote_code": section.trust_remote_code}
+    if path == section.path and section.revision:
+        options["revision"] = section.revision
+    config = from_hub(path, lambda: AutoConfig.from_pretrained(builtin_model(path), **options))
+    for part in (config, config.get_text_config()):
+        for key in part.to_dict():
+            if key.endswith(_DROPS) and isinstance(getattr(part, key), float):
+                setattr(part, key, 0.0)
+    if section.attn_implementation:
+        options["attn_implementation"] = section.attn_implementation
+    return options | {"config": config, "dtype": pick_dtype(section.dtype), "output_loading_info": True}
+
+
+def _ready(model: PreTrainedModel, section: recipe.Model, *, trained: bool) -> PreTrainedModel:
     model.config.use_cache = False
     if trained and section.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})

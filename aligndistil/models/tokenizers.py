@@ -51,14 +51,17 @@ def stop_ids(path: str, section: recipe.Model, tokenizer: PreTrainedTokenizerBas
     return frozenset(found)
 
 
-def check_same_tokenizer(path: str, ours: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase) -> None:
-    """Refuse a frozen model whose tokens mean something else than the policy's.
+def check_same_tokenizer(
+    path: str, ours: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase, *, extra_allowed: bool = False
+) -> None:
+    """Refuse a model whose tokens mean something else than the policy's.
 
-    Raises UserError naming the first token that differs.
+    `extra_allowed`: the model only reads, so that tokens which the policy does not have do no harm (Qwen2.5 has some
+    that Qwen2 has not). Raises UserError naming the first token that differs.
     """
     a, b = ours.get_vocab(), theirs.get_vocab()
     different = sorted(token for token in a.keys() & b.keys() if a[token] != b[token])
-    missing = sorted(a.keys() ^ b.keys())
+    missing = sorted(a.keys() - b.keys() if extra_allowed else a.keys() ^ b.keys())
     if different or missing:
         example = (different or missing)[0]
         raise UserError(
@@ -69,13 +72,16 @@ def check_same_tokenizer(path: str, ours: PreTrainedTokenizerBase, theirs: PreTr
 
 
 def shared_vocab(models: Iterable[PreTrainedModel], tokenizer: PreTrainedTokenizerBase) -> int:
-    """Rows of the output matrix that all models have; the padding rows some of them add are cut from every softmax.
+    """Rows of the vocabulary that all models have; the padding rows some of them add are cut from every softmax.
 
     Raises UserError when a model has fewer rows than the tokenizer has tokens.
     """
-    rows: dict[str, int] = {str(m.config.name_or_path): m.get_output_embeddings().weight.shape[0] for m in models}
+    rows: dict[str, int] = {}
+    for model in models:
+        matrix: Any = model.get_output_embeddings() or model.get_input_embeddings()  # a scalar head has none of words
+        rows[str(model.config.name_or_path)] = matrix.weight.shape[0]
     smallest = min(rows.values())
     if smallest < len(tokenizer):
         name = min(rows, key=lambda key: rows[key])
-        raise UserError(f"model {name!r} has {smallest} output rows for {len(tokenizer)} tokens; resize its embeddings")
+        raise UserError(f"model {name!r} has {smallest} rows for {len(tokenizer)} tokens; resize its embeddings")
     return smallest

@@ -5,6 +5,7 @@
 for what does not, and `load` runs it all.
 """
 
+from aligndistil.recipe.checks import CODE
 from aligndistil.recipe.fingerprint import changed_sections, stage_fingerprint
 from aligndistil.recipe.graph import stage_of
 from aligndistil.recipe.load import load_recipe
@@ -27,6 +28,7 @@ from aligndistil.recipe.sections import (
 from aligndistil.recipe.stage import Recipe, Stage
 
 __all__ = [
+    "CODE",
     "OWNED_DEEPSPEED_KEYS",
     "Checkpoint",
     "Data",

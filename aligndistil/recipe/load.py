@@ -8,8 +8,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from aligndistil.objectives import registry
-from aligndistil.objectives.base import Objective, OnPolicy
-from aligndistil.recipe.checks import check_batch, check_evaluation, frozen_roles, models_needed, rollout_allowed
+from aligndistil.objectives.base import Objective, OnPolicy, Prepares, Role
+from aligndistil.recipe.checks import (
+    check_batch,
+    check_code,
+    check_evaluation,
+    check_kinds,
+    check_preparation,
+    check_teacher_cache,
+    critic_allowed,
+    models_needed,
+    named_roles,
+    rollout_allowed,
+)
 from aligndistil.recipe.describe import Problem, raise_all, unknown_key, validated
 from aligndistil.recipe.graph import PREFIX, circle, ordered, references_of, unknown_stage
 from aligndistil.recipe.merging import merge, read_recipe_tree, without_nulls
@@ -133,11 +144,16 @@ def _draft(name: str, own: Node, merged: Node, problems: list[Problem]) -> _Draf
     own = without_nulls(own)
     roles, rollout = {}, given if merged.child("rollout") is not None else None
     if objective is not None and models is not None:
+        check_code(models, merged, problems)
         roles = models_needed(objective, models, own, merged, problems)
     if objective is not None and given is not None:
         rollout = rollout_allowed(objective, rollout, own, merged, problems)
     if train is not None:
         check_batch(train, rollout, merged, problems)
+    if objective is not None and train is not None:
+        train = critic_allowed(objective, train, own, problems)
+        check_preparation(objective, train, rollout, own, merged, problems)
+        check_teacher_cache(objective, rollout, own, problems)
     if evaluation is not None and data is not None:
         check_evaluation(evaluation, data, merged, problems)
     if not (objective and model and data and train and engine and evaluation and checkpoint and logging):
@@ -171,14 +187,25 @@ def _check_defaults_are_used(defaults: Node, drafts: dict[str, _Draft], problems
     if len(objectives) < len(drafts):
         return
     defaults = without_nulls(defaults)
-    needed = {role.value for objective in objectives for role in frozen_roles(objective)}
+    needed = {role.value for objective in objectives for role in named_roles(objective)}
     models = defaults.child("models")
     for key, node in ((models.mapping if models else None) or {}).items():
         if key in Models.model_fields and key not in needed:
             problems.append(Problem(node.at, node.path, "no stage of this recipe reads this model; remove it"))
-    rollout = defaults.child("rollout")
-    if rollout is not None and all(objective.on_policy is OnPolicy.NEVER for objective in objectives):
-        problems.append(Problem(rollout.at, rollout.path, "no stage of this recipe samples; remove this section"))
+    if all(objective.on_policy is OnPolicy.NEVER for objective in objectives):
+        _refuse(defaults.child("rollout"), "no stage of this recipe samples; remove this section", problems)
+    elif all(objective.prepares is not Prepares.ROLLOUT for objective in objectives):
+        for key in ("responses", "epochs"):
+            text = "no stage of this recipe takes several optimizer steps on a rollout; remove it"
+            _refuse(defaults.find(("rollout", key)), text, problems)
+    if not any(Role.CRITIC in objective.needs for objective in objectives):
+        rate = defaults.find(("train", "critic_learning_rate"))
+        _refuse(rate, "no stage of this recipe trains a critic; remove it", problems)
+
+
+def _refuse(node: Node | None, text: str, problems: list[Problem]) -> None:
+    if node is not None:
+        problems.append(Problem(node.at, node.path, text))
 
 
 def _check_overrides_reach_a_stage(defaults: Node, layered: dict[str, Node], problems: list[Problem]) -> None:
@@ -194,13 +221,17 @@ def _check_overrides_reach_a_stage(defaults: Node, layered: dict[str, Node], pro
 def _order(drafts: dict[str, _Draft], report: Report, tree: Node, problems: list[Problem]) -> list[str]:
     references = {}
     for name, draft in drafts.items():
-        used = {role.value for role in frozen_roles(draft.objective)} if draft.objective else set(Models.model_fields)
+        used = {role.value for role in named_roles(draft.objective)} if draft.objective else set(Models.model_fields)
         nodes = [node for node in references_of(draft.merged) if node.path[-2] == "model" or node.path[-1] in used]
         references[name] = nodes
     kl_to = tree.find(("report", "kl_to")) if (report.kl_to or "").startswith(PREFIX) else None
-    for node in [*(node for nodes in references.values() for node in nodes), *([kl_to] if kl_to else [])]:
+    kl_nodes = [kl_to] if kl_to else []
+    for node in [*(node for nodes in references.values() for node in nodes), *kl_nodes]:
         if problem := unknown_stage(node, list(drafts)):
             problems.append(problem)
+    check_kinds(
+        {name: d.objective for name, d in drafts.items() if d.objective}, {**references, "": kl_nodes}, problems
+    )
     if problem := circle(references):
         problems.append(problem)
     return ordered(references)

@@ -61,8 +61,6 @@ FIELDS: dict[str, str] = {
     "gradient_clipping": "train.max_grad_norm",
     "adam_beta1": "train.adam_betas",
     "adam_beta2": "train.adam_betas",
-    "beta1": "train.adam_betas",
-    "beta2": "train.adam_betas",
     "betas": "train.adam_betas",
     "l2": "train.weight_decay",
     "ds_config": "engine.deepspeed",

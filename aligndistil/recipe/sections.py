@@ -15,6 +15,27 @@ from pydantic_core import PydanticCustomError
 Text: TypeAlias = Annotated[str, Field(min_length=1)]
 Format: TypeAlias = Literal["auto", "preference", "unpaired", "prompts", "hh", "demonstrations"]
 
+ReportColumn: TypeAlias = Literal[
+    "reward_accuracy",
+    "gold_reward",
+    "reward_score",
+    "kl",
+    "kl_data",
+    "kl_initial",
+    "kl_initial_data",
+    "length_mean",
+    "length_characters",
+    "truncated_fraction",
+    "distinct_1",
+    "distinct_2",
+    "steps_to_reward",
+    "steps",
+    "seconds",
+    "tokens_per_second",
+    "peak_memory_gib",
+]
+"""What docs/metrics.md defines of whole models."""
+
 OWNED_DEEPSPEED_KEYS = {
     "train_batch_size": "train.batch_size",
     "train_micro_batch_size_per_gpu": "train.micro_batch_size",
@@ -55,7 +76,7 @@ class Model(Section):
 
 
 class Models(Section):
-    """The frozen models an objective compares with: each a folder, a Hub id, `builtin:NAME` or `stage:NAME`."""
+    """The models beside the policy: each a folder, a Hub id, `builtin:NAME` or `stage:NAME`."""
 
     reference: Text | None = None
     """What the policy is kept close to."""
@@ -63,6 +84,10 @@ class Models(Section):
     """What the policy learns from."""
     reverse_teacher: Text | None = None
     """Trained on reversed preferences; it and the teacher span the token-level reward."""
+    reward: Text | None = None
+    """What scores responses: a model with a scalar head, or `python:MODULE:FUNCTION`, which needs `--allow-code`."""
+    critic: Text | None = None
+    """What the critic starts from: a model with a scalar head, or a language model, which is given a new one."""
 
 
 class Source(Section):
@@ -132,7 +157,11 @@ class Rollout(Section):
     top_p: float = Field(default=1.0, gt=0, le=1)
     """Sample from the smallest set of tokens with this probability; 1 is all of them."""
     samples_per_prompt: int = Field(default=1, ge=1)
-    """Responses to each prompt in a step; they all count in train.batch_size."""
+    """Responses to each prompt in a rollout; they all count in train.batch_size."""
+    responses: int | None = Field(default=None, ge=1)
+    """Responses of one rollout, over which several optimizer steps are taken; null is train.batch_size, one step."""
+    epochs: int = Field(default=1, ge=1)
+    """Passes over the responses of a rollout."""
     batch_size: int | None = Field(default=None, ge=1)
     """Rows generated at once on a process; null is train.micro_batch_size."""
 
@@ -142,6 +171,8 @@ class Train(Section):
 
     learning_rate: float = Field(default=1e-6, gt=0)
     """Peak, after the warm-up."""
+    critic_learning_rate: float | None = Field(default=None, gt=0)
+    """The critic's peak, on the same schedule; null is learning_rate."""
     lr_scheduler: Literal["cosine", "linear", "constant"] = "cosine"
     """What the learning rate does after the warm-up."""
     min_lr_ratio: float = Field(default=0.0, ge=0, le=1)
@@ -181,6 +212,9 @@ class Engine(Section):
     """What is kept in CPU memory; `parameters` needs zero_stage 3 and moves the optimizer too."""
     chunk_tokens: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """Response tokens projected to the vocabulary at once; `auto` chooses by the vocabulary."""
+    teacher_cache: bool = False
+    """Keep the last hidden states of an off-policy stage's frozen models on disk, and read them instead of running the
+    models: in this run and in every later one with the same models and rows."""
     deepspeed: dict[str, JsonValue] | str | None = None
     """More DeepSpeed configuration, inline or the path of a JSON file; it is merged over ours."""
 
@@ -228,7 +262,7 @@ class Logging(Section):
 
     every: int = Field(default=1, ge=1)
     """Steps between lines."""
-    trackers: list[Literal["tensorboard"]] = []
+    trackers: list[Literal["tensorboard", "wandb", "trackio", "mlflow"]] = []
     """Other places the metrics go to."""
     samples: int = Field(default=8, ge=0)
     """Sampled responses written at each logged step of an on-policy stage."""
@@ -240,12 +274,28 @@ class Report(Section):
     kl_to: Text | None = None
     """The model that D_KL(policy || .) is measured against; null is the teacher of the last stage that has one, or else
     the initial model."""
+    reward: Text | None = None
+    """The model with a scalar head that scores the samples; null is the last stage that trains one, or else the reward
+    of the last stage that is given one."""
     samples: int = Field(default=256, ge=1)
-    """Prompts each model answers."""
+    """Prompts each model answers, and responses of the data that divergences are measured on."""
+    pairs: int | None = Field(default=None, ge=1)
+    """Pairs of the eval data that every model ranks; null is all of them."""
     batch_size: int = Field(default=64, ge=1)
     """Rows generated or scored at once."""
     max_new_tokens: int | None = Field(default=None, ge=1)
     """Longest answer; null is data.max_response_length of the stage."""
+    seed: int = Field(default=0, ge=0)
+    """Of the samples: the same for every model, whatever it was trained with."""
+    reward_accuracy: bool = False
+    """Also lay the rewards that the models stand for beside each other (scores, DPO rewards, contrastive ones): how
+    often each ranks eval pairs right, and as many training pairs."""
+    threshold: float | None = None
+    """The value that `steps_to_reward` counts the steps to; null is 90 % of the way to the lowest final value."""
+    threshold_metric: Text | None = None
+    """Of the training log, or of its evaluations as `eval/NAME`; null is `reward/token_mean`, or else a gold reward."""
+    columns: list[ReportColumn] | None = None
+    """What the tables show, in this order; null is the usual choice. The .csv and .json always have everything."""
 
 
 class Header(Section):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from plain import plain_loss, ragged_batch
+from plain import given, language_roles, plain_loss, ragged_batch
 from torch import Tensor, nn
 
 from aligndistil.engine.head import Head
@@ -26,7 +26,9 @@ HEADS: dict[str, dict[str, Any]] = {
 
 
 class World:
-    """One batch, and hidden states (B, T, H) and a head for each role."""
+    """One batch, hidden states (B, T, H) and a head for each language model that the loss reads, and what it is given
+    beside them.
+    """
 
     def __init__(
         self,
@@ -47,7 +49,7 @@ class World:
         self.batch = ragged_batch(objective.data, examples, vocab).to(device)
         self.hidden: dict[Role, Tensor] = {}
         self.heads: dict[Role, Head] = {}
-        for extra, role in enumerate(objective.needs):
+        for extra, role in enumerate(language_roles(objective)):
             # every role has padding of its own
             linear = nn.Linear(hidden, vocab + padding * (extra + 1), bias=bias, dtype=dtype, device=device)
             nn.init.normal_(linear.weight, std=1.5)
@@ -55,17 +57,24 @@ class World:
             self.hidden[role] = torch.randn(*self.batch.ids_BT.shape, hidden, device=device).to(dtype)
             self.heads[role] = Head(linear, scale, softcap, vocab)
         self.hidden[Role.POLICY].requires_grad_()
+        wide = torch.float32 if dtype == torch.bfloat16 else dtype
+        with torch.no_grad():
+            self.found = given(objective, self.batch, self.logits(Role.POLICY).to(wide))
 
     @property
     def leaves(self) -> list[Tensor]:
         return [self.hidden[Role.POLICY], *self.heads[Role.POLICY].linear.parameters()]
 
-    def plain(self) -> Loss:
-        def logits(role: Role) -> Tensor:
-            head = self.heads[role]
-            return head.finish(head.linear(self.hidden[role]).flatten(0, 1)).unflatten(0, self.batch.ids_BT.shape)
+    def logits(self, role: Role) -> Tensor:
+        head = self.heads[role]
+        return head.finish(head.linear(self.hidden[role]).flatten(0, 1)).unflatten(0, self.batch.ids_BT.shape)
 
-        return plain_loss(self.objective, self.batch, {role: logits(role) for role in self.heads})
+    def plain(self) -> Loss:
+        scalars = {
+            role: torch.zeros(self.batch.ids_BT.shape) for role, n in self.objective.update_needs.items() if n.is_scalar
+        }
+        logits = {role: self.logits(role) for role in self.heads}
+        return plain_loss(self.objective, self.batch, {**scalars, **logits}, self.found)
 
     def chunked(self, chunk: int, known: Mapping[str, Tensor] | None) -> Loss:
         where = self.batch.response_BT
@@ -75,4 +84,5 @@ class World:
         plan = Plan(self.objective, self.heads[Role.POLICY], self.batch.ids_BT[where], frozen, chunk, flat)
         terms = token_terms(plan, states[Role.POLICY])
         blank = torch.zeros(where.shape, dtype=next(iter(terms.values())).dtype, device=where.device)
-        return self.objective.loss(self.batch, {name: blank.masked_scatter(where, v) for name, v in terms.items()})
+        spread = {name: blank.masked_scatter(where, v) for name, v in terms.items()}
+        return self.objective.loss(self.batch, {**spread, **self.found})

@@ -12,6 +12,8 @@ from typing import Any
 import numpy
 import pytest
 import torch
+from rounds import case_of, folders_of
+from rounds import engine_of as rounds_engine
 from toys import make_engine, models_of, objective, steps_of, take_step
 
 from aligndistil.engine.checkpoint import checkpoints, load_checkpoint, save_checkpoint
@@ -109,6 +111,24 @@ def test_another_number_of_processes_is_refused_in_one_sentence(engine: Engine, 
     (path / "checkpoint.json").write_text(json.dumps({**record, "processes": 8}))
     with pytest.raises(UserError, match=r"written by 8 process\(es\) and this run has 1; continue with --processes 8"):
         load_checkpoint(engine, path)
+
+
+def test_a_checkpoint_holds_the_critic_and_is_refused_without_it(
+    model_folder: ModelFolder, processes: Processes, tmp_path: Path
+) -> None:
+    """As a version that trained no critic would have left it."""
+    engine = rounds_engine(case_of("ppo", folders_of(model_folder)), processes, 0)
+    path = save_checkpoint(engine, tmp_path, {"step": 1}, keep=1)
+    with torch.no_grad():
+        head = engine.deepspeed["critic"].module.head.weight
+        before = head.clone()
+        head.zero_()
+    load_checkpoint(engine, path)
+    assert torch.equal(engine.deepspeed["critic"].module.head.weight, before)
+    shutil.rmtree(path / "critic")
+    with pytest.raises(UserError, match=r"checkpoint-1 has no state of the critic: .*; start over with --fresh"):
+        load_checkpoint(engine, path)
+    engine.close()
 
 
 @pytest.mark.gpu

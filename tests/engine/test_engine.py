@@ -208,7 +208,7 @@ def test_evaluation_leaves_no_gradient_behind(model_folder: ModelFolder, process
         losses = []
         for some in steps_of("aligndistil", 3):
             if looks:
-                made.evaluate(batch_of(some, goal.data))
+                made.evaluate(batch_of(some, goal.data), {})
             losses.append(take_step(made, some, 2)[0])
         made.close()
         seen.append(losses)

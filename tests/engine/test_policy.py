@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
 import torch
-from plain import VARIANTS, named, plain_loss, ragged_batch
+from plain import EVERY_OBJECTIVE, VARIANTS, given, language_roles, named, plain_loss, ragged_batch
 from torch import Tensor
 from toyland import build_model
 from transformers import (
@@ -31,12 +31,12 @@ from aligndistil.batch import Batch, DataKind, Row, collate
 from aligndistil.engine.head import Head, backbone, check_head
 from aligndistil.engine.policy import FrozenModel, Policy, response_hidden
 from aligndistil.errors import UserError
-from aligndistil.objectives import registry
 from aligndistil.objectives.aligndistil import AlignDistil
 from aligndistil.objectives.base import Objective, Role
 from aligndistil.objectives.sft import SFT
 
-OBJECTIVES = [*(cls.example() for cls in registry().values()), *VARIANTS]
+OBJECTIVES = [objective for objective in EVERY_OBJECTIVE if not objective.is_scalar]
+DEFAULTS = [objective for objective in OBJECTIVES if objective not in VARIANTS]
 VOCAB = 24
 LAYERS: dict[str, Any] = {
     "hidden_size": 16,
@@ -91,32 +91,41 @@ def seeded(build: Callable[..., PreTrainedModel], seed: int, **settings: Any) ->
     return build(**settings).double().eval()
 
 
-def plain(objective: Objective, batch: Batch, models: dict[Role, PreTrainedModel], vocab: int = VOCAB) -> Tensor:
-    def logits(model: PreTrainedModel) -> Tensor:
-        output = model(input_ids=batch.ids_BT, attention_mask=batch.attention_BT.long(), use_cache=False)
-        return output.logits[..., :vocab]
-
-    return plain_loss(objective, batch, {role: logits(model) for role, model in models.items()}).per_example
+Models = dict[Role, PreTrainedModel]
+Found = Mapping[str, Tensor]
 
 
-def chunked(
-    objective: Objective, batch: Batch, models: dict[Role, PreTrainedModel], chunk: int | None, vocab: int = VOCAB
-) -> Tensor:
-    policy = Policy(models[Role.POLICY], vocab, chunk)
-    frozen = {role: FrozenModel(m, vocab).read(batch) for role, m in models.items() if role is not Role.POLICY}
-    return objective.loss(batch, policy(batch, objective, frozen)).per_example
+def logits_of(model: PreTrainedModel, batch: Batch, vocab: int = VOCAB) -> Tensor:
+    output = model(input_ids=batch.ids_BT, attention_mask=batch.attention_BT.long(), use_cache=False)
+    return output.logits[..., :vocab]
 
 
-def assert_same(
-    objective: Objective, models: dict[Role, PreTrainedModel], chunk: int | None, examples: int = 3
-) -> None:
+def found_for(objective: Objective, batch: Batch, models: Models) -> Found:
+    """What the loss is given beside the terms of its language models."""
+    with torch.no_grad():
+        return given(objective, batch, logits_of(models[Role.POLICY], batch))
+
+
+def plain(objective: Objective, batch: Batch, models: Models, found: Found) -> Tensor:
+    logits = {role: logits_of(model, batch) for role, model in models.items()}
+    scalars = {role: torch.zeros(batch.ids_BT.shape) for role, n in objective.update_needs.items() if n.is_scalar}
+    return plain_loss(objective, batch, {**scalars, **logits}, found).per_example
+
+
+def chunked(objective: Objective, batch: Batch, models: Models, chunk: int | None, found: Found) -> Tensor:
+    policy = Policy(models[Role.POLICY], VOCAB, chunk)
+    frozen = {role: FrozenModel(m, VOCAB).read(batch) for role, m in models.items() if role is not Role.POLICY}
+    return objective.loss(batch, {**policy(batch, objective, frozen), **found}).per_example
+
+
+def assert_same(objective: Objective, models: Models, chunk: int | None, examples: int = 3) -> None:
     batch = ragged_batch(objective.data, examples, VOCAB)
-    policy = models[Role.POLICY]
-    expected = plain(objective, batch, models)
+    policy, found = models[Role.POLICY], found_for(objective, batch, models)
+    expected = plain(objective, batch, models, found)
     expected.mean().backward()
     gradients = {name: p.grad.clone() for name, p in policy.named_parameters() if p.grad is not None}
     policy.zero_grad()
-    losses = chunked(objective, batch, models, chunk)
+    losses = chunked(objective, batch, models, chunk, found)
     torch.testing.assert_close(losses, expected, rtol=1e-6, atol=1e-8)
     losses.mean().backward()
     assert {name for name, p in policy.named_parameters() if p.grad is not None} == set(gradients)
@@ -132,16 +141,16 @@ def assert_same(
 def test_a_policy_has_the_loss_and_gradients_of_the_model(
     objective: Objective, build: Callable[..., PreTrainedModel], tied: bool, chunk: int | None
 ) -> None:
-    models = {role: seeded(build, seed, tied=tied) for seed, role in enumerate(objective.needs)}
+    models = {role: seeded(build, seed, tied=tied) for seed, role in enumerate(language_roles(objective))}
     assert_same(objective, models, chunk)
 
 
 @pytest.mark.parametrize("build", ARCHITECTURES)
-@pytest.mark.parametrize("objective", [cls.example() for cls in registry().values()], ids=named)
+@pytest.mark.parametrize("objective", DEFAULTS, ids=named)
 def test_every_architecture_is_read_as_it_reads_itself(
     objective: Objective, build: Callable[..., PreTrainedModel]
 ) -> None:
-    models = {role: seeded(build, seed) for seed, role in enumerate(objective.needs)}
+    models = {role: seeded(build, seed) for seed, role in enumerate(language_roles(objective))}
     assert_same(objective, models, 7)
 
 
@@ -151,20 +160,21 @@ def test_check_head_accepts_what_is_read_rightly(build: Callable[..., PreTrained
     check_head(model, Head.of(model, VOCAB))
 
 
-@pytest.mark.parametrize("objective", [AlignDistil(), AlignDistil(reward="vanilla"), *VARIANTS], ids=named)
+@pytest.mark.parametrize(
+    "objective", [AlignDistil(), *(variant for variant in VARIANTS if not variant.is_scalar)], ids=named
+)
 @pytest.mark.parametrize("sizes", [(24, 31, 40), (40, 24, 31), (31, 40, 24)])
 def test_models_padded_to_different_vocabularies_are_cut_to_the_tokenizer_s(
     objective: Objective, sizes: tuple[int, ...]
 ) -> None:
-    roles = list(objective.needs)
-    models = {role: seeded(llama, n, vocab=sizes[n]) for n, role in enumerate(roles)}
+    models = {role: seeded(llama, n, vocab=sizes[n]) for n, role in enumerate(language_roles(objective))}
     assert_same(objective, models, 7)
 
 
 def test_rows_beyond_the_vocabulary_get_no_gradient_from_the_head() -> None:
     model = seeded(llama, 0, vocab=40, tied=False)
     batch = ragged_batch(DataKind.RESPONSES, vocab=VOCAB)
-    chunked(SFT(), batch, {Role.POLICY: model}, 7).mean().backward()
+    chunked(SFT(), batch, {Role.POLICY: model}, 7, {}).mean().backward()
     weight = model.get_output_embeddings().weight
     assert weight.grad is not None
     assert torch.all(weight.grad[VOCAB:] == 0)
@@ -183,8 +193,8 @@ def test_the_state_before_a_token_predicts_it() -> None:
 def test_padding_of_a_row_does_not_change_its_loss() -> None:
     model = seeded(llama, 0)
     short, long = Row([5, 6], [7, 1]), Row([8], [9, 10, 11, 12, 1])
-    together = chunked(SFT(), collate([short, long], DataKind.RESPONSES, 0), {Role.POLICY: model}, 7)
-    alone = chunked(SFT(), collate([short], DataKind.RESPONSES, 0), {Role.POLICY: model}, 7)
+    together = chunked(SFT(), collate([short, long], DataKind.RESPONSES, 0), {Role.POLICY: model}, 7, {})
+    alone = chunked(SFT(), collate([short], DataKind.RESPONSES, 0), {Role.POLICY: model}, 7, {})
     torch.testing.assert_close(together[:1], alone, rtol=1e-6, atol=1e-8)
 
 
@@ -240,11 +250,12 @@ def test_a_model_without_a_separate_body_is_refused() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=named)
 def test_on_a_gpu_in_bfloat16_the_loss_is_close_to_float32(objective: Objective) -> None:
-    models = {role: llama(seed=seed) for seed, role in enumerate(objective.needs)}
+    models = {role: llama(seed=seed) for seed, role in enumerate(language_roles(objective))}
     batch = ragged_batch(objective.data, vocab=VOCAB)
-    expected = plain(objective, batch, models)
+    found = found_for(objective, batch, models)
+    expected = plain(objective, batch, models, found)
     there = {role: model.to("cuda", torch.bfloat16) for role, model in models.items()}
-    losses = chunked(objective, batch.to("cuda"), there, 7)
+    losses = chunked(objective, batch.to("cuda"), there, 7, {name: value.to("cuda") for name, value in found.items()})
     torch.testing.assert_close(losses.cpu(), expected, rtol=0.1, atol=0.1)
     losses.mean().backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in there[Role.POLICY].parameters())

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from plain import VARIANTS, named
+from plain import EVERY_OBJECTIVE, named
 from projections import HEADS, World
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -19,9 +19,10 @@ from aligndistil.objectives import registry
 from aligndistil.objectives.aligndistil import AlignDistil
 from aligndistil.objectives.base import Loss, Objective
 from aligndistil.objectives.dpo import DPO
+from aligndistil.objectives.kto import KTO
 from aligndistil.objectives.sft import SFT
 
-OBJECTIVES = [*(cls.example() for cls in registry().values()), *VARIANTS]
+OBJECTIVES = [objective for objective in EVERY_OBJECTIVE if not objective.is_scalar]
 every_objective = pytest.mark.parametrize("objective", OBJECTIVES, ids=named)
 
 
@@ -53,8 +54,8 @@ def test_the_gradient_is_the_same_when_it_is_not_known_beforehand(objective: Obj
     assert_equal_to_plain(World(objective, **HEADS[head]), 7, None)
 
 
-@pytest.mark.parametrize("objective", [DPO(), DPO(label_smoothing=0.2)], ids=named)
-def test_the_gradient_of_a_single_pair_is_taken_in_the_forward_pass(objective: DPO) -> None:
+@pytest.mark.parametrize("objective", [DPO(), DPO(label_smoothing=0.2), KTO()], ids=named)
+def test_the_gradient_of_a_single_example_is_taken_in_the_forward_pass(objective: Objective) -> None:
     world = World(objective, examples=1)
     known = objective.term_gradient(world.batch)
     assert known is not None
@@ -147,6 +148,7 @@ def test_bfloat16_states_and_weights_give_the_loss_of_the_same_numbers_in_float3
         for role in narrow.heads:
             wide.hidden[role].copy_(narrow.hidden[role])
             wide.heads[role].linear.weight.copy_(narrow.heads[role].linear.weight)
+    wide.found = narrow.found
     known = objective.term_gradient(narrow.batch)
     of_narrow, of_wide = narrow.chunked(7, known), wide.chunked(7, known)
     assert of_narrow.per_example.dtype == torch.float32
@@ -229,6 +231,7 @@ def test_on_a_gpu_in_bfloat16_the_loss_is_that_of_a_cpu(objective: Objective, he
                 here.heads[role].linear.parameters(), there.heads[role].linear.parameters(), strict=True
             ):
                 ours.copy_(theirs)
+    here.found = {name: value.cpu() for name, value in there.found.items()}
     on_gpu = there.chunked(7, objective.term_gradient(there.batch))
     on_cpu = here.chunked(7, objective.term_gradient(here.batch))
     torch.testing.assert_close(on_gpu.per_example.cpu(), on_cpu.per_example, rtol=1e-3, atol=1e-3)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from rounds import case_of, engine_of, engine_rounds, folders_of
 from toys import (
     CONSTANT,
     GOALS,
@@ -32,11 +33,13 @@ from aligndistil.rollout import SamplingParams, sample_seed
 ModelFolder = Callable[..., str]
 Models = tuple[str, list[str]]
 NOTHING_STAYS = {"zero_optimization": {"stage3_param_persistence_threshold": 0}}
+ROUNDS = [("reward_model", 2), ("kto", 2), ("kto", 3), ("ppo", 0), ("ppo", 2), ("ppo", 3)]
 
 
-def everything(models: dict[str, Models], folder: str) -> dict[str, Any]:
+def everything(models: dict[str, Models], folders: dict[str, str], folder: str) -> dict[str, Any]:
     processes = start_processes()
     return {
+        "rounds": {f"{name} {stage}": rounds(name, folders, processes, stage) for name, stage in ROUNDS},
         "gradients": {name: gradients(name, models[name], processes, 2) for name in GOALS},
         "losses": {name: losses_by_stage(name, models[name], processes) for name in GOALS},
         "uneven": uneven_samples(models["dpo"], processes),
@@ -59,8 +62,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def two(models: dict[str, Models], folder: Path, on_processes: Callable[..., list[Any]]) -> list[dict[str, Any]]:
-    return on_processes(everything, models, str(folder), timeout=240)
+def folders(model_folder: ModelFolder) -> dict[str, str]:
+    return folders_of(model_folder)
+
+
+@pytest.fixture(scope="module")
+def two(
+    models: dict[str, Models], folders: dict[str, str], folder: Path, on_processes: Callable[..., list[Any]]
+) -> list[dict[str, Any]]:
+    return on_processes(everything, models, folders, str(folder), timeout=240)
 
 
 def gradients(name: str, models: Models, processes: Processes, micro: int) -> dict[str, Any]:
@@ -71,7 +81,7 @@ def gradients(name: str, models: Models, processes: Processes, micro: int) -> di
     mine = steps_of(name, 1, 8)[0][processes.rank * per_rank : (processes.rank + 1) * per_rank]
     for start in range(0, per_rank, micro):
         batch = batch_of(mine[start : start + micro], goal.data)
-        made.micro_step(batch, examples=8, last=start + micro >= per_rank)
+        made.micro_step(batch, {}, examples=8, last=start + micro >= per_rank)
     found = {key: p.grad.tolist() for key, p in made.model.named_parameters()}
     made.close()
     return found
@@ -108,6 +118,25 @@ def test_two_processes_train_like_one_at_every_zero_stage(
     for ours, our_norms in two[0]["losses"][name].values():
         assert ours == pytest.approx(losses, abs=1e-5)
         assert our_norms == pytest.approx(norms, rel=1e-4)
+
+
+def rounds(name: str, folders: dict[str, str], processes: Processes, stage: int) -> list[dict[str, float]]:
+    case = case_of(name, folders)
+    engine = engine_of(case, processes, stage)
+    lines = engine_rounds(engine, case)
+    engine.close()
+    return [{key: value for key, value in line.items() if not key.startswith("perf/")} for line in lines]
+
+
+@pytest.mark.parametrize(("name", "stage"), ROUNDS)
+def test_what_is_found_before_a_step_is_found_over_both_processes(
+    name: str, stage: int, folders: dict[str, str], processes: Processes, two: list[dict[str, Any]]
+) -> None:
+    """Means over all mismatched rows or samples, both trained models, and every metric."""
+    alone = rounds(name, folders, processes, 0)
+    assert two[0]["rounds"] == two[1]["rounds"]
+    for ours, theirs in zip(two[0]["rounds"][f"{name} {stage}"], alone, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-3, abs=2e-5)
 
 
 def uneven_samples(models: Models, processes: Processes) -> dict[str, Any]:

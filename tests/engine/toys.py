@@ -13,7 +13,7 @@ from aligndistil import recipe
 from aligndistil.batch import Batch, DataKind, Row, collate
 from aligndistil.engine.engine import Engine
 from aligndistil.engine.processes import Processes
-from aligndistil.models import load_model
+from aligndistil.models import load_model, load_scalar_model
 from aligndistil.objectives import registry
 from aligndistil.objectives.base import Need, Objective, Role, TokenChunk
 from aligndistil.rollout import TransformersRollout
@@ -59,19 +59,28 @@ def make_engine(
     engine: dict[str, Any],
     model: dict[str, Any] | None = None,
     steps: int = 4,
+    critic: str | None = None,
+    reward: Any = None,
 ) -> Engine:
-    """`frozen` are the models of the roles the objective needs, in its order."""
-    roles = [role for role in goal.needs if role is not Role.POLICY]
+    """`frozen` are the models of the roles the objective needs, in its order, but for the critic."""
+    roles = [role for role in goal.needs if role not in (Role.POLICY, Role.CRITIC)]
+    named = {role: path for role, path in zip(roles, frozen, strict=True) if path}
     options = section(policy, **(model or {}))
+
+    def load(role: Role, path: str, trained: bool) -> Any:
+        return (load_scalar_model if goal.needs[role].is_scalar else load_model)(path, options, trained=trained)
+
     return Engine(
-        load_model(policy, options, trained=True),
-        {role: load_model(path, options, trained=False) for role, path in zip(roles, frozen, strict=True)},
+        load(Role.POLICY, policy, True),
+        {role: load(role, path, False) for role, path in named.items()},
         goal,
         train=recipe.Train.model_validate(train),
         settings=recipe.Engine.model_validate(engine),
         processes=processes,
         total_steps=steps,
         vocab=VOCAB,
+        critic=None if critic is None else load(Role.CRITIC, critic, True),
+        reward=reward,
     )
 
 
@@ -82,7 +91,7 @@ def take_step(engine: Engine, some: Sequence[Sequence[Row]], micro: int) -> tupl
     mine = some[engine.processes.rank * per_rank : (engine.processes.rank + 1) * per_rank]
     for start in range(0, per_rank, micro):
         batch = batch_of(mine[start : start + micro], engine.objective.data)
-        loss = engine.micro_step(batch, examples=len(some), last=start + micro >= per_rank)
+        loss = engine.micro_step(batch, {}, examples=len(some), last=start + micro >= per_rank)
         total += loss.per_example.detach().double().sum().cpu()
     info = engine.step()
     return float(engine.processes.sum(total)) / len(some), info.grad_norm, info.learning_rate

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from toyland import build_model, build_tokenizer
 
-from aligndistil.batch import DataKind
+from aligndistil.batch import Batch, DataKind, Row
 from aligndistil.data import Examples, Sampler, load_examples
-from aligndistil.launch.feeds import DataFeed, RolloutFeed, Share, eval_batches
+from aligndistil.errors import UserError
+from aligndistil.launch.feeds import DataFeed, RolloutFeed, Share, eval_batches, mismatched
 from aligndistil.recipe import Data
 from aligndistil.rollout import SamplingParams, TransformersRollout
 
@@ -37,7 +38,9 @@ def test_processes_share_a_batch_without_overlap_or_gap(examples: Callable[[Data
         assert all(batch.rows == 4 for batch in whole.micro_batches)
 
 
-def rollout_feed(examples: Examples, rank: int, world: int, shown: list[Any], batch: int = 4) -> RolloutFeed:
+def rollout_feed(
+    examples: Examples, rank: int, world: int, shown: list[Any], batch: int = 4, **several: int
+) -> RolloutFeed:
     model = build_model(seed=0)
     return RolloutFeed(
         examples,
@@ -50,6 +53,7 @@ def rollout_feed(examples: Examples, rank: int, world: int, shown: list[Any], ba
         seed=0,
         scorer=lambda texts: [float(len(text)) for text in texts],
         show=lambda step, rows: shown.append((step, rows)),
+        **several,
     )
 
 
@@ -88,6 +92,129 @@ def test_the_samples_of_a_prompt_differ_also_when_it_comes_twice_in_a_step(
         drawn.setdefault(row["prompt"], set()).add(tuple(row["token_ids"]))
     assert len(drawn) == 7
     assert all(len(samples) >= 3 for samples in drawn.values())  # short ones may be equal by chance
+
+
+def texts(batch: Batch) -> list[tuple[int, ...]]:
+    """The tokens of each row, however wide the batch is."""
+    return [tuple(ids[real].tolist()) for ids, real in zip(batch.ids_BT, batch.attention_BT, strict=True)]
+
+
+def test_a_rollout_for_several_steps_gives_each_its_part_and_every_pass_all_of_it(
+    examples: Callable[[DataKind], Examples],
+) -> None:
+    feed = rollout_feed(examples(DataKind.PROMPTS), 0, 1, [], batch=12, minibatches=3, passes=4)
+    made = feed(0)
+    assert (feed.updates, made.examples, made.all_examples, len(made.micro_batches)) == (12, 4, 12, 6)
+    assert made.updates is not None
+    passes = [made.updates[start : start + 3] for start in range(0, 12, 3)]
+    assert passes[0] == [[0, 1], [2, 3], [4, 5]]
+    for steps in passes:
+        assert sorted(number for step in steps for number in step) == list(range(6))
+    assert len({tuple(sorted(map(tuple, steps))) for steps in passes}) > 1, "nothing was exchanged"
+    assert feed(0).updates == made.updates
+    assert feed(12).updates != made.updates, "the next rollout is exchanged otherwise"
+
+
+def test_the_steps_of_a_rollout_have_the_same_samples_whatever_the_number_of_processes(
+    examples: Callable[[DataKind], Examples],
+) -> None:
+    prompts, several = examples(DataKind.PROMPTS), {"batch": 12, "minibatches": 3, "passes": 3}
+
+    def steps(rank: int, world: int) -> list[list[tuple[int, ...]]]:
+        made = rollout_feed(prompts, rank, world, [], **several)(9)
+        return [[text for number in step for text in texts(made.micro_batches[number])] for step in made.parts]
+
+    whole, first, second = steps(0, 1), steps(0, 2), steps(1, 2)
+    assert len(whole) == 9
+    for all_of_it, one, other in zip(whole, first, second, strict=True):
+        assert len(one) == len(other) == 2
+        assert sorted(all_of_it) == sorted(one + other)
+    assert whole[0] == first[0] + second[0]
+
+
+def test_a_rollout_is_drawn_by_its_number_and_shown_once(examples: Callable[[DataKind], Examples]) -> None:
+    """Ten steps on, the second rollout of a feed of two steps each is the sixth of one that takes one."""
+    prompts, shown = examples(DataKind.PROMPTS), []
+    several = rollout_feed(prompts, 0, 1, shown, batch=8, minibatches=2)
+    single = rollout_feed(prompts, 0, 1, [], batch=8)
+    ours, theirs = several(10), single(5)
+    assert [texts(batch) for batch in ours.micro_batches] == [texts(batch) for batch in theirs.micro_batches]
+    assert [step for step, _ in shown] == [11]
+
+
+def row(prompt: int, response: int, label: bool = True) -> Row:
+    return Row([prompt, 9], [response, 1], label)
+
+
+@pytest.mark.parametrize("count", range(2, 10))
+def test_each_prompt_meets_the_response_of_the_next_row(count: int) -> None:
+    rows = [row(i, 50 + i, i % 3 == 0) for i in range(count)]
+    others = mismatched(rows)
+    assert others is not None
+    assert [other.prompt_ids for other in others] == [[i, 9] for i in range(count)]
+    assert [other.response_ids for other in others] == [[50 + (i + 1) % count, 1] for i in range(count)]
+    assert [other.label for other in others] == [one.label for one in rows]
+
+
+def test_a_row_with_the_same_prompt_is_passed_over_since_its_response_would_fit() -> None:
+    rows = [row(1, 51), row(1, 52), row(2, 53), row(2, 54), row(1, 55)]
+    others = mismatched(rows)
+    assert others is not None
+    assert [other.response_ids[0] for other in others] == [53, 53, 55, 55, 53]
+    assert mismatched([row(1, 51), row(1, 52)]) is None
+    assert mismatched([row(1, 51)]) is None
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_a_step_has_the_mismatched_rows_of_its_own_batch_in_equal_parts(
+    world: int, examples: Callable[[DataKind], Examples]
+) -> None:
+    unpaired = examples(DataKind.UNPAIRED)
+    sampler = Sampler(len(unpaired), 8, 0)
+    rows = [unpaired.rows(i)[0] for i in sampler.batch(3)]
+    expected = mismatched(rows)
+    assert expected is not None
+    parts = [DataFeed(unpaired, sampler, Share(rank, world, 2), 0, True)(3) for rank in range(world)]
+    found = [text for part in parts for batch in part.mismatched for text in texts(batch)]
+    assert found == [(*other.prompt_ids, *other.response_ids) for other in expected]
+    assert {len(part.mismatched) for part in parts} == {4 // world}
+    assert {text for part in parts for batch in part.micro_batches for text in texts(batch)}.isdisjoint(found)
+    plain = DataFeed(unpaired, sampler, Share(0, 1, 2), 0)(3)
+    assert plain.mismatched == ()
+
+
+def test_a_step_whose_prompts_are_all_the_same_is_noticed_beforehand() -> None:
+    class Same:
+        kind = DataKind.UNPAIRED
+
+        def rows(self, index: int) -> list[Row]:
+            return [row(1 if index < 4 else index, 50 + index)]
+
+    class InOrder(Sampler):
+        def _at(self, position: int) -> int:
+            return position
+
+    feed = DataFeed(Same(), InOrder(8, 2, 0), Share(0, 1, 2), 0, True)  # type: ignore[arg-type]
+    sentence = "train.batch_size: all 2 examples of step 1 have the same prompt, so that none can be compared"
+    with pytest.raises(UserError, match=sentence):
+        feed.check(4)
+    DataFeed(Same(), InOrder(8, 4, 0), Share(0, 1, 2), 0, False).check(2)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="all 4 examples of step 1"):
+        DataFeed(Same(), InOrder(8, 4, 0), Share(0, 1, 2), 0, True).check(2)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_mismatched_eval_rows_are_rotated_over_all_of_them_and_counted_once(
+    world: int, examples: Callable[[DataKind], Examples]
+) -> None:
+    unpaired = examples(DataKind.UNPAIRED)
+    shares = [eval_batches(unpaired, Share(rank, world, 2), 5, 0, mismatches=True) for rank in range(world)]
+    assert len({len(share) for share in shares}) == 1
+    found = [text for share in shares for batch, counts in share if counts for text in texts(batch)]
+    expected = mismatched([unpaired.rows(i)[0] for i in range(5)])
+    assert expected is not None
+    assert sorted(found) == sorted((*other.prompt_ids, *other.response_ids) for other in expected)
+    assert eval_batches(unpaired, Share(0, 1, 2), 1, 0, mismatches=True) == []
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from worlds import differences, left_behind, lines, off_policy, on_policy
+from worlds import actor_critic, differences, left_behind, lines, off_policy, on_policy, unpaired
 
 from aligndistil.artefacts import Done, StageFolder
 from aligndistil.engine.checkpoint import checkpoints
@@ -56,10 +56,16 @@ def kinds(model_folder: ModelFolder, pairs_file: Callable[..., str], kind: str) 
     model, data = model_folder(seed=0), pairs_file(10)
     if kind == "on-policy":
         return on_policy(model, model_folder(seed=1), model_folder(seed=2), data)
-    return off_policy(model, data, engine={"zero_stage": int(kind[-1])})
+    engine = {"zero_stage": int(kind[-1])}
+    if kind.startswith("actor-critic"):
+        reward, critic = (model_folder(seed=seed, scalar=True) for seed in (3, 4))
+        return actor_critic(model, reward, critic, data, engine=engine)
+    if kind.startswith("unpaired"):
+        return unpaired(model, data, engine=engine)
+    return off_policy(model, data, engine=engine)
 
 
-@pytest.mark.parametrize("kind", ["zero 0", "zero 2", "zero 3", "on-policy"])
+@pytest.mark.parametrize("kind", ["zero 0", "zero 2", "zero 3", "on-policy", "unpaired 0"])
 @pytest.mark.parametrize("stop_after", [5])
 def test_five_steps_and_five_more_are_ten(
     kind: str,
@@ -81,6 +87,30 @@ def test_five_steps_and_five_more_are_ten(
     assert [line["step"] for line in straight["lines"] if line["split"] == "train"] == [3, 6, 9, 10]
     assert [line["step"] for line in straight["lines"] if line["split"] == "eval"] == [0, 4, 8, 10]
     assert straight["lines"][-1]["step"] == 10
+
+
+@pytest.mark.parametrize("zero", [0, 2])
+def test_a_stop_inside_a_round_waits_for_its_end_and_both_models_go_on_from_there(
+    zero: int,
+    stage_of: Callable[[dict[str, Any]], Stage],
+    model_folder: ModelFolder,
+    pairs_file: Callable[..., str],
+    processes: Processes,
+    tmp_path: Path,
+) -> None:
+    stage = stage_of(kinds(model_folder, pairs_file, f"actor-critic {zero}"))
+    straight = run(stage, tmp_path / "straight", processes)
+    assert run(stage, tmp_path / "twice", processes, stop_after=3) is None
+    assert [path.name for path in checkpoints(tmp_path / "twice")] == ["checkpoint-4"]
+    again = run(stage, tmp_path / "twice", processes)
+    assert straight is not None
+    assert again is not None
+    assert list(differences(straight, again)) == []
+    training = [line for line in straight["lines"] if line["split"] == "train"]
+    assert [line["step"] for line in training] == [3, 6, 9, 10]
+    coefficients = [line["objective/kl_coef"] for line in training if "objective/kl_coef" in line]
+    assert len(coefficients) == 3  # of the rounds that start at 0, 4 and 8
+    assert len(set(coefficients)) == 3
 
 
 def test_a_stop_in_the_last_step_and_a_lost_export_lose_nothing(
@@ -191,15 +221,20 @@ def survives_kills(
         assert not list(folders[1].glob("*.tmp"))
 
 
+@pytest.mark.parametrize("kind", ["on-policy", "actor-critic 0"])
 def test_a_run_killed_at_random_moments_ends_with_the_same_bits(
-    runs: Any, recipe_file: Callable[..., Path], model_folder: ModelFolder, pairs_file: Callable[..., str]
+    kind: str,
+    runs: Any,
+    recipe_file: Callable[..., Path],
+    model_folder: ModelFolder,
+    pairs_file: Callable[..., str],
 ) -> None:
-    content = kinds(model_folder, pairs_file, "on-policy")
-    survives_kills(runs, recipe_file, content, ["aligndistil"], kills=4)
+    content = kinds(model_folder, pairs_file, kind)
+    survives_kills(runs, recipe_file, content, [content["objective"]["name"]], kills=4)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["zero 0", "zero 2", "zero 3", "on-policy"])
+@pytest.mark.parametrize("kind", ["zero 0", "zero 2", "zero 3", "on-policy", "actor-critic 2", "unpaired 3"])
 def test_a_run_killed_many_times_ends_with_the_same_bits(
     kind: str,
     runs: Any,

@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from toyland import CHAT
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, GenerationConfig
 
-from aligndistil.models import export_model, load_model, load_tokenizer
+from aligndistil.models import export_model, load_model, load_scalar_model, load_tokenizer
 from aligndistil.recipe import Model
 
 ModelFolder = Callable[..., str]
@@ -58,6 +58,23 @@ def test_the_exported_settings_stop_where_training_stopped_and_use_the_cache(
     assert settings["repetition_penalty"] == 1.1
     assert json.loads((tmp_path / "final" / "config.json").read_text())["use_cache"] is True
     assert model.config.use_cache is False
+
+
+@pytest.mark.parametrize("padding", ["<pad>", "<eos>"])
+def test_a_scalar_model_says_which_padding_its_scores_look_for(
+    padding: str, model_folder: ModelFolder, tmp_path: Path
+) -> None:
+    """An end that pads would be taken for padding, and the token before it scored."""
+    path = model_folder(seed=0, scalar=True)
+    section = Model(path=path)
+    model, tokenizer = load_scalar_model(path, section, trained=True), load_tokenizer(path, section)
+    tokenizer.pad_token = padding
+    export_model(model, model.state_dict(), tokenizer, frozenset({1, 9}), tmp_path / "final", "card")
+    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "final")
+    assert loaded.config.pad_token_id == (0 if padding == "<pad>" else None)
+    assert loaded.config.use_cache is True
+    assert (loaded.config.num_labels, list(loaded(input_ids=torch.tensor([[5, 6, 1]])).logits.shape)) == (1, [1, 1])
+    assert not (tmp_path / "final" / "generation_config.json").exists()
 
 
 def test_an_export_replaces_what_an_interrupted_one_left(model_folder: ModelFolder, tmp_path: Path) -> None:

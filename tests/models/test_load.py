@@ -12,10 +12,21 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from toyland import build_model, build_tokenizer
-from transformers import GPT2Config, GPT2LMHeadModel, OPTConfig, OPTForCausalLM
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertLMHeadModel,
+    CohereConfig,
+    CohereForCausalLM,
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    GPT2LMHeadModel,
+    OPTConfig,
+    OPTForCausalLM,
+)
 
 from aligndistil.errors import EXIT_SERVICE, MissingError, ServiceError, UserError
-from aligndistil.models import builtin_model, load_model, model_exists, model_hash, pick_dtype
+from aligndistil.models import builtin_model, load_model, load_scalar_model, model_exists, model_hash, pick_dtype
 from aligndistil.recipe import Model
 
 ModelFolder = Callable[..., str]
@@ -153,6 +164,83 @@ def test_the_hash_follows_the_content_of_a_folder(copy: Path) -> None:
     build_tokenizer(["other", "words"]).save_pretrained(copy)
     assert model_hash(str(copy)) not in (before, changed)
     assert model_hash("owner/name") == "owner/name"
+
+
+def test_a_new_scalar_head_is_drawn_by_the_seed_alone(model_folder: ModelFolder) -> None:
+    path = model_folder(seed=0)
+    heads = []
+    for noise, seed in ((1, 7), (2, 7), (1, 8)):
+        torch.manual_seed(noise)
+        model = load_scalar_model(path, section(path), trained=True, seed=seed)
+        heads.append(model.score.weight.detach())
+    assert heads[0].shape == (1, 32)
+    assert torch.equal(heads[0], heads[1])
+    assert not torch.equal(heads[0], heads[2])
+    assert 0.15 < float(heads[0].std()) < 0.5  # the initializer_range of these models is 0.3
+    body = load_model(path, section(path), trained=False).model
+    assert all(
+        torch.equal(ours, theirs) for ours, theirs in zip(model.model.parameters(), body.parameters(), strict=True)
+    )
+
+
+def test_a_scalar_head_that_is_there_is_kept(model_folder: ModelFolder) -> None:
+    path = model_folder(seed=0, scalar=True)
+    saved = load_file(Path(path) / "model.safetensors")["score.weight"]
+    for trained in (True, False):
+        model = load_scalar_model(path, section(path, gradient_checkpointing=True), trained=trained, seed=5)
+        assert torch.equal(model.score.weight, saved)
+        assert model.is_gradient_checkpointing is trained
+        assert model.config.use_cache is False
+
+
+def test_a_scalar_model_has_no_dropout_either(tmp_path: Path) -> None:
+    dropouts = {"resid_pdrop": 0.5, "embd_pdrop": 0.5, "attn_pdrop": 0.5}
+    config = GPT2Config(vocab_size=96, n_embd=32, n_layer=2, n_head=2, num_labels=1, pad_token_id=0, **dropouts)
+    GPT2ForSequenceClassification(config).save_pretrained(tmp_path)
+    model = load_scalar_model(str(tmp_path), section(str(tmp_path)), trained=True).train()
+    ids = torch.arange(5, 15).unsqueeze(0)
+    assert torch.equal(model(input_ids=ids).logits, model(input_ids=ids).logits)
+
+
+def test_a_frozen_reward_needs_a_trained_head(model_folder: ModelFolder) -> None:
+    path = model_folder(seed=0)
+    with pytest.raises(UserError, match=r"lacks score.weight, which transformers would draw at random; give a model"):
+        load_scalar_model(path, section(path), trained=False)
+
+
+def test_weights_of_the_body_of_a_scalar_model_are_not_drawn_either(model_folder: ModelFolder, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(model_folder(seed=0, scalar=True), tmp_path / "model"))
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    for trained in (True, False):
+        with pytest.raises(UserError, match=r"lacks model.layers.1.mlp.up_proj.weight, which transformers would draw"):
+            load_scalar_model(str(folder), section(str(folder)), trained=trained)
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_a_classifier_with_several_outputs_is_no_scorer(
+    trained: bool, model_folder: ModelFolder, tmp_path: Path
+) -> None:
+    AutoModelForSequenceClassification.from_pretrained(model_folder(seed=0), num_labels=3).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"is a classifier with 3 outputs, and a score is one number") as caught:
+        load_scalar_model(str(tmp_path), section(str(tmp_path)), trained=trained)
+    assert "\n" not in str(caught.value)
+
+
+SIZES = {"vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+
+
+def test_an_architecture_without_a_head_called_score_is_one_sentence(tmp_path: Path) -> None:
+    BertLMHeadModel(BertConfig(is_decoder=True, **SIZES)).save_pretrained(tmp_path / "other")
+    CohereForCausalLM(CohereConfig(num_key_value_heads=1, eos_token_id=1, bos_token_id=2, **SIZES)).save_pretrained(
+        tmp_path / "none"
+    )
+    for name, sentence in (("other", r"has no linear head called `score`; use an"), ("none", "cannot be loaded by")):
+        path = str(tmp_path / name)
+        with pytest.raises(UserError, match=sentence) as caught:
+            load_scalar_model(path, section(path), trained=True)
+        assert "\n" not in str(caught.value)
 
 
 def test_random_weights_are_the_same_every_time() -> None:

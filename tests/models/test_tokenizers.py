@@ -12,7 +12,14 @@ import pytest
 from toyland import CHAT, WORDS, build_model, build_tokenizer
 
 from aligndistil.errors import UserError
-from aligndistil.models import check_same_tokenizer, load_model, load_tokenizer, shared_vocab, stop_ids
+from aligndistil.models import (
+    check_same_tokenizer,
+    load_model,
+    load_scalar_model,
+    load_tokenizer,
+    shared_vocab,
+    stop_ids,
+)
 from aligndistil.recipe import Model
 
 ModelFolder = Callable[..., str]
@@ -85,10 +92,22 @@ def test_a_frozen_model_must_know_the_same_tokens() -> None:
         check_same_tokenizer("teacher", ours, build_tokenizer([*WORDS, "more"]))
 
 
+def test_a_model_that_only_reads_may_know_more_tokens_but_not_fewer() -> None:
+    ours, more = build_tokenizer(), build_tokenizer([*WORDS, "more"])
+    check_same_tokenizer("reward", ours, more, extra_allowed=True)
+    with pytest.raises(UserError, match=r"1 tokens differ, 'more' for one \(96 and None\)"):
+        check_same_tokenizer("reward", more, ours, extra_allowed=True)
+    with pytest.raises(UserError, match=r"2 tokens differ, 'w00'"):
+        check_same_tokenizer("reward", ours, build_tokenizer(["w01", "w00", *WORDS[2:]]), extra_allowed=True)
+
+
 def test_models_padded_differently_share_the_rows_all_of_them_have(model_folder: ModelFolder) -> None:
     paths = [model_folder(seed=0, vocab=vocab) for vocab in (128, 96, 104)]
     models = [load_model(path, section(path), trained=False) for path in paths]
     assert shared_vocab(models, build_tokenizer()) == 96
     assert shared_vocab(models[::2], build_tokenizer()) == 104
-    with pytest.raises(UserError, match=r"has 96 output rows for 106 tokens; resize its embeddings"):
+    narrow = model_folder(seed=0, vocab=100, scalar=True)
+    scorer = load_scalar_model(narrow, section(narrow), trained=False)
+    assert shared_vocab([models[0], scorer], build_tokenizer()) == 100
+    with pytest.raises(UserError, match=r"has 96 rows for 106 tokens; resize its embeddings"):
         shared_vocab(models, build_tokenizer([*WORDS, *(f"x{i}" for i in range(10))]))

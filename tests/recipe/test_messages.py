@@ -106,7 +106,8 @@ def test_a_mistake_gets_its_place_and_a_remedy(refused, sft, section, line):
         ),
         ("lr", "here it is `train.learning_rate`"),
         ("learning-rate", "`learning_rate` belongs to `train.learning_rate`"),
-        ("beta2", "here it is `train.adam_betas`"),
+        ("adam_beta2", "here it is `train.adam_betas`"),
+        ("beta2", "`beta2` belongs to `objective.beta2`"),
         (
             "max_length",
             "a prompt and its response are cut separately: set data.max_prompt_length and data.max_response_length",
@@ -139,7 +140,8 @@ def test_every_name_that_is_offered_for_a_peers_name_exists():
 
 
 def test_a_peers_name_is_never_one_of_ours():
-    ours = {field for cls in [*SECTIONS.values(), Source, Header] for field in cls.model_fields} | set(SECTIONS)
+    classes = [*SECTIONS.values(), Source, Header, *registry().values()]
+    ours = {field for cls in classes for field in cls.model_fields} | set(SECTIONS)
     assert not ours & {*FIELDS, *REMARKS}
 
 

@@ -1,0 +1,89 @@
+"""Models with one number a token instead of a distribution: reward models and critics."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from aligndistil.batch import Batch
+from aligndistil.engine.head import backbone
+from aligndistil.objectives.base import Need
+
+
+class Scorer(Protocol):
+    """Anything that scores responses."""
+
+    def scores(self, batch: Batch) -> Tensor:
+        """(B, T) float32 score of the text up to and including each token."""
+        ...
+
+
+class _Projection(nn.Module):
+    """A module around the product, so that ZeRO-3 has a place to gather the head's weight at."""
+
+    def forward(self, hidden: Tensor, head: nn.Linear) -> Tensor:
+        # float32 even when the model is bfloat16: scores are compared with each other, and bfloat16 has three digits
+        wide = hidden if hidden.dtype == torch.float64 else hidden.float()
+        bias = None if head.bias is None else head.bias.to(wide.dtype)
+        return F.linear(wide, head.weight.to(wide.dtype), bias).squeeze(-1)
+
+
+class ScalarNetwork(nn.Module):
+    """A sequence-classification model read at every token; `forward` gives (B, T)."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+        self.projection = _Projection()
+
+    @property
+    def head(self) -> nn.Linear:
+        linear = self.model.score
+        assert isinstance(linear, nn.Linear)
+        return linear
+
+    def forward(self, batch: Batch) -> Tensor:
+        output = backbone(self.model)(input_ids=batch.ids_BT, attention_mask=batch.attention_BT.long(), use_cache=False)
+        outputs_BT: Tensor = self.projection(output.last_hidden_state, self.head)
+        return outputs_BT
+
+
+class ScalarModel:
+    """A frozen model with a scalar head."""
+
+    def __init__(self, model: PreTrainedModel, *, normalized: bool = False) -> None:
+        self.network = ScalarNetwork(model.eval().requires_grad_(False))
+        self.mean: float = model.config.score_mean if normalized else 0.0
+        self.std: float = model.config.score_std if normalized else 1.0
+
+    @torch.no_grad()
+    def scores(self, batch: Batch) -> Tensor:
+        """(B, T) float32 score of the text up to and including each token."""
+        with gathered(list(self.network.head.parameters())):
+            outputs_BT: Tensor = self.network(batch)
+        return (outputs_BT - self.mean) / self.std
+
+
+def scalar_output(outputs_BT: Tensor, batch: Batch, need: Need) -> Tensor:
+    """(B, T) what `need` means at each response token, zero elsewhere.
+
+    A score is of the text with the token, a value of the text before it.
+    """
+    if need is Need.VALUE:
+        outputs_BT = F.pad(outputs_BT[:, :-1], (1, 0))
+    return outputs_BT * batch.response_BT
+
+
+def gathered(parameters: Sequence[Tensor]) -> AbstractContextManager[Any]:
+    """Makes parameters whole that ZeRO-3 has split; does nothing for others."""
+    from deepspeed.runtime.zero import GatheredParameters
+
+    sharded = [p for p in parameters if hasattr(p, "ds_id")]
+    context: AbstractContextManager[Any] = GatheredParameters(sharded, enabled=bool(sharded))
+    return context

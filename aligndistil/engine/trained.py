@@ -1,0 +1,117 @@
+"""One model that is trained: its DeepSpeed engine with optimizer, schedule and gradient norm."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import os
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import PreTrainedModel
+
+from aligndistil import recipe
+from aligndistil.engine.config import deepspeed_config
+from aligndistil.engine.policy import Policy
+from aligndistil.engine.scalar import ScalarNetwork
+
+Network: TypeAlias = Policy | ScalarNetwork
+
+
+class StepInfo(NamedTuple):
+    """What one optimizer step did."""
+
+    learning_rate: float
+    """The rate the step was taken with."""
+    grad_norm: float
+    """Before clipping."""
+    critic: dict[str, float]
+    """The same of the critic, where there is one, as metrics."""
+
+
+class Trained:
+    """A module on DeepSpeed. The policy and the critic have one each: they are clipped and scheduled apart."""
+
+    def __init__(
+        self,
+        module: Network,
+        model: PreTrainedModel,
+        *,
+        learning_rate: float,
+        train: recipe.Train,
+        settings: recipe.Engine,
+        accumulation: int,
+        total_steps: int,
+    ) -> None:
+        self.model = model
+        self.engine: Any
+        self.engine, *_ = import_deepspeed().initialize(
+            model=module,
+            config=deepspeed_config(settings, train, accumulation=accumulation, dtype=model.dtype),
+            optimizer=_adamw(model, train, learning_rate),
+            lr_scheduler=lambda optimizer: _schedule(optimizer, train, total_steps),
+        )
+        self.zero_stage: int = self.engine.zero_optimization_stage()
+        if settings.zero_stage == 3:
+            from deepspeed.runtime.zero import register_external_parameter
+
+            register_external_parameter(module.projection, module.head.weight)
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        """Add the gradient of one micro-batch; `last` says that the optimizer step comes next."""
+        self.engine.set_gradient_accumulation_boundary(last)
+        self.engine.backward(loss, scale_wrt_gas=False)
+        if not last:
+            self.engine.step()
+
+    def step(self) -> tuple[float, float]:
+        """Take the optimizer step; returns the learning rate it used and the gradient norm before clipping."""
+        learning_rate = float(self.engine.get_lr()[0])
+        norm = self._stage0_norm() if self.zero_stage == 0 else None
+        self.engine.step()
+        if norm is None:
+            norm = float(self.engine.get_global_grad_norm() or 0.0)
+        return learning_rate, norm
+
+    def _stage0_norm(self) -> float | None:
+        """DeepSpeed reports no norm for plain data parallelism in float32; its gradients are already averaged."""
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        return float(torch.nn.utils.get_total_norm(gradients)) if gradients else None
+
+
+def _adamw(model: PreTrainedModel, train: recipe.Train, learning_rate: float) -> torch.optim.Optimizer:
+    """AdamW; biases and norm gains are not decayed."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": train.weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=train.adam_betas)
+
+
+def _schedule(optimizer: torch.optim.Optimizer, train: recipe.Train, steps: int) -> LambdaLR:
+    """From 0 up to the learning rate over the warm-up, then as `train.lr_scheduler` says, down to its floor."""
+    warmup = math.ceil(train.warmup_ratio * steps)
+
+    def share(step: int) -> float:
+        if step < warmup:
+            return step / warmup
+        if train.lr_scheduler == "constant":
+            return 1.0
+        done = min(1.0, (step - warmup) / max(1, steps - warmup))
+        shape = 1 - done if train.lr_scheduler == "linear" else (1 + math.cos(math.pi * done)) / 2
+        return train.min_lr_ratio + (1 - train.min_lr_ratio) * shape
+
+    return LambdaLR(optimizer, share)
+
+
+def import_deepspeed() -> Any:
+    """DeepSpeed, without its C++ kernels."""
+    deepspeed = importlib.import_module("deepspeed")
+    if os.environ.get("DS_ACCELERATOR") == "cpu":
+        # DeepSpeed would compile a C++ kernel for CPU collectives, even for one process; gloo does without.
+        importlib.import_module("deepspeed.ops").__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed

@@ -1,0 +1,120 @@
+"""Hidden states from disk are those of the model, for just the rows they were made of."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from toys import VOCAB, batch_of, examples, section
+
+from aligndistil.batch import Batch, DataKind, Row, collate
+from aligndistil.engine.policy import FrozenModel
+from aligndistil.engine.processes import Processes
+from aligndistil.engine.teacher_cache import (
+    CachedModel,
+    HiddenStates,
+    cache_bytes,
+    cache_name,
+    is_complete,
+    unique_rows,
+    write_cache,
+)
+from aligndistil.models import load_model
+
+
+def pad(rows: list[Row]) -> Batch:
+    return collate(rows, DataKind.RESPONSES, 0)
+
+
+def frozen(folder: str) -> FrozenModel:
+    return FrozenModel(load_model(folder, section(folder), trained=False), VOCAB)
+
+
+def written(folder: Path, model: FrozenModel, rows: list[Row], processes: Processes, size: int = 3) -> HiddenStates:
+    batches = [rows[start : start + size] for start in range(0, len(rows), size)]
+    assert sum(write_cache(folder, model, batches, pad, processes)) == len(rows)
+    return HiddenStates(folder)
+
+
+def test_a_batch_of_known_rows_gets_what_the_model_would_have_said(
+    model_folder: Callable[..., str], tmp_path: Path, processes: Processes
+) -> None:
+    model, some = frozen(model_folder(seed=1)), examples(7, DataKind.PAIRS)
+    rows = [row for pair in some for row in pair]
+    cached = CachedModel(written(tmp_path / "cache", model, rows, processes), model.head)
+    for picked in (some[:1], some[2:6], [some[6], some[0]]):
+        batch = batch_of(picked, DataKind.PAIRS)
+        torch.testing.assert_close(cached.read(batch).hidden, model.read(batch).hidden, rtol=1e-5, atol=1e-5)
+
+
+def test_the_size_that_is_told_is_that_of_the_file(
+    model_folder: Callable[..., str], tmp_path: Path, processes: Processes
+) -> None:
+    model, rows = frozen(model_folder(seed=1)), [row for (row,) in examples(5, DataKind.RESPONSES)]
+    written(tmp_path / "cache", model, rows, processes)
+    assert (tmp_path / "cache/0.bin").stat().st_size == cache_bytes(rows, model.model.config.hidden_size, torch.float32)
+
+
+def test_a_row_that_is_not_in_the_cache_is_an_error(
+    model_folder: Callable[..., str], tmp_path: Path, processes: Processes
+) -> None:
+    model = frozen(model_folder(seed=1))
+    hidden = written(tmp_path / "cache", model, [Row([5, 6], [7, 1])], processes)
+    with pytest.raises(KeyError):
+        hidden.of(pad([Row([5], [6, 7, 1])]))  # the same tokens, divided otherwise
+
+
+def test_a_cache_that_was_not_finished_is_none(
+    model_folder: Callable[..., str], tmp_path: Path, processes: Processes
+) -> None:
+    rows = [row for (row,) in examples(4, DataKind.RESPONSES)]
+    started = write_cache(tmp_path / "cache", frozen(model_folder(seed=1)), [rows[:2], rows[2:]], pad, processes)
+    next(started)
+    started.close()
+    assert not is_complete(tmp_path / "cache")
+    written(tmp_path / "cache", frozen(model_folder(seed=1)), rows, processes)
+    assert is_complete(tmp_path / "cache")
+
+
+def test_a_cache_is_named_after_weights_dtype_and_rows() -> None:
+    rows = [Row([5], [6, 1]), Row([5, 6], [1])]
+    names = {
+        cache_name("a", torch.float32, rows),
+        cache_name("b", torch.float32, rows),
+        cache_name("a", torch.bfloat16, rows),
+        cache_name("a", torch.float32, rows[:1]),
+        cache_name("a", torch.float32, [Row([5, 6], [1]), Row([5, 6], [1])]),
+    }
+    assert len(names) == 5
+    assert len(unique_rows([*rows, Row([5], [6, 1], label=False)])) == 2
+
+
+def write_on_two(folder: str, cache: str) -> dict[str, Any]:
+    from aligndistil.engine.processes import start_processes
+
+    processes = start_processes()
+    rows = [row for (row,) in examples(5, DataKind.RESPONSES)]
+    model = frozen(folder)
+    hidden = written_part(Path(cache), model, rows, processes)
+    batch = pad(rows)
+    error = (hidden.of(batch) - model.read(batch).hidden).abs().max()
+    processes.stop()
+    return {"error": float(error)}
+
+
+def written_part(folder: Path, model: FrozenModel, rows: list[Row], processes: Processes) -> HiddenStates:
+    for _ in write_cache(folder, model, [[row] for row in rows], pad, processes):
+        pass
+    return HiddenStates(folder)
+
+
+def test_two_processes_write_a_part_each_and_read_both(
+    model_folder: Callable[..., str], tmp_path: Path, on_processes: Callable[..., list[Any]]
+) -> None:
+    answers = on_processes(write_on_two, model_folder(seed=1), str(tmp_path / "cache"))
+    assert all(answer["error"] < 1e-5 for answer in answers)
+    assert [len(part) for part in json.loads((tmp_path / "cache/about.json").read_text())["parts"]] == [3, 2]
