@@ -82,16 +82,9 @@ class AlignDistil(Objective):
 
     def token_terms(self, chunk: TokenChunk) -> dict[str, Tensor]:
         policy, teacher, other = (chunk.logps[role] for role in (Role.POLICY, Role.TEACHER, self._other))
-        tvd = total_variation(teacher, other)
-        if self.beta is None:
-            alpha = adaptive_alpha(tvd=tvd, r=self.r, eps=self.eps)
-        else:
-            alpha = torch.full_like(tvd, self.beta0 / self.beta)
+        tvd, alpha = self._weight(teacher, other)
         beta = self.beta0 / alpha
-        target = extrapolated_logps(
-            teacher_logps=teacher, other_logps=other, alpha=alpha, contrastive=self.reward == "contrastive"
-        )
-        kl_target = kl_divergence(policy, target)
+        kl_target = kl_divergence(policy, self._target(teacher, other, alpha))
         return {
             "weighted_kl": beta * kl_target,
             "kl_target": kl_target.detach(),
@@ -99,6 +92,21 @@ class AlignDistil(Objective):
             "beta": beta,
             "tvd": tvd,
         } | self._measured(chunk, policy.detach(), teacher, other)
+
+    def target_logps(self, chunk: TokenChunk) -> Tensor:
+        teacher, other = chunk.logps[Role.TEACHER], chunk.logps[self._other]
+        return self._target(teacher, other, self._weight(teacher, other)[1])
+
+    def _weight(self, teacher: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+        """(n,) the distance of the two frozen models, and how far the target extrapolates."""
+        tvd = total_variation(teacher, other)
+        if self.beta is None:
+            return tvd, adaptive_alpha(tvd=tvd, r=self.r, eps=self.eps)
+        return tvd, torch.full_like(tvd, self.beta0 / self.beta)
+
+    def _target(self, teacher: Tensor, other: Tensor, alpha: Tensor) -> Tensor:
+        contrastive = self.reward == "contrastive"
+        return extrapolated_logps(teacher_logps=teacher, other_logps=other, alpha=alpha, contrastive=contrastive)
 
     def _measured(self, chunk: TokenChunk, policy: Tensor, teacher: Tensor, other: Tensor) -> dict[str, Tensor]:
         """What is logged and not trained on: the reward of the token, its expectation, and the KL to the teacher."""

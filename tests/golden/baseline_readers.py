@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from case import Case, Content, about_tokens, floats, interleaved, pair_batch
+from case import Case, Content, about_tokens, batch_of, floats, interleaved, pair_batch
 from torch import Tensor
 
 from aligndistil.batch import Batch, DataKind
 from aligndistil.objectives.bandit import Bandit
 from aligndistil.objectives.base import Role
+from aligndistil.objectives.kto import KTO
 from aligndistil.objectives.reinforce import Reinforce
 from aligndistil.objectives.simpo import SimPO
 from aligndistil.objectives.tdpo import TDPO
@@ -80,6 +81,38 @@ def read_tdpo(content: Content) -> Iterator[Case]:
                 "kl/margin": float((kl[:pairs] - kl[pairs:]).mean()),
             },
             faults={"authors_trainer_as_is": expected["authors_trainer_as_is"]["loss_f32"]},
+        )
+
+
+def read_kto(content: Content) -> Iterator[Case]:
+    """Logits of the rows, and then of each prompt with the response of the next row."""
+    inputs = content["inputs"]
+    ids, prompt_lengths = torch.tensor(inputs["ids"]), torch.tensor(inputs["prompt_lens"])
+    mismatched_ids, mismatched_attention = (torch.tensor(inputs[f"mismatched_{key}"]) for key in ("ids", "attn"))
+    rows = len(ids)
+    for key, expected in content["expected"].items():
+        label = torch.tensor(expected["label"]).bool()
+        reward = floats(expected["rewards"])
+        logps = {"logp": floats(expected["policy_logps"]), "ref_logp": floats(expected["ref_logps"])}
+        sides = {"desirable": label, "undesirable": ~label}
+        yield Case(
+            key,
+            KTO(**{name: expected[name] for name in ("beta", "desirable_weight", "undesirable_weight")}),
+            batch_of(DataKind.UNPAIRED, ids, torch.tensor(inputs["attn"]), prompt_lengths, label),
+            {Role.POLICY: floats(expected["student_logits"]), Role.REFERENCE: floats(expected["reference_logits"])},
+            list(range(rows)),
+            loss=expected["loss"],
+            gradient=floats(expected["grad_student"]),
+            per_row={name: values[:rows] for name, values in logps.items()},
+            metrics={
+                "kl/z0": expected["kl"],
+                "labels/desirable": float(label.double().mean()),
+                **{f"rewards/{side}": float(reward[of].mean()) for side, of in sides.items() if of.any()},
+                **{f"logps/{side}": float(logps["logp"][:rows][of].mean()) for side, of in sides.items() if of.any()},
+            },
+            looked_at=batch_of(DataKind.UNPAIRED, mismatched_ids, mismatched_attention, prompt_lengths),
+            looked_at_order=list(range(rows, 2 * rows)),
+            found={"kl/mismatched": expected["kl_unclamped"]},
         )
 
 

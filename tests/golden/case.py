@@ -39,6 +39,44 @@ class Case:
     """Losses of code that computes in float32, on aligned positions."""
     faults: dict[str, float] = field(default_factory=dict)
     """Losses of code with a known fault."""
+    looked_at: Batch | None = None
+    """What the preparation of the step looks at, where there is one."""
+    looked_at_order: list[int] = field(default_factory=list)
+    found: dict[str, float] = field(default_factory=dict)
+    """Means over what it looked at."""
+
+
+@dataclass(frozen=True)
+class TermsCase:
+    """A case whose file begins where language models have been read: with numbers (B, T) about tokens.
+
+    A column for the prompt stands before those of the file, and what is not part of a response is as the file has it.
+    """
+
+    name: str
+    objective: Objective
+    batch: Batch
+    terms: dict[str, Tensor]
+    """For `loss`, which is differentiated in them."""
+    rollout: dict[str, Tensor] | None = None
+    """For `prepare`, where there is one."""
+    prepared: dict[str, Tensor] = field(default_factory=dict)
+    """What it finds, at response tokens."""
+    loss: float | None = None
+    critic_loss: float | None = None
+    gradients: dict[str, Tensor] = field(default_factory=dict)
+    """(B, T) in each term, of the mean loss of the policy, and of the critic in its value."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """Of `loss` and of `prepare`."""
+    tolerance: float = 1e-9
+    """Of the policy's loss and gradient; the reference whitens advantages in float32."""
+    pieces: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    """What a function of this package gives, and what it should."""
+
+
+def after_prompt(values: Tensor) -> Tensor:
+    """Numbers about response tokens with a first column for a prompt of one token."""
+    return torch.cat([torch.zeros_like(values[:, :1]), values], dim=1)
 
 
 def floats(values: Any) -> Tensor:
@@ -53,9 +91,12 @@ def pair_batch(inputs: Content, chosen: str = "chosen", rejected: str = "rejecte
     return batch_of(DataKind.PAIRS, ids, attention, prompt_lengths)
 
 
-def batch_of(kind: DataKind, ids: Tensor, attention: Tensor, prompt_lengths: Tensor) -> Batch:
-    after_prompt = torch.arange(ids.shape[1]) >= prompt_lengths[:, None]
-    return Batch(kind, ids, attention.bool(), attention.bool() & after_prompt, torch.ones(len(ids), dtype=torch.bool))
+def batch_of(
+    kind: DataKind, ids: Tensor, attention: Tensor, prompt_lengths: Tensor, label: Tensor | None = None
+) -> Batch:
+    response = attention.bool() & (torch.arange(ids.shape[1]) >= prompt_lengths[:, None])
+    desirable = torch.ones(len(ids), dtype=torch.bool) if label is None else label.bool()
+    return Batch(kind, ids, attention.bool(), response, desirable)
 
 
 def interleaved(pairs: int, first: int, second: int) -> list[int]:

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from baseline_readers import read_bandit, read_reinforce, read_simpo, read_tdpo
-from case import Case, Content, about_tokens, batch_of, floats, interleaved, pair_batch
+from baseline_readers import read_bandit, read_kto, read_reinforce, read_simpo, read_tdpo
+from case import Case, Content, TermsCase, about_tokens, batch_of, floats, interleaved, pair_batch
+from reward_readers import read_ppo, read_reward_model, read_rto
 
 from aligndistil.batch import Batch, DataKind
 from aligndistil.objectives.aligndistil import AlignDistil
@@ -24,9 +25,9 @@ READ_ELSEWHERE = {"theorem1"}
 """No inputs and outputs of one objective: test_theorem.py."""
 
 
-def cases_of(path: Path) -> list[Case] | None:
+def cases_of(path: Path) -> list[Case] | list[TermsCase] | None:
     """None for a file that has no reader: its objective is not part of this package, or not yet."""
-    reader = READERS.get(path.stem)
+    reader = READERS.get(path.stem) or TERMS_READERS.get(path.stem)
     return None if reader is None else list(reader(json.loads(path.read_text(encoding="utf-8"))))
 
 
@@ -175,8 +176,15 @@ READERS: dict[str, Callable[[Content], Iterator[Case]]] = {
     "aligndistil_offpolicy": read_aligndistil_offpolicy,
     "aligndistil_onpolicy": read_aligndistil_onpolicy,
     "metrics_pairs": read_metrics_pairs,
+    "kto": read_kto,
     "simpo": read_simpo,
     "tdpo": read_tdpo,
     "eq42_bandit": read_bandit,
     "eq43_reinforce": read_reinforce,
+}
+
+TERMS_READERS: dict[str, Callable[[Content], Iterator[TermsCase]]] = {
+    "ppo": read_ppo,
+    "reward_model": read_reward_model,
+    "rto": read_rto,
 }

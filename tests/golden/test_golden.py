@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from case import FOLDER, Case
-from plain import Logits, chunked_loss, gradient_of, plain_loss, plain_terms
-from readers import READ_ELSEWHERE, cases_of
+from plain import Logits, chunked_loss, gradient_of, plain_loss, plain_preparation, plain_terms, step_means
+from readers import READ_ELSEWHERE, TERMS_READERS, cases_of
 from torch import Tensor
 
 from aligndistil.maths import sum_tokens
@@ -16,7 +16,8 @@ from aligndistil.objectives.base import Loss, Role
 
 EXACT = {"rtol": 1e-9, "atol": 1e-9}
 FILES = sorted(FOLDER.glob("*.json"))
-CASES = [pytest.param(case, id=f"{path.stem}-{case.name}") for path in FILES for case in cases_of(path) or []]
+WHOLE = [path for path in FILES if path.stem not in TERMS_READERS]
+CASES = [pytest.param(case, id=f"{path.stem}-{case.name}") for path in WHOLE for case in cases_of(path) or []]
 
 
 def on_leaf(case: Case) -> tuple[Tensor, Logits]:
@@ -25,9 +26,23 @@ def on_leaf(case: Case) -> tuple[Tensor, Logits]:
     return leaf, {role: (leaf if role is Role.POLICY else z)[case.order] for role, z in case.logits.items()}
 
 
-def value_of(loss: Loss, metric: str) -> Tensor:
-    total, count = loss.metrics[metric]
-    return total / count
+def found(case: Case, leaf: Tensor) -> dict[str, Tensor]:
+    """What the preparation of a step that is this one batch has to say."""
+    if case.looked_at is None:
+        return {}
+    logits = {role: (leaf if role is Role.POLICY else z)[case.looked_at_order] for role, z in case.logits.items()}
+    return step_means([plain_preparation(case.objective, case.looked_at, logits)])
+
+
+def loss_of(case: Case) -> tuple[Tensor, Loss]:
+    """The leaf, and the loss in it."""
+    leaf, logits = on_leaf(case)
+    return leaf, plain_loss(case.objective, case.batch, logits, found(case, leaf))
+
+
+def means_of(loss: Loss) -> dict[str, float]:
+    """What counts something: a batch may have no undesirable response."""
+    return {name: float(total / count) for name, (total, count) in loss.metrics.items() if count}
 
 
 def test_the_folder_holds_a_file_that_is_known() -> None:
@@ -46,8 +61,7 @@ def test_every_file_is_read(path: Path) -> None:
 
 @pytest.mark.parametrize("case", CASES)
 def test_loss_and_gradient_equal_the_golden_ones(case: Case) -> None:
-    leaf, logits = on_leaf(case)
-    loss = plain_loss(case.objective, case.batch, logits)
+    leaf, loss = loss_of(case)
     assert loss.per_example.isfinite().all()
     if case.loss is not None and case.gradient is not None:
         torch.testing.assert_close(float(loss.per_example.mean().detach()), case.loss, **EXACT)
@@ -58,28 +72,28 @@ def test_loss_and_gradient_equal_the_golden_ones(case: Case) -> None:
 
 @pytest.mark.parametrize("case", CASES)
 def test_terms_and_metrics_equal_the_golden_ones(case: Case) -> None:
-    _, logits = on_leaf(case)
+    leaf, logits = on_leaf(case)
     terms = plain_terms(case.objective, case.batch, logits)
-    loss = case.objective.loss(case.batch, terms)
+    means = found(case, leaf)
+    loss = case.objective.loss(case.batch, {**terms, **means})
+    assert {name: float(value) for name, value in means.items()} == pytest.approx(case.found, rel=1e-9)
     for name, expected in case.terms.items():
         torch.testing.assert_close(terms[name], expected, **EXACT, msg=name)
     for name, expected in case.per_row.items():
         torch.testing.assert_close(sum_tokens(terms[name], case.batch.response_BT), expected, **EXACT, msg=name)
+    measured = means_of(loss)
     for name, number in case.metrics.items():
-        torch.testing.assert_close(float(value_of(loss, name)), number, **EXACT, msg=name)
+        torch.testing.assert_close(measured[name], number, **EXACT, msg=name)
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 10_000])
 @pytest.mark.parametrize("case", CASES)
 def test_the_chunked_engine_gives_the_golden_loss_and_gradient(case: Case, chunk: int) -> None:
-    plain_leaf, logits = on_leaf(case)
-    plain = plain_loss(case.objective, case.batch, logits)
+    plain_leaf, plain = loss_of(case)
     leaf, logits = on_leaf(case)
-    chunked = chunked_loss(case.objective, case.batch, logits, chunk)
+    chunked = chunked_loss(case.objective, case.batch, logits, chunk, found(case, leaf))
     torch.testing.assert_close(chunked.per_example, plain.per_example, **EXACT)
-    assert {name: float(value_of(chunked, name)) for name in chunked.metrics} == pytest.approx(
-        {name: float(value_of(plain, name)) for name in plain.metrics}, rel=1e-9, abs=1e-9
-    )
+    assert means_of(chunked) == pytest.approx(means_of(plain), rel=1e-9, abs=1e-9)
     gradient = gradient_of(chunked, leaf)
     torch.testing.assert_close(gradient, gradient_of(plain, plain_leaf), **EXACT)
     if case.loss is not None and case.gradient is not None:
@@ -89,12 +103,12 @@ def test_the_chunked_engine_gives_the_golden_loss_and_gradient(case: Case, chunk
 
 @pytest.mark.parametrize("case", [param for param in CASES if param.values[0].float32])
 def test_the_loss_equals_the_authors_code_where_its_positions_are_right(case: Case) -> None:
-    loss = float(plain_loss(case.objective, case.batch, on_leaf(case)[1]).per_example.mean().detach())
+    loss = float(loss_of(case)[1].per_example.mean().detach())
     assert loss == pytest.approx(case.float32["authors_aligned_f32"], rel=1e-4)
 
 
 @pytest.mark.parametrize("case", [param for param in CASES if param.values[0].faults])
 def test_known_faults_of_the_authors_code_are_not_reproduced(case: Case) -> None:
-    loss = float(plain_loss(case.objective, case.batch, on_leaf(case)[1]).per_example.mean().detach())
+    loss = float(loss_of(case)[1].per_example.mean().detach())
     for name, wrong in case.faults.items():
         assert abs(loss - wrong) > 0.01 * wrong, name
