@@ -74,14 +74,13 @@ def test_other_ranks_say_nothing() -> None:
 
 def test_a_terminal_shows_a_bar_and_everything_else_in_eighty_columns() -> None:
     console, watch = terminal_console(), Watch()
-    metrics = {"loss": 0.12345, "reward/token_mean": 0.0321, "perf/tokens_per_second": 1234.0}
-    with TrainingProgress("aligndistil", 500, console=console, clock=watch) as progress:
+    with Steps("comparing models", 500, unit="models", console=console, clock=watch) as steps:
         watch.now += 240
-        progress.update(120, metrics)
+        steps.advance(120, {"now": "aligndistil"})
     text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown(console))
     last = text.splitlines()[-1]
-    assert last.startswith("aligndistil ╸━━━ 0:00:00 ")
-    assert last.endswith(" 120/500 left 12:40 loss 0.123 reward 0.0321 tok/s 1,234")
+    assert last.startswith("comparing models ╸━━━ 0:00:00 ")
+    assert "120/500 models left 12:40 now aligndistil" in last
     assert len(last) <= 80
 
 
@@ -92,12 +91,24 @@ def test_a_stage_may_have_brackets_in_its_name() -> None:
     assert "a[/b]" in shown(console)
 
 
-def test_no_color_is_honoured() -> None:
-    console = terminal_console(NO_COLOR="1")
-    with Steps("encoding", 4, console=console) as steps:
+@pytest.mark.parametrize("environment", [{"NO_COLOR": "1"}, {"TERM": "dumb"}, {"NO_COLOR": "1", "TERM": "dumb"}])
+def test_no_color_and_a_dumb_terminal_get_plain_lines(environment: dict[str, str]) -> None:
+    console, watch = terminal_console(**environment), Watch()
+    console.is_interactive = not console.is_dumb_terminal  # what rich decides when it is not forced
+    with TrainingProgress("dpo", 4, console=console, clock=watch) as progress:
+        progress.update(2, {"loss": 0.5})
+    with Steps("encoding", 4, console=console, clock=watch) as steps:
         steps.advance(2)
-    assert "2/4" in shown(console)
-    assert "\x1b[3" not in shown(console)
+    assert shown(console) == "dpo: 2/4, left 0:00, loss 0.5, elapsed 0:00\nencoding: 2/4, left 0:00, elapsed 0:00\n"
+
+
+def test_a_terminal_without_unicode_gets_plain_lines() -> None:
+    written = io.BytesIO()
+    ascii_file = io.TextIOWrapper(written, encoding="ascii", write_through=True)
+    console = Console(file=ascii_file, width=80, force_terminal=True, force_interactive=True)
+    with TrainingProgress("dpo", 4, console=console, clock=Watch()) as progress:
+        progress.update(2, {})
+    assert written.getvalue() == b"dpo: 2/4, left 0:00, elapsed 0:00\n"
 
 
 def test_tracking_gives_the_same_items() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import rich
 from rich.logging import RichHandler
 
-QUIET = ("DeepSpeed", "transformers", "datasets", "torch", "py.warnings")
+QUIET = ("urllib3", "DeepSpeed", "transformers", "datasets", "torch", "py.warnings")
 """Loggers whose warnings go to the file only; their errors are shown."""
 OWN = "aligndistil"
 FILE, CONSOLE = "aligndistil.file", "aligndistil.console"

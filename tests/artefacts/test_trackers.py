@@ -1,11 +1,16 @@
-"""TensorBoard, when it is there and when it is not."""
+"""Trackers by name, TensorBoard, and what happens when a tracker is missing or fails."""
 
+import logging
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 from aligndistil.artefacts import MetricsLog, open_trackers
+from aligndistil.artefacts.trackers import TRACKERS, check_trackers
+from aligndistil.artefacts.trackers.guard import AGAIN_AFTER, Guarded
+from aligndistil.artefacts.trackers.mlflow_tracker import flat
 from aligndistil.errors import MissingError, UserError
 
 
@@ -33,16 +38,29 @@ def test_tensorboard_forgets_what_a_resumed_run_draws_again(tmp_path: Path) -> N
     assert [(e.step, e.value) for e in events.Scalars("train/loss")] == [(1, 0.0), (2, 1.0)]
 
 
-def test_without_tensorboard_the_message_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
-    monkeypatch.setitem(sys.modules, "tensorboard", None)
-    with pytest.raises(MissingError, match="pip install") as error:
-        open_trackers(["tensorboard"], tmp_path)
-    assert error.value.exit_code == 3
+@pytest.mark.parametrize("name", TRACKERS)
+def test_a_missing_package_is_refused_with_the_extra_that_installs_it(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in TRACKERS[name].needs:
+        monkeypatch.setitem(sys.modules, module, None)
+    for refuse in (lambda: check_trackers([name]), lambda: open_trackers([name], tmp_path)):
+        with pytest.raises(MissingError, match=rf"`pip install aligndistil\[{name}\]`") as error:
+            refuse()
+        assert error.value.exit_code == 3
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_named_like_a_package_is_not_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "wandb" / "offline-run-1").mkdir(parents=True)
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    with pytest.raises(MissingError, match="wandb is not installed"):
+        check_trackers(["wandb"])
 
 
 def test_an_unknown_tracker_is_refused_with_the_known_ones(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"'tensorbored' is not a tracker; choose from .*tensorboard"):
+    with pytest.raises(UserError, match=r"'tensorbored' is not a tracker; choose from mlflow, tensorboard, trackio"):
         open_trackers(["tensorbored"], tmp_path)
 
 
@@ -63,3 +81,84 @@ def test_a_tracker_of_another_package_is_called_with_the_stage_folder(
     with MetricsLog(tmp_path / "metrics.jsonl", open_trackers(["notes"], tmp_path, 4)) as log:
         log.log(5, "train", {"loss": 0.5})
     assert (tmp_path / "notes-4").read_text() == "train 5 {'loss': 0.5}"
+
+
+class Server:
+    """A tracker whose server can be away."""
+
+    def __init__(self) -> None:
+        self.away = False
+        self.opened = 0
+        self.got: list[tuple[int, str, Mapping[str, float]]] = []
+
+    def open(self) -> "Server":
+        self._ask()
+        self.opened += 1
+        return self
+
+    def log(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
+        self._ask()
+        self.got.append((step, split, metrics))
+
+    def close(self) -> None:
+        self._ask()
+
+    def _ask(self) -> None:
+        if self.away:
+            raise ConnectionError("the server does not answer")
+
+
+def test_a_server_that_is_away_gets_every_line_later_and_is_mentioned_once(caplog: pytest.LogCaptureFixture) -> None:
+    server, now = Server(), [0.0]
+    server.away = True
+    guarded = Guarded("mlflow", server.open, clock=lambda: now[0])
+    guarded.log(1, "train", {"loss": 3.0})
+    guarded.log(2, "train", {"loss": 2.0})
+    server.away = False
+    guarded.log(3, "train", {"loss": 1.0})
+    assert server.got == []  # it is not asked again at once: each attempt may take seconds of training
+    now[0] = AGAIN_AFTER
+    guarded.log(4, "train", {"loss": 0.0})
+    assert [(step, metrics["loss"]) for step, _, metrics in server.got] == [(1, 3.0), (2, 2.0), (3, 1.0), (4, 0.0)]
+    server.away = True
+    guarded.log(5, "eval", {"loss": 9.0})
+    server.away = False
+    guarded.close()
+    assert server.got[-1] == (5, "eval", {"loss": 9.0})
+    assert server.opened == 1
+    messages = [record.message for record in caplog.records]
+    assert messages == [
+        "mlflow: the server does not answer; training goes on, and metrics.jsonl has every value",
+    ]
+
+
+def test_a_server_that_never_comes_back_is_counted_at_the_end(caplog: pytest.LogCaptureFixture) -> None:
+    server = Server()
+    guarded = Guarded("mlflow", server.open)
+    server.away = True
+    for step in range(3):
+        guarded.log(step, "train", {"loss": 1.0})
+    guarded.close()
+    assert caplog.records[-1].message == "mlflow: it never got 3 lines of metrics.jsonl"
+    assert [record.levelno for record in caplog.records] == [logging.WARNING] * 2
+
+
+def test_a_bug_in_a_tracker_is_not_hidden() -> None:
+    class Broken(Server):
+        def log(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
+            raise TypeError("a bug")
+
+    with pytest.raises(TypeError, match="a bug"):
+        Guarded("broken", Broken).log(1, "train", {"loss": 1.0})
+
+
+def test_a_recipe_is_flat_for_mlflow() -> None:
+    nested = {"objective": {"name": "dpo", "beta": 0.1}, "data": {"train": [{"path": "x"}]}, "models": {}, "eval": None}
+    assert flat(nested) == {
+        "objective.name": "dpo",
+        "objective.beta": "0.1",
+        "data.train": '[{"path": "x"}]',
+        "models": "{}",
+        "eval": "null",
+    }
+    assert flat({"template": "x" * 600}) == {"template": "x" * 500}

@@ -1,4 +1,4 @@
-"""How far a long piece of work is: a live bar on a terminal, one plain line every 15 seconds elsewhere."""
+"""A bar, or plain lines, for work that is counted in steps."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Column
 
 PLAIN_EVERY = 15.0
-SHOWN = {"loss": "loss", "reward/token_mean": "reward", "rewards/margins": "margin"}
-"""Metrics that are shown where a step has them, and what they are called there."""
+REFRESHES = 4
+"""A second, on a terminal."""
 
 NOTHING: Mapping[str, str] = MappingProxyType({})
 Clock = Callable[[], float]
@@ -26,6 +26,11 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def is_live(console: Console) -> bool:
+    """Whether something may move on this console: a terminal that can, without NO_COLOR, whose characters are UTF-8."""
+    return console.is_interactive and not console.no_color and not console.options.ascii_only
 
 
 class Steps:
@@ -53,7 +58,7 @@ class Steps:
     def __enter__(self) -> Self:
         self._began = self._clock()
         self._last_line = -PLAIN_EVERY + self._began
-        if self._shown and self._console.is_interactive:
+        if self._shown and is_live(self._console):
             self._live = Progress(
                 TextColumn("{task.description}", style="bold", markup=False),
                 BarColumn(bar_width=max(4, min(30, self._console.width - 76))),
@@ -62,7 +67,7 @@ class Steps:
                 TextColumn("{task.fields[text]}", table_column=Column(ratio=1, no_wrap=True)),
                 console=self._console,
                 expand=True,
-                refresh_per_second=4,
+                refresh_per_second=REFRESHES,
             )
             self._task = self._live.add_task(self.what, total=self.total, completed=self.done, text=self._markup({}))
             self._live.start()
@@ -101,39 +106,6 @@ class Steps:
         if fresh == 0 or self.done >= self.total:
             return {}
         return {"left": duration((self._clock() - self._began) / fresh * (self.total - self.done))}
-
-
-class TrainingProgress:
-    """The progress of one stage: step, loss, reward, tokens/s, elapsed and remaining time."""
-
-    def __init__(
-        self,
-        stage: str,
-        total: int,
-        *,
-        start: int = 0,
-        rank: int = 0,
-        show: Mapping[str, str] = SHOWN,
-        console: Console | None = None,
-        clock: Clock = time.monotonic,
-    ) -> None:
-        """`show` maps names of metrics to the words shown for them; those a step does not have are left out."""
-        self._show = dict(show)
-        self._steps = Steps(stage, total, start=start, rank=rank, console=console, clock=clock)
-
-    def __enter__(self) -> Self:
-        self._steps.__enter__()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._steps.__exit__(*error)
-
-    def update(self, step: int, metrics: Mapping[str, float]) -> None:
-        """`step` optimizer steps are done, the last one with these metrics."""
-        shown = {label: f"{metrics[name]:.3g}" for name, label in self._show.items() if name in metrics}
-        if "perf/tokens_per_second" in metrics:
-            shown["tok/s"] = f"{metrics['perf/tokens_per_second']:,.0f}"
-        self._steps.advance(step - self._steps.done, shown)
 
 
 def track(items: Iterable[T], what: str, total: int, *, unit: str = "", rank: int = 0) -> Iterator[T]:

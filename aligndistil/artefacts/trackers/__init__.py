@@ -1,0 +1,73 @@
+"""Sinks beside metrics.jsonl: the four below, and what other packages offer under `aligndistil.trackers`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
+from pathlib import Path
+
+from aligndistil.artefacts.trackers.base import Tracker, TrackerFactory
+from aligndistil.artefacts.trackers.guard import Guarded
+from aligndistil.artefacts.trackers.mlflow_tracker import MLflow
+from aligndistil.artefacts.trackers.tensorboard_tracker import TensorBoard
+from aligndistil.artefacts.trackers.trackio_tracker import Trackio
+from aligndistil.artefacts.trackers.wandb_tracker import WeightsAndBiases
+from aligndistil.errors import MissingError, UserError
+
+__all__ = ["TRACKERS", "Tracker", "TrackerFactory", "check_trackers", "open_trackers"]
+
+GROUP = "aligndistil.trackers"
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A tracker of ours; the extra of its name installs what it needs."""
+
+    factory: TrackerFactory
+    needs: tuple[str, ...]
+    """Modules that must be there."""
+
+
+TRACKERS = {
+    "tensorboard": Known(TensorBoard, ("tensorboard",)),
+    "wandb": Known(WeightsAndBiases, ("wandb",)),
+    "trackio": Known(Trackio, ("trackio",)),
+    "mlflow": Known(MLflow, ("mlflow", "sqlalchemy", "alembic")),
+}
+
+
+def check_trackers(names: Iterable[str]) -> None:
+    """Raises UserError for an unknown name, and MissingError when what it needs is not installed. Imports nothing."""
+    known = sorted({*TRACKERS, *_plugins()})
+    for name in names:
+        if name not in known:
+            raise UserError(f"logging.trackers: {name!r} is not a tracker; choose from {', '.join(known)}")
+        missing = [module for module in TRACKERS[name].needs if not _installed(module)] if name in TRACKERS else []
+        if missing:
+            raise MissingError(
+                f"logging.trackers names {name}, and {missing[0]} is not installed: "
+                f"run `pip install aligndistil[{name}]`, or take {name} out of logging.trackers"
+            )
+
+
+def open_trackers(names: Sequence[str], stage_folder: Path, start_step: int = 0) -> list[Tracker]:
+    """Trackers by name, which from here on stop nothing when they fail. Raises as `check_trackers` does."""
+    check_trackers(names)
+    plugins = _plugins()
+    factories: dict[str, TrackerFactory] = {
+        name: TRACKERS[name].factory if name in TRACKERS else plugins[name].load() for name in names
+    }
+    return [Guarded(name, partial(factory, stage_folder, start_step)) for name, factory in factories.items()]
+
+
+def _plugins() -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=GROUP)}
+
+
+def _installed(module: str) -> bool:
+    spec = find_spec(module)
+    # A folder that happens to have the name (wandb leaves one in the current folder) is a package without an origin.
+    return spec is not None and spec.origin is not None
