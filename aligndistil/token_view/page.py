@@ -1,0 +1,154 @@
+"""One self-contained HTML page: the values as JSON in it, and the script that shows them."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from aligndistil import __version__
+from aligndistil.artefacts.files import write_text
+from aligndistil.engine.policy import on_device
+from aligndistil.models import load_model, load_tokenizer, shared_vocab, stop_ids
+from aligndistil.objectives.base import Role
+from aligndistil.progress import Steps
+from aligndistil.token_view.responses import Response, Wanted, answer, choose
+from aligndistil.token_view.texts import Speller
+from aligndistil.token_view.trained import TrainedStage, find_stage
+from aligndistil.token_view.values import TARGET, TokenValues, Viewer
+
+TERMS = {
+    "reward": ("reward", "the token's reward, from the log-ratio of the two frozen models"),
+    "log_ratio": ("log-ratio", "log-probability of the token under the policy less that under the reference"),
+    "tvd": ("TVD", "total variation distance between the two frozen models, 0 to 1"),
+    "alpha": ("α_t", "how far beyond the teacher the target goes"),
+    "beta": ("β_t", "weight of the token's divergence in the loss"),
+    "kl_target": ("KL to target", "KL(policy || target) over the whole vocabulary"),
+    "weighted_kl": ("β_t KL", "the token's loss, before the mean over the response"),
+    "loss_share": ("share of loss", "part of the response's loss that this token makes up"),
+    "kl_teacher": ("KL to teacher", "KL(policy || teacher) over the whole vocabulary"),
+    "expected_reward": ("expected reward", "mean reward over the tokens that the policy could have sampled here"),
+    "kl": ("KL to reference", "KL between policy and reference over the whole vocabulary"),
+    "logp": ("log p", "log-probability of the token under the policy"),
+    "ref_logp": ("log p reference", "log-probability of the token under the reference"),
+    "teacher_logp": ("log p teacher", "log-probability of the token under the teacher"),
+}
+"""Name and meaning of terms, in the order they are offered; others follow under their own name."""
+_SCRIPTS = ("scales.js", "view.js", "charts.js")
+
+
+def inspect(path: Path, wanted: Wanted, out: Path | None = None, top: int = 6) -> Path:
+    """Write the page of a stage, or of a run's last; return where: `out`, or `inspect.html` in the stage's folder.
+
+    Raises UserError when there is no such stage, prompt or row.
+    """
+    stage = find_stage(path)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    def load(where: str) -> Any:
+        return on_device(load_model(where, stage.model, trained=False), device).eval()
+
+    tokenizer = load_tokenizer(stage.model.path, stage.model)
+    stops = stop_ids(stage.model.path, stage.model, tokenizer)
+    chosen = choose(stage, wanted, tokenizer, stops)
+    loaded = {where: load(where) for where in {stage.model.path, *stage.paths.values()}}
+    policy = loaded[stage.model.path]
+    vocab = shared_vocab(loaded.values(), tokenizer)
+    shown = answer(stage, chosen, wanted.max_new_tokens, policy, tokenizer, stops, vocab)
+    viewer = Viewer(stage.objective, policy, {role: loaded[p] for role, p in stage.paths.items()}, vocab, top)
+    viewed = []
+    with Steps(f"looking at {stage.name}", len(shown), unit="responses") as steps:
+        for response in shown:
+            viewed.append((response, viewer.values(response.row)))
+            steps.advance()
+    return write_page(out or stage.folder / "inspect.html", page_data(stage, viewed, tokenizer, top))
+
+
+def page_data(
+    stage: TrainedStage, viewed: Sequence[tuple[Response, TokenValues]], tokenizer: PreTrainedTokenizerBase, top: int
+) -> dict[str, Any]:
+    """What the page shows, in JSON's types; numbers are rounded to six digits."""
+    speller = Speller(tokenizer)
+    first = viewed[0][1]
+    names = list(first.terms) + (["loss_share"] if any(values.loss for _, values in viewed) else [])
+    ordered = [name for name in TERMS if name in names] + [name for name in names if name not in TERMS]
+    used = sorted({token for _, values in viewed for row in values.candidates for token in row})
+    return {
+        "version": __version__,
+        "stage": f"{stage.folder.resolve().parent.name}/{stage.name}",
+        "objective": stage.objective.name,
+        "paper": stage.objective.paper,
+        "steps": stage.steps,
+        "settings": _settings(stage),
+        "top": top,
+        "distributions": [_distribution(stage, name) for name in first.probabilities],
+        "terms": [_term(name) for name in ordered],
+        "vocabulary": {token: speller.alone(token) for token in used},
+        "responses": [_response(response, values, speller) for response, values in viewed],
+    }
+
+
+def _settings(stage: TrainedStage) -> list[list[Any]]:
+    fields = stage.objective.model_dump(mode="json", exclude={"name"}, exclude_none=True)
+    return [[name, value] for name, value in fields.items() if isinstance(value, str | int | float)]
+
+
+def _distribution(stage: TrainedStage, name: str) -> dict[str, str]:
+    known = {Role.POLICY.value: "this stage", TARGET: "what it learns"}
+    path = known.get(name) or stage.named[Role(name)]
+    return {"key": name, "label": name.replace("_", " "), "path": path.removeprefix("stage:")}
+
+
+def _term(name: str) -> dict[str, str]:
+    label, about = TERMS.get(name, (name.replace("_", " "), f"the objective's term {name}"))
+    return {"key": name, "label": label, "about": about}
+
+
+def _response(response: Response, values: TokenValues, speller: Speller) -> dict[str, Any]:
+    prompt, ids = response.row.prompt_ids, response.row.response_ids
+    spelled = speller.sequence([*prompt, *ids])
+    return {
+        "label": response.label,
+        "finished": response.finished,
+        "prompt": spelled[: len(prompt)],
+        "tokens": [[*one, token] for one, token in zip(spelled[len(prompt) :], ids, strict=True)],
+        "terms": _rounded(values.terms),
+        "loss": None if values.loss is None else _rounded(values.loss),
+        "candidates": values.candidates,
+        "probabilities": {
+            name: [[round(p, 6) for p in row] for row in rows] for name, rows in values.probabilities.items()
+        },
+        "ranks": values.ranks,
+    }
+
+
+def _rounded(value: Any) -> Any:
+    """Six significant digits; what is not finite is null, for JSON has no word for it."""
+    if isinstance(value, Mapping):
+        return {key: _rounded(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_rounded(one) for one in value]
+    return float(f"{value:.6g}") if math.isfinite(value) else None
+
+
+def write_page(path: Path, data: Mapping[str, Any]) -> Path:
+    """The page with `data` in it, written aside and renamed. Nothing in it is loaded from anywhere else."""
+    folder = files("aligndistil.token_view")
+    text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    parts = {
+        "style": (folder / "page.css").read_text(encoding="utf-8"),
+        "script": "\n".join((folder / name).read_text(encoding="utf-8") for name in _SCRIPTS),
+        # `</script>` and `<!--` end or change the element that the data stands in; in JSON `<` only occurs in strings.
+        "data": text.replace("<", "\\u003c"),
+    }
+    template = (folder / "page.html").read_text(encoding="utf-8")
+    # One pass, so that text of a model that looks like a placeholder stays text.
+    write_text(path, re.sub(r"@@(\w+)@@", lambda found: parts[found[1]], template))
+    return path

@@ -1,0 +1,168 @@
+"""Which responses are looked at: the policy's own, or those of the evaluation data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from aligndistil.batch import DataKind, Row
+from aligndistil.data import Encoder, Examples, Record, gives, load_examples
+from aligndistil.data.records import Unusable
+from aligndistil.errors import UserError
+from aligndistil.rollout import Sample, SamplingParams, TransformersRollout, sample_seed
+from aligndistil.token_view.trained import TrainedStage
+
+SHOWN = 4
+"""Prompts of the evaluation data that the policy answers when nothing else is asked for."""
+_BATCH = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What the page is to show; with neither prompts nor rows, the policy's answers to the first evaluation prompts."""
+
+    prompts: Sequence[str] = ()
+    """The policy answers them."""
+    rows: Sequence[int] = ()
+    """Numbers, from 0, of the evaluation data: their own responses are shown, a pair's both."""
+    seed: int = 0
+    max_new_tokens: int | None = None
+    """None is what the stage was trained with."""
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """One response to look at."""
+
+    label: str
+    row: Row
+    finished: bool
+    """False when the response was cut before a stop token."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A prompt that the policy is to answer."""
+
+    label: str
+    prompt_ids: Sequence[int]
+    seed: int
+
+
+def choose(
+    stage: TrainedStage, wanted: Wanted, tokenizer: PreTrainedTokenizerBase, stop_ids: frozenset[int]
+) -> list[Asked | Response]:
+    """What `wanted` names, prompts first, before any weight is read.
+
+    Raises UserError when a prompt or row cannot be shown.
+    """
+    chosen: list[Asked | Response] = []
+    chosen += _prompts(stage, wanted, tokenizer, stop_ids)
+    data = _EvalData(stage, tokenizer, stop_ids)
+    for number in wanted.rows:
+        chosen += _row(data, number, wanted.seed, stop_ids)
+    if not chosen:
+        for number, prompt_ids in enumerate(data.prompts(SHOWN)):
+            chosen.append(Asked(f"answer to row {number}", prompt_ids, _seed(wanted.seed, number)))
+    return chosen
+
+
+def _prompts(
+    stage: TrainedStage, wanted: Wanted, tokenizer: PreTrainedTokenizerBase, stop_ids: frozenset[int]
+) -> list[Asked]:
+    encoder = Encoder(
+        tokenizer,
+        stop_ids=stop_ids,
+        chat_template=tokenizer.chat_template,
+        max_prompt_length=stage.data.max_prompt_length,
+    )
+    asked = []
+    for k, one in enumerate(encoder.encode([Record(prompt, ()) for prompt in wanted.prompts])):
+        if isinstance(one, Unusable):
+            raise UserError(f"--prompt {wanted.prompts[k]!r}: {one}; give another")
+        seed = sample_seed(wanted.seed, "inspect", wanted.prompts[k], k)
+        asked.append(Asked(f"prompt {k + 1}", one.rows[0].prompt_ids, seed))
+    return asked
+
+
+def _row(data: _EvalData, number: int, seed: int, stop_ids: frozenset[int]) -> Iterator[Asked | Response]:
+    rows = data.rows(number)
+    labels = ("chosen", "rejected") if len(rows) == 2 else ("" if rows[0].label else "undesirable",)
+    for row, label in zip(rows, labels, strict=True):
+        if row.response_ids:
+            yield Response(f"row {number} {label}".strip(), row, row.response_ids[-1] in stop_ids)
+        else:
+            yield Asked(f"answer to row {number}", row.prompt_ids, _seed(seed, number))
+
+
+def _seed(seed: int, row: int) -> int:
+    return sample_seed(seed, "inspect", "row", row)
+
+
+def answer(
+    stage: TrainedStage,
+    chosen: Sequence[Asked | Response],
+    max_new_tokens: int | None,
+    policy: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    stop_ids: frozenset[int],
+    vocab: int,
+) -> list[Response]:
+    """`chosen` with answers, drawn as the stage drew its own samples, or from the policy itself where it drew none."""
+    asked = [one for one in chosen if isinstance(one, Asked)]
+    section = stage.rollout
+    longest = section.max_new_tokens if section else stage.data.max_response_length
+    temperature, top_p = (section.temperature, section.top_p) if section else (1.0, 1.0)
+    rollout = TransformersRollout(lambda: nullcontext(policy), stop_ids, tokenizer.pad_token_id, vocab, _BATCH)
+    params = SamplingParams(max_new_tokens or longest, temperature, top_p)
+    samples = iter(rollout.generate([one.prompt_ids for one in asked], params, [one.seed for one in asked]))
+    return [_answered(one, next(samples)) if isinstance(one, Asked) else one for one in chosen]
+
+
+def _answered(asked: Asked, sample: Sample) -> Response:
+    return Response(asked.label, Row(asked.prompt_ids, sample.token_ids), sample.finished)
+
+
+class _EvalData:
+    """The evaluation data, read when it is first needed, with preferences the right way round."""
+
+    def __init__(self, stage: TrainedStage, tokenizer: PreTrainedTokenizerBase, stop_ids: frozenset[int]) -> None:
+        self._stage, self._tokenizer, self._stop_ids = stage, tokenizer, stop_ids
+        self._read: dict[DataKind, Examples] = {}
+
+    def rows(self, number: int) -> list[Row]:
+        """Chosen and rejected where there are pairs, else a response, else a prompt alone."""
+        kinds = (DataKind.PAIRS, DataKind.UNPAIRED, DataKind.RESPONSES, DataKind.PROMPTS)
+        self._refuse_missing("--row")
+        kind = next(kind for kind in kinds if gives(self._stage.data, "eval", kind))
+        examples = self._examples(kind)
+        if number >= len(examples):
+            raise UserError(f"--row {number}: the evaluation data has rows 0 to {len(examples) - 1}; give one of them")
+        return examples.rows(number)
+
+    def prompts(self, count: int) -> list[list[int]]:
+        self._refuse_missing("--prompt")
+        examples = self._examples(DataKind.PROMPTS)
+        return [examples.prompt_ids(i) for i in range(min(count, len(examples)))]
+
+    def _refuse_missing(self, option: str) -> None:
+        if self._stage.data.eval is None:
+            reason = "--row reads it" if option == "--row" else "nothing else says what to show"
+            raise UserError(f"{self._stage.folder}: the stage has no data.eval, and {reason}: give --prompt TEXT")
+
+    def _examples(self, kind: DataKind) -> Examples:
+        if kind not in self._read:
+            section = self._stage.data.model_copy(update={"reverse_preferences": False})
+            self._read[kind] = load_examples(
+                section,
+                "eval",
+                kind,
+                self._tokenizer,
+                self._stop_ids,
+                self._tokenizer.chat_template,
+                seed=self._stage.seed,
+            )
+        return self._read[kind]
