@@ -1,23 +1,62 @@
 """What a stage will take, from configurations alone: parameters, steps, tokens, and memory per process.
 
-An estimate for planning: model states are exact up to DeepSpeed's buffers; activations follow Korthikanti et al. 2022
-(arXiv 2205.05198, section 4.1: 34 bytes per token and hidden unit and layer in half precision, without the attention
-matrix, which sdpa does not keep).
+Memory is what is held at the fullest moment of a step with the longest rows. Model states are exact; activations are
+the tensors that autograd keeps of a Llama-like decoder whose attention matrix sdpa does not keep. What is left out:
+workspaces of the kernels, the fragmentation of the allocator, and parameters that ZeRO-3 has gathered.
 """
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PretrainedConfig
 
+from aligndistil.batch import DataKind
+from aligndistil.data import Examples, Sampler, load_rows
 from aligndistil.engine.token_terms import chunk_size
+from aligndistil.errors import ServiceError
 from aligndistil.models import builtin_model, from_hub, pick_dtype
 from aligndistil.objectives.base import Need, Role
-from aligndistil.recipe import Stage
+from aligndistil.recipe import Source, Stage
 
 GIB = 2**30
+BUCKET = 500_000_000
+"""Gradients that DeepSpeed reduces at once (its default `reduce_bucket_size`); it allocates all of it."""
+
+_QWEN2_1_5B = {
+    "model_type": "qwen2",
+    "hidden_size": 1536,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 12,
+    "num_key_value_heads": 2,
+    "intermediate_size": 8960,
+    "vocab_size": 151_936,
+    "tie_word_embeddings": True,
+}
+KNOWN_MODELS: dict[str, dict[str, Any]] = {
+    "Qwen/Qwen2-1.5B-Instruct": _QWEN2_1_5B,
+    "Qwen/Qwen2.5-1.5B-Instruct": _QWEN2_1_5B,
+    "HuggingFaceTB/SmolLM2-135M-Instruct": {
+        "model_type": "llama",
+        "hidden_size": 576,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "intermediate_size": 1536,
+        "vocab_size": 49_152,
+        "tie_word_embeddings": True,
+    },
+}
+"""The shapes of the models that shipped recipes name, for planning where the Hub cannot be reached."""
+KNOWN_ROWS = {
+    ("HuggingFaceH4/ultrafeedback_binarized", "train_prefs"): 61_135,
+    ("HuggingFaceH4/ultrafeedback_binarized", "test_prefs"): 2_000,
+}
+"""The same of data: rows by path and split."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +67,10 @@ class ModelSize:
     hidden: int
     layers: int
     vocab: int
+    intermediate: int
+    """Width of the feed-forward layers."""
+    kv_width: int
+    """Units of all key (or value) heads together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,61 +78,185 @@ class Memory:
     """GiB of one process."""
 
     weights: float
+    """Of what is trained, as are the next three: the policy, and the critic where there is one."""
     gradients: float
     optimizer: float
+    buffers: float
+    """DeepSpeed's, for gradients on their way."""
     frozen: float
     activations: float
     logits: float
     """Of one chunk of response tokens, with the gradient of the head."""
+    generation: float
+    """The keys and values of a rollout, before there are activations and logits."""
 
     @property
     def total(self) -> float:
-        return self.weights + self.gradients + self.optimizer + self.frozen + self.activations + self.logits
+        states = self.weights + self.gradients + self.optimizer + self.buffers + self.frozen
+        return states + max(self.activations + self.logits, self.generation)
 
 
-def model_size(path: str, *, trust_remote_code: bool = False) -> ModelSize:
-    """Count parameters without memory for them. Raises as loading the configuration does."""
-    config = from_hub(
-        path, lambda: AutoConfig.from_pretrained(builtin_model(path), trust_remote_code=trust_remote_code)
-    )
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+@dataclass(frozen=True, slots=True)
+class Amount:
+    """What a stage reads and samples."""
+
+    examples: int
+    kind: DataKind
+    steps: int
+    tokens: int
+    """Prompt and response tokens that the steps read from the data."""
+    sampled: int
+    """Response tokens that are sampled at most."""
+    exact: bool
+    """False when the data were not at hand: rows are then all usable, and as long as the recipe allows."""
+
+
+@functools.cache
+def configuration(path: str, trust_remote_code: bool = False) -> PretrainedConfig | ServiceError:
+    """A model's configuration, or why the Hub did not give it: each attempt at an unreachable Hub takes half a minute.
+
+    Raises what else loading a configuration raises.
+    """
+    try:
+        loaded: PretrainedConfig = from_hub(
+            path, lambda: AutoConfig.from_pretrained(builtin_model(path), trust_remote_code=trust_remote_code)
+        )
+        return loaded
+    except ServiceError as error:
+        return error
+
+
+@functools.cache
+def model_size(path: str, *, scalar: bool = False, trust_remote_code: bool = False) -> ModelSize:
+    """Count parameters without memory for them; a scalar head has one output instead of a vocabulary.
+
+    Raises ServiceError when the Hub cannot be reached and the model is not one of KNOWN_MODELS, and otherwise as
+    loading the configuration does.
+    """
+    config = configuration(path, trust_remote_code)
+    if isinstance(config, ServiceError):
+        if path not in KNOWN_MODELS:
+            raise config
+        config = AutoConfig.for_model(**KNOWN_MODELS[path])
     text = config.get_text_config()
-    parameters = sum(p.numel() for p in model.parameters())
-    return ModelSize(parameters, text.hidden_size, text.num_hidden_layers, text.vocab_size)
+    with torch.device("meta"):
+        family: Any = AutoModel if scalar else AutoModelForCausalLM
+        model = family.from_config(config, trust_remote_code=trust_remote_code)
+    heads = text.num_attention_heads
+    # Not every architecture has fewer key heads than query heads, a head size of its own, or says its inner width.
+    kv_heads = getattr(text, "num_key_value_heads", None) or heads
+    head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
+    return ModelSize(
+        parameters=sum(p.numel() for p in model.parameters()) + (text.hidden_size if scalar else 0),
+        hidden=text.hidden_size,
+        layers=text.num_hidden_layers,
+        vocab=text.vocab_size,
+        intermediate=getattr(text, "intermediate_size", None) or 4 * text.hidden_size,
+        kv_width=kv_heads * head_dim,
+    )
 
 
-def memory(stage: Stage, policy: ModelSize, frozen: dict[Role, ModelSize], processes: int) -> Memory:
+def memory(stage: Stage, policy: ModelSize, others: Mapping[Role, ModelSize], processes: int) -> Memory:
     """GiB per process; see the module for what is counted."""
-    zero, world = stage.engine.zero_stage, processes
     half = pick_dtype(stage.model.dtype) == torch.bfloat16
     width = 2 if half else 4
-    p = policy.parameters
+    zero, world = stage.engine.zero_stage or int(half), processes
+    trained = [policy, *(size for role, size in others.items() if role is Role.CRITIC)]
+    p = sum(size.parameters for size in trained)
     # In bfloat16 gradients are summed in float32, and the optimizer keeps a float32 copy beside its two moments.
     optimizer = p * (12 if half else 8)
-    frozen_bytes = sum(size.parameters for size in frozen.values()) * width
+    staged = 4 if zero == 1 else width
+    frozen = sum(size.parameters for role, size in others.items() if role is not Role.CRITIC)
     return Memory(
         weights=p * width / (world if zero == 3 else 1) / GIB,
         gradients=p * 4 / (world if zero >= 2 else 1) / GIB,
         optimizer=0.0 if stage.engine.offload != "none" else optimizer / (world if zero >= 1 else 1) / GIB,
-        frozen=frozen_bytes / (world if zero == 3 else 1) / GIB,
-        activations=_activations(stage, policy, width) / GIB,
-        logits=_logits(stage, policy) / GIB,
+        # On a CPU what no gradient fills is not there, so a small model's bucket is as small as the model.
+        buffers=sum(BUCKET if half else min(size.parameters, BUCKET) for size in trained) * staged * bool(zero) / GIB,
+        frozen=frozen * width / (world if zero == 3 else 1) / GIB,
+        activations=sum(_activations(stage, size, width) for size in trained) / GIB,
+        logits=0.0 if stage.objective.is_scalar else _logits(stage, policy, width) / GIB,
+        generation=_generation(stage, policy, width, world) / GIB,
     )
 
 
 def _activations(stage: Stage, size: ModelSize, width: int) -> float:
-    rows = stage.train.micro_batch_size * (2 if stage.objective.data == "pairs" else 1)
-    longest = stage.rollout.max_new_tokens if stage.rollout else stage.data.max_response_length
-    tokens = rows * (stage.data.max_prompt_length + longest)
-    per_unit = 2 * width / 2 if stage.model.gradient_checkpointing else 34 * width / 2
-    once = 34 * width / 2 * tokens * size.hidden if stage.model.gradient_checkpointing else 0
-    return per_unit * tokens * size.hidden * size.layers + once
+    rows = stage.train.micro_batch_size * _rows_each(stage.objective.data)
+    tokens = rows * (stage.data.max_prompt_length + _longest_response(stage))
+    # Inputs and outputs of the products, four of them as wide as the feed-forward layer; the norms' input in float32.
+    layer = width * (6 * size.hidden + 4 * size.intermediate + 2 * size.kv_width) + 2 * 4 * size.hidden
+    kept = width * size.hidden * size.layers + layer if stage.model.gradient_checkpointing else layer * size.layers
+    return tokens * (kept + (4 + width) * size.hidden)
 
 
-def _logits(stage: Stage, size: ModelSize) -> float:
+def _logits(stage: Stage, size: ModelSize, width: int) -> float:
     chunk = stage.engine.chunk_tokens
     tokens = chunk_size(size.vocab) if chunk == "auto" else chunk
     whole = sum(need is Need.DISTRIBUTION for need in stage.objective.needs.values())
-    buffers = 1 + 3 * whole
-    return 4 * size.vocab * (tokens * buffers + size.hidden)
+    head = size.vocab * size.hidden * (4 if width == 4 else 4 + width)
+    return 4 * size.vocab * tokens * max(2, 1 + 2 * whole) + head
+
+
+def _generation(stage: Stage, size: ModelSize, width: int, world: int) -> float:
+    if stage.rollout is None:
+        return 0.0
+    share = (stage.rollout.responses or stage.train.batch_size) // world
+    rows = min(stage.rollout.batch_size or stage.train.micro_batch_size, max(1, share))
+    tokens = rows * (stage.data.max_prompt_length + stage.rollout.max_new_tokens)
+    # Beside the cache, a few float32 rows over the vocabulary: logits, log-softmax and noise.
+    return tokens * 2 * size.layers * size.kv_width * width + rows * size.vocab * 4 * 4
+
+
+def amount(stage: Stage, examples: Examples) -> Amount:
+    """What the stage takes of these examples."""
+    steps, responses = _steps(stage, len(examples))
+    lengths = [
+        sum(len(row.prompt_ids) + len(row.response_ids) for row in examples.rows(i)) for i in range(len(examples))
+    ]
+    tokens = round(sum(lengths) / len(lengths) * stage.train.batch_size * steps)
+    return Amount(len(examples), examples.kind, steps, tokens, responses * _longest_response(stage), exact=True)
+
+
+def amount_at_most(stage: Stage) -> Amount | None:
+    """The same without reading tokens, from numbers of rows and the recipe's limits; None where rows are not known."""
+    kind = DataKind.PROMPTS if stage.on_policy else stage.objective.data
+    rows = [_rows_at_most(source) for source in stage.data.train]
+    if None in rows:
+        return None
+    each = 2 if kind is DataKind.UNPAIRED else 1
+    weighted = zip(rows, stage.data.train, strict=True)
+    examples = max(1, sum(round(each * (count or 0) * source.weight) for count, source in weighted))
+    steps, responses = _steps(stage, examples)
+    length = stage.data.max_prompt_length + (0 if stage.on_policy else stage.data.max_response_length)
+    tokens = _rows_each(kind) * length * stage.train.batch_size * steps
+    return Amount(examples, kind, steps, tokens, responses * _longest_response(stage), exact=False)
+
+
+def _rows_at_most(source: Source) -> int | None:
+    known = KNOWN_ROWS.get((source.path, source.split))
+    if known is not None:
+        return min(known, source.limit or known)
+    try:
+        return len(load_rows(source))
+    except ServiceError:
+        return None
+
+
+def _steps(stage: Stage, examples: int) -> tuple[int, int]:
+    """Optimizer steps, and the responses that they sample."""
+    train, rollout = stage.train, stage.rollout
+    if rollout is None:
+        return train.max_steps or Sampler(examples, train.batch_size, train.seed).steps_for(train.epochs), 0
+    responses = rollout.responses or train.batch_size
+    updates = responses // train.batch_size * rollout.epochs
+    sampler = Sampler(examples, responses // rollout.samples_per_prompt, train.seed)
+    steps = train.max_steps or sampler.steps_for(train.epochs) * updates
+    return steps, -(-steps // updates) * responses
+
+
+def _rows_each(kind: DataKind) -> int:
+    return 2 if kind is DataKind.PAIRS else 1
+
+
+def _longest_response(stage: Stage) -> int:
+    return stage.data.max_response_length if stage.rollout is None else stage.rollout.max_new_tokens

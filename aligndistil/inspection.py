@@ -15,16 +15,16 @@ from rich.table import Table
 from rich.text import Text
 
 from aligndistil.artefacts import RunFolder
-from aligndistil.comparison import initial_model
-from aligndistil.data import Sampler, preview
+from aligndistil.data import preview
 from aligndistil.data.encoding import Encoder
 from aligndistil.data.records import Record, Unusable
 from aligndistil.engine.policy import on_device
 from aligndistil.engine.processes import start_processes
 from aligndistil.errors import ServiceError, UserError
-from aligndistil.estimate import Memory, ModelSize, memory, model_size
+from aligndistil.estimate import Memory, ModelSize, amount, amount_at_most, configuration, memory, model_size
+from aligndistil.evaluation import initial_model
 from aligndistil.evaluation.samples import decode
-from aligndistil.launch import load_stage_data
+from aligndistil.launch import is_code, load_stage_data
 from aligndistil.models import load_model, load_tokenizer, shared_vocab, stop_ids
 from aligndistil.objectives.base import Role
 from aligndistil.pipeline import check_recipe, stages_wanted
@@ -65,63 +65,93 @@ def plan(recipe: Recipe, only: str | None, processes: int) -> Iterator[Renderabl
     """What `train` would do: state, models, steps, tokens and memory of each stage."""
     check_recipe(recipe, processes)
     run = RunFolder(recipe.output_dir)
+    unread: set[str] = set()
     for name in stages_wanted(recipe, only):
         stage = recipe.stages[name]
         state = "to train" if run.stage(name).read_done() is None else "was trained before"
         yield f"[bold]{name}[/]: {stage.objective.name}, {state}"
-        sizes = _sizes(recipe, stage)
-        yield f"  models  {_shown(sizes)}"
-        yield f"  data    {_amount(recipe, stage)}"
+        sizes = _sizes(recipe, stage, unread)
+        yield f"  models  {_shown(stage, sizes)}"
+        yield f"  data    {_taken(recipe, stage, unread)}"
         if sizes is not None:
-            yield f"  memory  {_needed(memory(stage, *sizes, processes))}"
-    yield "Nothing was trained. Memory is an estimate, for the longest rows that the recipe allows."
+            policy, others = sizes
+            yield f"  memory  {_needed(memory(stage, policy, others, processes))}"
+    if unread:
+        yield (
+            "The Hub cannot be reached: sizes of its models and numbers of its rows are those that this package knows, "
+            "and every row counts as usable and as long as the recipe allows."
+        )
+    yield "Nothing was trained. Memory is an estimate, for the longest rows that the recipe allows, one GPU a process."
 
 
 def _needed(m: Memory) -> str:
-    return (
-        f"{m.total:.2f} GiB a process: weights {m.weights:.2f}, gradients {m.gradients:.2f}, "
-        f"optimizer {m.optimizer:.2f}, frozen models {m.frozen:.2f}, activations {m.activations:.2f}, "
-        f"logits {m.logits:.2f}"
-    )
+    parts = {
+        "weights": m.weights,
+        "gradients": m.gradients,
+        "optimizer": m.optimizer,
+        "DeepSpeed's buffers": m.buffers,
+        "frozen models": m.frozen,
+        "activations": m.activations,
+        "logits": m.logits,
+    }
+    told = ", ".join(f"{name} {gib:.2f}" for name, gib in parts.items())
+    sampling = f"; while sampling {m.generation:.2f} instead of the last two" if m.generation else ""
+    return f"{m.total:.2f} GiB a process: {told}{sampling}"
 
 
-def _sizes(recipe: Recipe, stage: Stage) -> tuple[ModelSize, dict[Role, ModelSize]] | None:
-    """None where a configuration is on the Hub and the Hub cannot be reached."""
+def _sizes(recipe: Recipe, stage: Stage, unread: set[str]) -> tuple[ModelSize, dict[Role, ModelSize]] | None:
+    """None where a configuration is on the Hub and neither the Hub nor this package gives it."""
+    objective, trust = stage.objective, stage.model.trust_remote_code
 
-    def size(path: str) -> ModelSize:
+    def size(path: str, *, scalar: bool) -> ModelSize:
         name = stage_of(path)
         root = path if name is None else initial_model(recipe, recipe.stages[name])
-        return model_size(root, trust_remote_code=stage.model.trust_remote_code)
+        if isinstance(configuration(root, trust), ServiceError):
+            unread.add(root)
+        return model_size(root, scalar=scalar, trust_remote_code=trust)
 
     try:
-        return size(stage.model.path), {role: size(path) for role, path in stage.models.items()}
+        policy = size(stage.model.path, scalar=objective.is_scalar)
+        models = {role: path for role, path in stage.models.items() if not is_code(path)}
+        return policy, {role: size(path, scalar=objective.needs[role].is_scalar) for role, path in models.items()}
     except ServiceError:
         return None
 
 
-def _shown(sizes: tuple[ModelSize, dict[Role, ModelSize]] | None) -> str:
+def _shown(stage: Stage, sizes: tuple[ModelSize, dict[Role, ModelSize]] | None) -> str:
     if sizes is None:
-        return "unknown: the configuration is on the Hub, which cannot be reached"
-    policy, frozen = sizes
-    named = {"policy": policy} | {role.value.replace("_", " "): size for role, size in frozen.items()}
-    return ", ".join(f"{role} {size.parameters / 1e6:,.1f} M" for role, size in named.items())
+        return "unknown: a configuration is on the Hub, which cannot be reached"
+    policy, others = sizes
+    told = [f"policy {escape(stage.model.path)} ({_millions(policy)})"]
+    for role, path in stage.models.items():
+        size = f" ({_millions(others[role])})" if role in others else ""
+        told.append(f"{role.value.replace('_', ' ')} {escape(path)}{size}")
+    return ", ".join(told)
 
 
-def _amount(recipe: Recipe, stage: Stage) -> str:
-    """Examples, steps and tokens of training; unknown where data or tokenizer are on a Hub that cannot be reached."""
-    batch = stage.train.batch_size
-    try:
-        data = load_stage_data(_source_stage(recipe, stage), str).train
-    except ServiceError:
-        amount = f"{stage.train.max_steps} steps" if stage.train.max_steps else f"{stage.train.epochs:g} epoch(s)"
-        return f"{amount} of {batch}; the data or the tokenizer are on the Hub, which cannot be reached"
-    per_prompt = stage.rollout.samples_per_prompt if stage.rollout else 1
-    sampler = Sampler(len(data), batch // per_prompt, stage.train.seed)
-    steps = stage.train.max_steps or sampler.steps_for(stage.train.epochs)
-    lengths = [sum(len(row.prompt_ids) + len(row.response_ids) for row in data.rows(i)) for i in range(len(data))]
-    tokens = sum(lengths) / len(lengths) * batch * steps
-    sampled = f" and up to {stage.rollout.max_new_tokens * batch * steps:,} sampled" if stage.rollout else ""
-    return f"{len(data):,} {data.kind}, {steps} steps of {batch}, {tokens:,.0f} tokens{sampled}"
+def _millions(size: ModelSize) -> str:
+    return f"{size.parameters / 1e6:,.1f} M"
+
+
+def _taken(recipe: Recipe, stage: Stage, unread: set[str]) -> str:
+    """Examples, steps and tokens of training; where the Hub does not give the data, no more than there can be."""
+    sources = {source.path for source in stage.data.train}
+    taken = None
+    if not unread & {initial_model(recipe, stage), *sources}:
+        try:
+            taken = amount(stage, load_stage_data(_source_stage(recipe, stage), str).train)
+        except ServiceError:
+            unread |= sources
+    taken = taken or amount_at_most(stage)
+    if taken is None:
+        steps = f"{stage.train.max_steps} steps" if stage.train.max_steps else f"{stage.train.epochs:g} epoch(s)"
+        return f"{steps} of {stage.train.batch_size}; the data or the tokenizer are on the Hub, which cannot be reached"
+    sampled = f" and up to {taken.sampled:,} sampled" if taken.sampled else ""
+    at_most = "" if taken.exact else "at most "
+    return (
+        f"{at_most}{taken.examples:,} {taken.kind}, {taken.steps:,} steps of {stage.train.batch_size}, "
+        f"{at_most}{taken.tokens:,} tokens{sampled}"
+    )
 
 
 def objectives_table(described: Sequence[dict[str, Any]]) -> Table:

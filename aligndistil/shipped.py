@@ -71,8 +71,8 @@ def copy_recipe(name: str, target: Path) -> list[Path]:
         raise UserError(f"there is no shipped recipe {name!r}{_nearest(name, Path(name))}")
     if target.suffix in (".yaml", ".yml"):
         raise UserError(f"{target}: give a folder to copy to; recipes keep their names, since others may extend them")
-    root = recipes_folder()
-    sources = [*_with_extended(recipes[name]), root / SCHEMA]
+    root = recipes_folder().resolve()
+    sources = [*_with_extended(recipes[name].resolve()), root / SCHEMA]
     copies = {source: target / source.relative_to(root) for source in sources}
     for copy in copies.values():
         if copy.exists() and copy.name != SCHEMA:
