@@ -35,6 +35,8 @@ def test_readme_recipe_is_the_shipped_one():
 
 def shown(default):
     """As the table of an objective's page has it."""
+    if isinstance(default, str):
+        return default
     return "-" if default is None else str(default).lower() if isinstance(default, bool) else f"{default:g}"
 
 
