@@ -8,17 +8,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from aligndistil.artefacts.files import write_bytes
+from aligndistil.report.curves import WINDOWS, moving_average
+from aligndistil.report.palette import COLOURS
+from aligndistil.report.panels import PANELS, Line, Panel, off_policy, sampled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Line = Mapping[str, Any]
 Curves = Mapping[str, Sequence[Line]]
 
-# Okabe and Ito's colours, told apart with every common colour blindness; the yellow is too light for a line.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 STYLE: dict[Any, Any] = {
     "font.size": 11,
     "axes.titlesize": 12,
@@ -32,28 +34,6 @@ STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
     "legend.frameon": False,
 }
-WINDOWS = 12
-"""A smoothed line averages over a twelfth of the curve; one of fewer than 24 points is drawn as it is."""
-
-
-class Panel(NamedTuple):
-    """One set of axes: the same metric of every stage that has it."""
-
-    metric: str
-    title: str
-    axis: str
-    on_samples: bool = False
-    """Meaningful only on responses that the policy sampled itself."""
-    percent: bool = False
-
-
-PANELS = (
-    Panel("reward/token_mean", "Reward of the policy's samples", "token-averaged reward (nats a token)", True),
-    Panel("kl/policy_teacher", "KL to the teacher", "KL (nats a response)"),
-    Panel("rewards/margins", "Reward margin of the pairs", "chosen minus rejected reward (nats)"),
-    Panel("rewards/accuracies", "Reward accuracy", "pairs ranked right", percent=True),
-    Panel("gold_reward", "Gold reward", "gold reward of samples"),
-)
 
 
 class Points(NamedTuple):
@@ -95,21 +75,15 @@ def convergence(stages: Curves, out: Path) -> Path | None:
 
 def smooth(values: Sequence[float], window: int) -> list[float]:
     """Centred moving average; at the ends it averages what there is."""
-    half = window // 2
-    parts = [values[max(0, i - half) : i + half + 1] for i in range(len(values))]
-    return [sum(part) / len(part) for part in parts]
-
-
-def _sampled(line: Line) -> bool:
-    """Whether the objective's terms are of the policy's own samples; those of an evaluation are of the eval data's."""
-    return line["split"] == "train" and any(name.startswith("completions/") for name in line)
+    averaged: list[float] = moving_average(np.arange(len(values), dtype=float), np.array(values), window // 2).tolist()
+    return averaged
 
 
 def _points(panel: Panel, lines: Sequence[Line], split: str) -> Points:
     found = [
         (line["step"], line[panel.metric])
         for line in lines
-        if line["split"] == split and panel.metric in line and (_sampled(line) or not panel.on_samples)
+        if line["split"] == split and panel.metric in line and (sampled(line) or not panel.on_samples)
     ]
     return Points([float(step) for step, _ in found], [float(value) for _, value in found])
 
@@ -165,5 +139,4 @@ def _legend(figure: Figure, panels: Sequence[Panel], stages: Curves) -> None:
 
 def _label(stage: str, lines: Sequence[Line]) -> str:
     """On given responses a KL is another quantity than on the policy's own: the legend says which."""
-    given = any("reward/token_mean" in line for line in lines) and not any(_sampled(line) for line in lines)
-    return f"{stage} (off-policy)" if given else stage
+    return f"{stage} (off-policy)" if off_policy(lines) else stage
