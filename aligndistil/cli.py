@@ -40,6 +40,7 @@ def train(
     processes: Annotated[str, typer.Option(help="Processes to start on this machine: a number, or auto.")] = "1",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be trained, and what it takes.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Train again what is finished; old folders are kept.")] = False,
+    allow_code: Annotated[bool, typer.Option("--allow-code", help="Permit rewards that are Python functions.")] = False,
     local_rank: Annotated[int | None, typer.Option("--local_rank", "--local-rank", hidden=True)] = None,
 ) -> None:
     """Train the stages of a recipe that are not finished, and compare their models."""
@@ -50,7 +51,22 @@ def train(
         return _show_plan(loaded, stage, launcher.process_count(processes))
     if launcher.must_start(processes):
         raise typer.Exit(launcher.start(launcher.process_count(processes), sys.argv[1:]))
-    launcher.train(loaded, stage=stage, fresh=fresh)
+    launcher.train(loaded, stage=stage, fresh=fresh, allow_code=allow_code)
+
+
+@app.command()
+def compare(
+    given: Annotated[list[str], typer.Argument(help="A recipe, or finished runs.", metavar="RECIPE | RUN ...")],
+    overrides: Overrides = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Train the recipe with so many seeds.")] = 1,
+    out: Annotated[Path | None, typer.Option(help="Folder of the report.")] = None,
+    processes: Annotated[str, typer.Option(help="Processes to start on this machine: a number, or auto.")] = "1",
+    allow_code: Annotated[bool, typer.Option("--allow-code", help="Permit rewards that are Python functions.")] = False,
+) -> None:
+    """Tables and pictures of a recipe's models, trained where they are not yet, or of finished runs."""
+    from aligndistil import study
+
+    raise typer.Exit(study.compare(given, study.Options(overrides or (), seeds, out, processes, allow_code)))
 
 
 @app.command()
@@ -86,6 +102,23 @@ def objectives(
 
 
 @app.command()
+def plot(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Folders or logs, TRL's too; or LABEL=RUN.")],
+    metric: Annotated[str | None, typer.Option(help="By default the reward of the policy's samples.")] = None,
+    x: Annotated[str, typer.Option("--x", help="step, tokens, seconds, or a metric: kl is the frontier.")] = "step",
+    smooth: Annotated[bool, typer.Option(help="Draw moving averages, or what was logged.")] = True,
+    window: Annotated[int | None, typer.Option(min=0, help="Steps on either side that are averaged.")] = None,
+    threshold: Annotated[float | None, typer.Option(help="Say how soon each method gets to this value.")] = None,
+    out: Annotated[Path | None, typer.Option(help="A .png, .svg or .pdf.")] = None,
+) -> None:
+    """Draw training curves with seed bands, and say how soon each method gets to the same reward."""
+    from aligndistil.report import plot_runs
+
+    for text in plot_runs(runs, metric, x, smooth=smooth, window=window, threshold=threshold, out=out).report():
+        rich.print(text)
+
+
+@app.command()
 def schema() -> None:
     """Print the JSON Schema of recipes, for editors."""
     from aligndistil.recipe import recipe_schema
@@ -111,6 +144,22 @@ def generate(
         rich.print(
             f"[bold cyan]{rich.markup.escape(asked)}[/]\n{rich.markup.escape(answer)}{'' if finished else ' […]'}\n"
         )
+
+
+@app.command()
+def inspect(
+    run: Annotated[Path, typer.Argument(help="A stage's folder, or a run's.", metavar="STAGE_OR_RUN")],
+    prompt: Annotated[list[str] | None, typer.Option("--prompt", "-p", help="The policy answers it.")] = None,
+    row: Annotated[list[int] | None, typer.Option(min=0, help="A row of the eval data.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The page; without it, inspect.html in the stage's folder.")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer; else the stage's own.")] = None,
+    top: Annotated[int, typer.Option(min=1, max=50, help="Likeliest tokens of each model.")] = 6,
+    seed: int = 0,
+) -> None:
+    """Write a page that shows, token by token, what a stage was taught; --prompt and --row may be repeated."""
+    from aligndistil import token_view
+
+    print(token_view.inspect(run, token_view.Wanted(prompt or (), row or (), seed, max_new_tokens), out, top))
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""The table and the picture at the end of a recipe: every model measured on the same prompts and pairs."""
+"""The tables and the picture at the end of a recipe: every model measured on the same prompts and pairs."""
 
 from __future__ import annotations
 
@@ -7,35 +7,61 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedModel
 
 from aligndistil.artefacts import RunFolder
 from aligndistil.artefacts.files import write_text
-from aligndistil.batch import DataKind
-from aligndistil.data import Examples, content_hash, gives, load_examples
+from aligndistil.data import content_hash
+from aligndistil.engine.policy import on_device
 from aligndistil.engine.processes import Processes
-from aligndistil.evaluation import Evaluator, Measured, ModelToEvaluate
-from aligndistil.launch import scorer_of
-from aligndistil.models import load_model, load_tokenizer, model_hash, stop_ids
-from aligndistil.objectives.base import Role
+from aligndistil.engine.scalar import ScalarModel, Scorer
+from aligndistil.evaluation import (
+    INITIAL,
+    Evaluator,
+    Measured,
+    ModelToEvaluate,
+    Plan,
+    Reward,
+    evaluator_of,
+    plan_of,
+    rewards_of,
+)
+from aligndistil.launch import is_code, source_of
+from aligndistil.launch.python_reward import PythonReward
+from aligndistil.models import load_model, load_scalar_model, load_tokenizer, model_hash
 from aligndistil.progress import Steps
-from aligndistil.recipe import Recipe, Stage, stage_of
-from aligndistil.report import ModelResult, write_report
-from aligndistil.rollout import SamplingParams
+from aligndistil.recipe import Recipe, stage_of
+from aligndistil.report import Comparison as Table
+from aligndistil.report import (
+    ModelResult,
+    RewardResult,
+    read_logs,
+    training_metrics,
+    with_steps_to_reward,
+    write_report,
+)
 
-INITIAL = "initial"
-EVALUATION_VERSION = "1"
+EVALUATION_VERSION = "2"
 """Raised when the same models get other numbers than before."""
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """One row per model, initial model first."""
+    """What was compared, and where it was written."""
 
-    results: list[ModelResult]
-    kl_label: str
+    table: Table
     files: list[Path]
+
+    @property
+    def results(self) -> list[ModelResult]:
+        """One row per model, initial model first."""
+        return self.table.results
+
+    @property
+    def kl_label(self) -> str:
+        return self.table.kl_to
 
 
 def locate(run: RunFolder, path: str) -> str:
@@ -51,134 +77,165 @@ def text_of_file(named: object) -> dict[str, str]:
     return {named: Path(named).read_text()}
 
 
-def initial_model(recipe: Recipe, stage: Stage) -> str:
-    """What the training of a stage goes back to, through the stages it starts from."""
-    while (name := stage_of(stage.model.path)) is not None:
-        stage = recipe.stages[name]
-    return stage.model.path
-
-
-def kl_target(recipe: Recipe, judge: Stage) -> str:
-    """What divergence is measured to: as the recipe says, or the teacher of the last stage that has one."""
-    teachers = [stage.models[Role.TEACHER] for stage in recipe.stages.values() if Role.TEACHER in stage.models]
-    return recipe.report.kl_to or (teachers[-1] if teachers else initial_model(recipe, judge))
-
-
 def compare_models(
     recipe: Recipe, run: RunFolder, processes: Processes, fingerprints: Mapping[str, str]
 ) -> Comparison | None:
     """Measure what has not been measured yet and write `report/`. None when no stage has eval data. Collective."""
-    judge = next((stage for stage in reversed(recipe.stages.values()) if stage.data.eval), None)
-    if judge is None:
+    plan = plan_of(recipe)
+    if plan is None:
         return None
-    target = kl_target(recipe, judge)
-    models = {INITIAL: initial_model(recipe, judge)} | {name: f"stage:{name}" for name in recipe.stages}
-    keys = {name: _key(recipe, judge, path, target, fingerprints) for name, path in models.items()}
-    cache = run.report / "models"
-    waiting = [name for name in models if _read(cache / f"{name}.json", keys[name]) is None]
+    keys = _Keys(recipe, plan, fingerprints)
+    waiting = [name for name in plan.models if _read(run, name, keys.of(name)) is None]
     processes.barrier()
     if waiting:
-        _measure(recipe, run, judge, {name: models[name] for name in waiting}, target, keys, processes)
+        _measure(recipe, run, plan, waiting, keys, processes)
     processes.barrier()
-    results = [_row(recipe, run, name, _read(cache / f"{name}.json", keys[name]) or {}) for name in models]
-    label = stage_of(target) or target
+    measured = {name: _read(run, name, keys.of(name)) or Measured({}) for name in plan.models}
+    table = _table(recipe, run, plan, measured, keys.shared)
     curves = {name: run.stage(name).metrics.read() for name in recipe.stages}
-    files = write_report(run.report, results, curves, label) if processes.is_main else []
-    return Comparison(results, label, files)
+    return Comparison(table, write_report(run.report, table, curves) if processes.is_main else [])
 
 
-def _measure(
-    recipe: Recipe,
-    run: RunFolder,
-    judge: Stage,
-    models: Mapping[str, str],
-    target: str,
-    keys: Mapping[str, str],
-    processes: Processes,
-) -> None:
-    loaded: dict[str, PreTrainedModel] = {}
+def _table(recipe: Recipe, run: RunFolder, plan: Plan, measured: Mapping[str, Measured], measured_on: str) -> Table:
+    """From what was measured of the models, and what their training logged."""
+    pairs = {name: one.pairs for name, one in measured.items()}
+    splits = ["eval", *(["train"] if plan.train_pairs else [])] if measured[INITIAL].pairs else []
+    compared = rewards_of(recipe, plan) if recipe.report.reward_accuracy and splits else []
+    table = Table(
+        kl_to=stage_of(plan.target) or plan.target,
+        results=[_row(recipe, run, name, one, measured, name in plan.scalar) for name, one in measured.items()],
+        reward=(stage_of(plan.reward) or plan.reward) if plan.reward else "",
+        rewards=[
+            RewardResult(
+                name=one.name,
+                kind=one.kind,
+                right={split: [one.right(pairs, split)] for split in splits},
+                measured_on=measured_on,
+            )
+            for one in compared
+        ],
+        columns=None if recipe.report.columns is None else list(recipe.report.columns),
+        measured_on=measured_on,
+    )
+    logged = {name: run.stage(name).metrics.path for name in recipe.stages}
+    logs = {name: {"": read_logs(path)[0]} for name, path in logged.items() if path.is_file()}
+    return with_steps_to_reward(table, logs, recipe.report.threshold_metric, recipe.report.threshold)
 
-    def load(path: str) -> PreTrainedModel:
-        where = locate(run, path)
-        if where not in loaded:
-            loaded[where] = load_model(where, judge.model, trained=False)
-        return loaded[where]
 
-    initial = initial_model(recipe, judge)
-    with Steps("comparing models", len(models), unit="models", rank=processes.rank) as steps:
-        evaluator = _evaluator(recipe, judge, initial, processes)
-        for name, path in models.items():
-            measured = evaluator.measure(ModelToEvaluate(load(path), load(initial), load(target)))
+def _row(
+    recipe: Recipe, run: RunFolder, name: str, one: Measured, measured: Mapping[str, Measured], scalar: bool
+) -> ModelResult:
+    if name == INITIAL:
+        return ModelResult(name=name, objective="", metrics=one.metrics)
+    metrics = dict(one.metrics)
+    if one.pairs.get("eval"):
+        reward = Reward("score", name, None) if scalar else Reward("implicit", name, INITIAL)
+        right = reward.right({name: one.pairs, INITIAL: measured[INITIAL].pairs}, "eval")
+        metrics = {"reward_accuracy": right.count("1") / len(right), **metrics}
+    folder = run.stage(name)
+    metrics |= training_metrics(folder.read_done(), folder.metrics.read())
+    return ModelResult(name=name, objective=recipe.stages[name].objective.name, metrics=metrics)
+
+
+def _measure(recipe: Recipe, run: RunFolder, plan: Plan, waiting: list[str], keys: _Keys, processes: Processes) -> None:
+    models = _Models(recipe, run, plan, processes)
+    with Steps("comparing models", len(waiting), unit="models", rank=processes.rank) as steps:
+        evaluator: Evaluator = evaluator_of(recipe, plan, lambda path: locate(run, path), processes, models.reward())
+        for name in waiting:
+            if name in plan.scalar:
+                measured = evaluator.measure_scores(models.scalar(plan.models[name]), name)
+            else:
+                measured = evaluator.measure(models.to_evaluate(plan.models[name]))
             if processes.is_main:
-                _write(run, name, keys[name], measured)
-            loaded = {where: m for where, m in loaded.items() if where in (locate(run, initial), locate(run, target))}
+                _write(run, name, keys.of(name), measured)
             steps.advance(values={"last": name})
 
 
-def _evaluator(recipe: Recipe, judge: Stage, initial: str, processes: Processes) -> Evaluator:
-    """Prompts and pairs are the judge stage's eval data, with preferences the right way round."""
-    tokenizer = load_tokenizer(initial, judge.model)
-    stops = stop_ids(initial, judge.model, tokenizer)
-    data = judge.data.model_copy(update={"reverse_preferences": False})
-    settings = recipe.report
+class _Models:
+    """Models as they are needed; those that all are compared with stay loaded."""
 
-    def load(kind: DataKind) -> Examples:
-        return load_examples(data, "eval", kind, tokenizer, stops, tokenizer.chat_template, seed=judge.train.seed)
+    def __init__(self, recipe: Recipe, run: RunFolder, plan: Plan, processes: Processes) -> None:
+        self._recipe, self._run, self._plan, self._processes = recipe, run, plan, processes
+        self._kept: dict[str, PreTrainedModel] = {}
 
-    prompts = load(DataKind.PROMPTS)
-    pairs = load(DataKind.PAIRS) if gives(data, "eval", DataKind.PAIRS) else None
-    return Evaluator(
-        tokenizer=tokenizer,
-        stop_ids=stops,
-        prompts=[prompts.prompt_ids(i) for i in range(min(settings.samples, len(prompts)))],
-        pairs=[] if pairs is None else [pairs.rows(i) for i in range(len(pairs))],
-        params=SamplingParams(settings.max_new_tokens or data.max_response_length),
-        batch_size=settings.batch_size,
-        seed=judge.train.seed,
-        processes=processes,
-        scorer=scorer_of(data),
-    )
+    def to_evaluate(self, path: str) -> ModelToEvaluate:
+        initial, kl_to = self._keep(self._plan.initial), self._keep(self._plan.target)
+        return ModelToEvaluate(self._kept.get(path) or self._load(path), initial, kl_to)
+
+    def scalar(self, path: str) -> ScalarModel:
+        name = stage_of(path)
+        section = self._plan.judge.model if name is None else self._recipe.stages[name].model
+        model = load_scalar_model(locate(self._run, path), section, trained=False)
+        return ScalarModel(on_device(model, self._processes.device))
+
+    def reward(self) -> Scorer | None:
+        """What scores everybody's samples; None too where it reads other tokens than the policies write."""
+        path, section = self._plan.reward, self._plan.judge.model
+        if path is None:
+            return None
+        tokenizer = load_tokenizer(locate(self._run, self._plan.initial), section)
+        if is_code(path):
+            return PythonReward(path, tokenizer)
+        theirs = load_tokenizer(locate(self._run, path), section)
+        return self.scalar(path) if theirs.get_vocab() == tokenizer.get_vocab() else None
+
+    def _keep(self, path: str) -> PreTrainedModel:
+        if path not in self._kept:
+            self._kept[path] = self._load(path)
+        return self._kept[path]
+
+    def _load(self, path: str) -> PreTrainedModel:
+        return load_model(locate(self._run, path), self._plan.judge.model, trained=False)
 
 
-def _read(path: Path, key: str) -> dict[str, float] | None:
+class _Keys:
+    """Hashes of everything that the numbers of a model depend on."""
+
+    def __init__(self, recipe: Recipe, plan: Plan, fingerprints: Mapping[str, str]) -> None:
+        self._plan, self._fingerprints = plan, fingerprints
+        judge, settings = plan.judge, {"samples", "pairs", "batch_size", "max_new_tokens", "seed"}
+        sources = [*(judge.data.eval or []), *(plan.train_pairs.data.train if plan.train_pairs else [])]
+        data = {"train": True, "eval": True, "reverse_preferences": True}
+        self.shared = _sha(
+            EVALUATION_VERSION,
+            self._identity(plan.initial),
+            recipe.report.model_dump(mode="json", include=settings),
+            judge.data.model_dump(mode="json", exclude=data),
+            [[source.model_dump(mode="json"), content_hash(source)] for source in sources],
+            judge.model.model_dump(mode="json"),
+            text_of_file(judge.model.chat_template),
+        )
+        """Of what all models of the table have in common."""
+
+    def of(self, name: str) -> str:
+        plan = self._plan
+        told = [self.shared, self._identity(plan.models[name]), self._identity(plan.target)]
+        return _sha(*told, "" if plan.reward is None else self._identity(plan.reward))
+
+    def _identity(self, path: str) -> str:
+        if is_code(path):
+            return source_of(path)
+        name = stage_of(path)
+        return model_hash(path) if name is None else self._fingerprints[name]
+
+
+def _sha(*told: Any) -> str:
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+def _read(run: RunFolder, name: str, key: str) -> Measured | None:
+    path = run.report / "models" / f"{name}.json"
     if not path.is_file():
         return None
     record = json.loads(path.read_text())
-    metrics: dict[str, float] = record["metrics"]
-    return metrics if record["key"] == key else None
+    if record["key"] != key:
+        return None
+    pairs = {split: [(chosen, rejected) for chosen, rejected in values] for split, values in record["pairs"].items()}
+    return Measured(record["metrics"], pairs)
 
 
 def _write(run: RunFolder, name: str, key: str, measured: Measured) -> None:
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in measured.samples)
     write_text(run.report / "samples" / f"{name}.jsonl", lines)
-    write_text(run.report / "models" / f"{name}.json", json.dumps({"key": key, "metrics": measured.metrics}, indent=2))
-
-
-def _key(recipe: Recipe, judge: Stage, path: str, target: str, fingerprints: Mapping[str, str]) -> str:
-    """Of everything the numbers of one model depend on."""
-
-    def identity(model: str) -> str:
-        name = stage_of(model)
-        return model_hash(model) if name is None else fingerprints[name]
-
-    told = [
-        EVALUATION_VERSION,
-        identity(path),
-        identity(initial_model(recipe, judge)),
-        identity(target),
-        recipe.report.model_dump(mode="json", exclude={"kl_to"}),
-        judge.data.model_dump(mode="json", exclude={"train", "reverse_preferences"}),
-        [content_hash(source) for source in judge.data.eval or []],
-        judge.model.model_dump(mode="json"),
-        text_of_file(judge.model.chat_template),
-        judge.train.seed,
-    ]
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
-
-
-def _row(recipe: Recipe, run: RunFolder, name: str, metrics: dict[str, float]) -> ModelResult:
-    if name == INITIAL:
-        return ModelResult(name=name, objective="", metrics=metrics)
-    done = run.stage(name).read_done()
-    trained = {} if done is None else {"steps": float(done.step), "seconds": done.seconds}
-    return ModelResult(name=name, objective=recipe.stages[name].objective.name, metrics=metrics | trained)
+    record = {"key": key, "metrics": measured.metrics, "pairs": measured.pairs}
+    write_text(run.report / "models" / f"{name}.json", json.dumps(record) + "\n")

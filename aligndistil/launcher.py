@@ -103,7 +103,7 @@ def train(recipe: Recipe, *, stage: str | None, fresh: bool, allow_code: bool) -
     """Run the pipeline in this process, and show what came out."""
     from aligndistil.engine.processes import launched_rank
     from aligndistil.pipeline import run_recipe
-    from aligndistil.report import rich_table
+    from aligndistil.report import rewards_rich, rich_table
 
     finished = run_recipe(recipe, stage=stage, fresh=fresh, allow_code=allow_code)
     if launched_rank() != 0:
@@ -111,6 +111,9 @@ def train(recipe: Recipe, *, stage: str | None, fresh: bool, allow_code: bool) -
     rich.print()
     if finished.comparison is not None:
         rich.print(rich_table(finished.comparison.table))
+        if finished.comparison.table.rewards:
+            rich.print()
+            rich.print(rewards_rich(finished.comparison.table.rewards))
         rich.print()
         rich.print(f"report  {finished.run / 'report'}/ ({', '.join(f.name for f in finished.comparison.files)})")
     rich.print(f"model   {finished.final}")

@@ -99,8 +99,9 @@ def check_recipe(recipe: Recipe, processes: int) -> None:
         for where, path in named.items():
             if stage_of(path) is None and not is_code(path):
                 _with_position(stage.where(*where), path)
-    if recipe.report.kl_to and stage_of(recipe.report.kl_to) is None:
-        _with_position(recipe.where("report", "kl_to"), recipe.report.kl_to)
+    for key, given in (("kl_to", recipe.report.kl_to), ("reward", recipe.report.reward)):
+        if given is not None and stage_of(given) is None:
+            _with_position(recipe.where("report", key), given)
 
 
 def _check_code(recipe: Recipe, allowed: bool) -> None:

@@ -1,6 +1,28 @@
-"""What a trained model is worth: reward accuracy on held-out pairs; length, reward and divergence of its samples."""
+"""What trained models are worth, on the same held-out prompts and pairs.
 
-from aligndistil.evaluation.model import Evaluator, Measured, ModelToEvaluate
+`plan` says what a recipe's comparison measures, `build` reads what it is measured on, `model` measures one model,
+`rewards` ranks pairs.
+"""
+
+from aligndistil.evaluation.build import evaluator_of
+from aligndistil.evaluation.model import Evaluator, Measured, ModelToEvaluate, PairValues
+from aligndistil.evaluation.plan import INITIAL, Plan, initial_model, plan_of
+from aligndistil.evaluation.rewards import AllPairs, Reward, rewards_of
 from aligndistil.evaluation.samples import distinct_n, summarise
 
-__all__ = ["Evaluator", "Measured", "ModelToEvaluate", "distinct_n", "summarise"]
+__all__ = [
+    "INITIAL",
+    "AllPairs",
+    "Evaluator",
+    "Measured",
+    "ModelToEvaluate",
+    "PairValues",
+    "Plan",
+    "Reward",
+    "distinct_n",
+    "evaluator_of",
+    "initial_model",
+    "plan_of",
+    "rewards_of",
+    "summarise",
+]

@@ -16,13 +16,15 @@ def distinct_n(sequences: Sequence[Sequence[int]], n: int) -> float:
 
 
 def summarise(samples: Sequence[Sample], texts: Sequence[str]) -> dict[str, float]:
-    """Mean length in tokens (stop id included) and characters, truncated fraction and distinct-2."""
+    """Mean length in tokens (stop id included) and characters, truncated fraction, distinct-1 and distinct-2."""
     count = len(samples)
+    tokens = [sample.token_ids for sample in samples]
     return {
-        "length_mean": sum(len(sample.token_ids) for sample in samples) / count,
+        "length_mean": sum(map(len, tokens)) / count,
         "length_characters": sum(map(len, texts)) / count,
         "truncated_fraction": sum(not sample.finished for sample in samples) / count,
-        "distinct_2": distinct_n([sample.token_ids for sample in samples], 2),
+        "distinct_1": distinct_n(tokens, 1),
+        "distinct_2": distinct_n(tokens, 2),
     }
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 import resource
 import signal
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,6 +32,8 @@ from aligndistil.progress import RunView, TrainingProgress
 from aligndistil.recipe import Stage
 from aligndistil.rollout import SamplingParams, TransformersRollout
 from aligndistil.train import Job, LoopState, Round, train
+
+_STATUS, _CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +68,7 @@ class StageLaunch:
     def run(self, stop_requested: Callable[[], bool], view: RunView | None = None) -> Outcome:
         """Train to the end and export, shown in `view`; continues from the newest checkpoint in the folder."""
         stage, processes = self.stage, self.processes
+        _forget_peak_memory()
         engine = build_engine(stage, self.data, self.locate, processes, self.total_steps)
         adopt_loggers()
         with ExitStack() as stack:
@@ -217,9 +222,21 @@ def _note_scores(config: PretrainedConfig, metrics: dict[str, float]) -> None:
         config.score_mean, config.score_std = mean, math.sqrt(max(square - mean**2, 0.0)) or 1.0
 
 
+def _forget_peak_memory() -> None:
+    """Start measuring anew, so that a stage does not report an earlier one's peak."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    if _CLEAR_REFS.exists():
+        _CLEAR_REFS.write_text("5")  # "reset the peak resident set size", man 5 proc
+
+
 def _peak_memory_gib() -> float:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
+    if _STATUS.exists():
+        found = re.search(r"VmHWM:\s+(\d+) kB", _STATUS.read_text())
+        if found is not None:
+            return int(found.group(1)) / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 

@@ -8,6 +8,7 @@ for what does not, and `load` runs it all.
 from aligndistil.recipe.checks import CODE
 from aligndistil.recipe.fingerprint import changed_sections, stage_fingerprint
 from aligndistil.recipe.graph import stage_of
+from aligndistil.recipe.header import Report
 from aligndistil.recipe.load import load_recipe
 from aligndistil.recipe.schema import recipe_schema
 from aligndistil.recipe.sections import (
@@ -20,7 +21,6 @@ from aligndistil.recipe.sections import (
     Logging,
     Model,
     Models,
-    Report,
     Rollout,
     Source,
     Train,

@@ -13,9 +13,10 @@ from pydantic import BaseModel, ValidationError
 
 from aligndistil.errors import UserError
 from aligndistil.objectives import registry
+from aligndistil.recipe.header import Header, Report
 from aligndistil.recipe.nearest import did_you_mean, listed, nearest
 from aligndistil.recipe.peers import remark_on
-from aligndistil.recipe.sections import SECTIONS, Header, Report, Source
+from aligndistil.recipe.sections import SECTIONS, Source
 from aligndistil.recipe.yaml_positions import KeyPath, Node, Position, dotted
 
 M = TypeVar("M", bound=BaseModel)

@@ -23,6 +23,7 @@ from aligndistil.recipe.checks import (
 )
 from aligndistil.recipe.describe import Problem, raise_all, unknown_key, validated
 from aligndistil.recipe.graph import PREFIX, circle, ordered, references_of, unknown_stage
+from aligndistil.recipe.header import Header
 from aligndistil.recipe.merging import merge, read_recipe_tree, without_nulls
 from aligndistil.recipe.nearest import guess_and_list, listed
 from aligndistil.recipe.overrides import apply_overrides
@@ -32,11 +33,9 @@ from aligndistil.recipe.sections import (
     Data,
     Engine,
     Evaluation,
-    Header,
     Logging,
     Model,
     Models,
-    Report,
     Rollout,
     Train,
 )
@@ -73,7 +72,7 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     if drafts and tree.child("stages") is not None:
         _check_defaults_are_used(defaults, drafts, problems)
         _check_overrides_reach_a_stage(defaults, layered, problems)
-    order = _order(drafts, header.report if header else Report(), tree, problems)
+    order = _order(drafts, tree, problems)
     raise_all(problems)
     assert header is not None
     stages = {name: stage for name in order if (stage := drafts[name].stage) is not None}
@@ -218,20 +217,18 @@ def _check_overrides_reach_a_stage(defaults: Node, layered: dict[str, Node], pro
             problems.append(Problem(node.at, node.path, text))
 
 
-def _order(drafts: dict[str, _Draft], report: Report, tree: Node, problems: list[Problem]) -> list[str]:
+def _order(drafts: dict[str, _Draft], tree: Node, problems: list[Problem]) -> list[str]:
     references = {}
     for name, draft in drafts.items():
         used = {role.value for role in named_roles(draft.objective)} if draft.objective else set(Models.model_fields)
         nodes = [node for node in references_of(draft.merged) if node.path[-2] == "model" or node.path[-1] in used]
         references[name] = nodes
-    kl_to = tree.find(("report", "kl_to")) if (report.kl_to or "").startswith(PREFIX) else None
-    kl_nodes = [kl_to] if kl_to else []
-    for node in [*(node for nodes in references.values() for node in nodes), *kl_nodes]:
+    reported = [tree.find(("report", key)) for key in ("kl_to", "reward")]
+    kept = [node for node in reported if node is not None and str(node.value).startswith(PREFIX)]
+    for node in [*(node for nodes in references.values() for node in nodes), *kept]:
         if problem := unknown_stage(node, list(drafts)):
             problems.append(problem)
-    check_kinds(
-        {name: d.objective for name, d in drafts.items() if d.objective}, {**references, "": kl_nodes}, problems
-    )
+    check_kinds({name: d.objective for name, d in drafts.items() if d.objective}, {**references, "": kept}, problems)
     if problem := circle(references):
         problems.append(problem)
     return ordered(references)

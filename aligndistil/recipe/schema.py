@@ -8,7 +8,8 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from aligndistil.objectives import registry
-from aligndistil.recipe.sections import SECTIONS, Header
+from aligndistil.recipe.header import Header
+from aligndistil.recipe.sections import SECTIONS
 
 _DRAFT = "https://json-schema.org/draft/2020-12/schema"
 

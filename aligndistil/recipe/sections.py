@@ -9,32 +9,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self, TypeAlias
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BeforeValidator, Field, JsonValue, model_validator
 
-Text: TypeAlias = Annotated[str, Field(min_length=1)]
+from aligndistil.recipe.section import Section, Text, refusal
+
 Format: TypeAlias = Literal["auto", "preference", "unpaired", "prompts", "hh", "demonstrations"]
-
-ReportColumn: TypeAlias = Literal[
-    "reward_accuracy",
-    "gold_reward",
-    "reward_score",
-    "kl",
-    "kl_data",
-    "kl_initial",
-    "kl_initial_data",
-    "length_mean",
-    "length_characters",
-    "truncated_fraction",
-    "distinct_1",
-    "distinct_2",
-    "steps_to_reward",
-    "steps",
-    "seconds",
-    "tokens_per_second",
-    "peak_memory_gib",
-]
-"""What docs/metrics.md defines of whole models."""
 
 OWNED_DEEPSPEED_KEYS = {
     "train_batch_size": "train.batch_size",
@@ -48,12 +27,6 @@ OWNED_DEEPSPEED_KEYS = {
     "zero_optimization.stage": "engine.zero_stage",
 }
 """Keys of a DeepSpeed configuration that the recipe decides, and the field that decides them."""
-
-
-class Section(BaseModel):
-    """Closed and frozen."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class Model(Section):
@@ -101,7 +74,7 @@ class Source(Section):
     """Which split to read."""
     format: Format = "auto"
     """What a row looks like; `auto` looks at the columns."""
-    columns: dict[str, str] = {}
+    columns: dict[str, str] = Field(default={})
     """Our column name -> theirs, where they differ."""
     weight: float = Field(default=1.0, gt=0)
     """How often an epoch sees this source's examples: 2 is twice, 0.25 is a quarter of them, drawn once by the seed."""
@@ -113,7 +86,7 @@ class Source(Section):
     @model_validator(mode="after")
     def _not_a_stage(self) -> Self:
         if self.path.startswith("stage:"):
-            raise _refusal("path", "a stage's model is not data; name a file, a folder, a Hub id or `builtin:NAME`")
+            raise refusal("path", "a stage's model is not data; name a file, a folder, a Hub id or `builtin:NAME`")
         return self
 
 
@@ -199,7 +172,7 @@ class Train(Section):
     @model_validator(mode="after")
     def _epochs_or_steps(self) -> Self:
         if self.max_steps is not None and "epochs" in self.model_fields_set:
-            raise _refusal("max_steps", "give epochs or max_steps, not both; remove one of them")
+            raise refusal("max_steps", "give epochs or max_steps, not both; remove one of them")
         return self
 
 
@@ -221,13 +194,13 @@ class Engine(Section):
     @model_validator(mode="after")
     def _owned_keys(self) -> Self:
         if self.offload == "parameters" and self.zero_stage != 3:
-            raise _refusal("offload", "`parameters` needs engine.zero_stage: 3")
+            raise refusal("offload", "`parameters` needs engine.zero_stage: 3")
         if isinstance(self.deepspeed, dict):
             for key, owner in OWNED_DEEPSPEED_KEYS.items():
                 section, _, field = key.partition(".")
                 inner = self.deepspeed.get(section)
                 if section in self.deepspeed and (not field or (isinstance(inner, dict) and field in inner)):
-                    raise _refusal(f"deepspeed.{key}", f"the recipe decides this; set {owner} instead")
+                    raise refusal(f"deepspeed.{key}", f"the recipe decides this; set {owner} instead")
         return self
 
 
@@ -262,59 +235,10 @@ class Logging(Section):
 
     every: int = Field(default=1, ge=1)
     """Steps between lines."""
-    trackers: list[Literal["tensorboard", "wandb", "trackio", "mlflow"]] = []
+    trackers: list[Literal["tensorboard", "wandb", "trackio", "mlflow"]] = Field(default=[])
     """Other places the metrics go to."""
     samples: int = Field(default=8, ge=0)
     """Sampled responses written at each logged step of an on-policy stage."""
-
-
-class Report(Section):
-    """The table and the picture at the end of a recipe."""
-
-    kl_to: Text | None = None
-    """The model that D_KL(policy || .) is measured against; null is the teacher of the last stage that has one, or else
-    the initial model."""
-    reward: Text | None = None
-    """The model with a scalar head that scores the samples; null is the last stage that trains one, or else the reward
-    of the last stage that is given one."""
-    samples: int = Field(default=256, ge=1)
-    """Prompts each model answers, and responses of the data that divergences are measured on."""
-    pairs: int | None = Field(default=None, ge=1)
-    """Pairs of the eval data that every model ranks; null is all of them."""
-    batch_size: int = Field(default=64, ge=1)
-    """Rows generated or scored at once."""
-    max_new_tokens: int | None = Field(default=None, ge=1)
-    """Longest answer; null is data.max_response_length of the stage."""
-    seed: int = Field(default=0, ge=0)
-    """Of the samples: the same for every model, whatever it was trained with."""
-    reward_accuracy: bool = False
-    """Also lay the rewards that the models stand for beside each other (scores, DPO rewards, contrastive ones): how
-    often each ranks eval pairs right, and as many training pairs."""
-    threshold: float | None = None
-    """The value that `steps_to_reward` counts the steps to; null is 90 % of the way to the lowest final value."""
-    threshold_metric: Text | None = None
-    """Of the training log, or of its evaluations as `eval/NAME`; null is `reward/token_mean`, or else a gold reward."""
-    columns: list[ReportColumn] | None = None
-    """What the tables show, in this order; null is the usual choice. The .csv and .json always have everything."""
-
-
-class Header(Section):
-    """What a recipe says once, for all of its stages."""
-
-    schema_version: int = 1
-    """The version of this format."""
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] | None = None
-    """Of the run; null is the name of the recipe file. Not inherited through `extends`."""
-    output_dir: Text | None = None
-    """The run folder, relative to the current folder; null is `runs/NAME`. Not inherited through `extends`."""
-    report: Report = Report()
-    """The table and the picture at the end."""
-
-    @model_validator(mode="after")
-    def _known_version(self) -> Self:
-        if self.schema_version != 1:
-            raise _refusal("schema_version", f"this aligndistil reads version 1, not {self.schema_version}; upgrade it")
-        return self
 
 
 SECTIONS: dict[str, type[Section]] = {
@@ -329,8 +253,3 @@ SECTIONS: dict[str, type[Section]] = {
     "logging": Logging,
 }
 """Every section of a stage but `objective`, whose fields its own class declares."""
-
-
-def _refusal(at: str, text: str) -> PydanticCustomError:
-    """An error about one field of several that belong together."""
-    return PydanticCustomError("refused", "{text}", {"at": at, "text": text})

@@ -9,6 +9,7 @@ from typing import Any
 from aligndistil.errors import UserError
 from aligndistil.objectives.base import Objective, Role
 from aligndistil.recipe.graph import stage_of
+from aligndistil.recipe.header import Report
 from aligndistil.recipe.sections import (
     Checkpoint,
     Data,
@@ -16,7 +17,6 @@ from aligndistil.recipe.sections import (
     Evaluation,
     Logging,
     Model,
-    Report,
     Rollout,
     Train,
 )

@@ -1,26 +1,33 @@
-"""What was measured of each model, as the tables take it."""
+"""What was measured of each model, as the tables take it: comparison.json."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from aligndistil.artefacts.files import write_text
+from aligndistil.errors import UserError
 
 
-class ModelResult(BaseModel):
-    """One row of the comparison. Metric names and units are those of docs/metrics.md."""
-
+class _Closed(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class ModelResult(_Closed):
+    """One row of the comparison. Metric names and units are those of docs/metrics.md."""
 
     name: str
     objective: str
     """Empty for a model that was not trained in this run."""
     metrics: dict[str, float]
-    """Values that are not finite are left out."""
+    """Means over seeds where there are several. Values that are not finite are left out."""
+    per_seed: dict[str, dict[str, float]] = {}
+    """The metrics of each seed by its name; empty for a single run."""
+    spread: dict[str, float] = {}
+    """Standard deviation over seeds (n - 1 in the denominator) of each of `metrics`."""
 
     @field_validator("metrics")
     @classmethod
@@ -28,21 +35,55 @@ class ModelResult(BaseModel):
         return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
 
-class Comparison(BaseModel):
-    """comparison.json."""
+class RewardResult(_Closed):
+    """A reward, and which pairs it ranks right."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    name: str
+    kind: Literal["score", "implicit", "contrastive"]
+    """A scalar head's score; the log-ratio of a trained model to its reference; that of two opposite models."""
+    right: dict[str, list[str]]
+    """By split (`train`, `eval`), for each seed: a 1 for every pair whose chosen response has more reward, else a 0."""
+    measured_on: str = ""
+    """As `Comparison.measured_on`: rewards of other pairs have no difference."""
+
+
+class Threshold(_Closed):
+    """What `steps_to_reward` counts the steps to."""
+
+    metric: str
+    """Of the training log; `eval/...` for one of its evaluations."""
+    value: float
+    chosen: str
+    """How the value came about."""
+
+
+class Comparison(_Closed):
+    """comparison.json."""
 
     kl_to: str
     """The model that `kl` is measured to."""
     results: list[ModelResult]
+    reward: str = ""
+    """The model that `reward_score` is the score of; empty when there is none."""
+    rewards: list[RewardResult] = []
+    threshold: Threshold | None = None
+    """None when no curve has the metric."""
+    columns: list[str] | None = None
+    """What the tables show, as the recipe says; null is the usual choice."""
+    measured_on: str = ""
+    """A hash of the prompts, pairs and settings that all rows share."""
+    notes: list[str] = []
+    """What a reader of the tables has to know."""
 
 
-def save_results(path: Path, results: Sequence[ModelResult], kl_label: str) -> None:
+def save_results(path: Path, comparison: Comparison) -> None:
     """Write comparison.json, all of it or nothing."""
-    write_text(path, Comparison(kl_to=kl_label, results=list(results)).model_dump_json(indent=2) + "\n")
+    write_text(path, comparison.model_dump_json(indent=2) + "\n")
 
 
 def load_results(path: Path) -> Comparison:
-    """Read what `save_results` wrote."""
-    return Comparison.model_validate_json(path.read_bytes())
+    """Read what `save_results` wrote. Raises UserError when it is something else."""
+    try:
+        return Comparison.model_validate_json(path.read_bytes())
+    except ValidationError:
+        raise UserError(f"{path} is not what this aligndistil writes: run `aligndistil compare RECIPE` again") from None

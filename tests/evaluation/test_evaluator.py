@@ -11,7 +11,7 @@ import pytest
 import torch
 from toyland import build_model, build_tokenizer
 
-from aligndistil.batch import Row
+from aligndistil.batch import Batch, Row
 from aligndistil.engine.processes import Processes
 from aligndistil.evaluation import Evaluator, Measured, ModelToEvaluate, distinct_n, summarise
 from aligndistil.rollout import Sample, SamplingParams, TransformersRollout, sample_seed
@@ -30,12 +30,12 @@ def evaluator(**settings: Any) -> Evaluator:
         "tokenizer": build_tokenizer(),
         "stop_ids": frozenset({1}),
         "prompts": PROMPTS,
-        "pairs": PAIRS,
+        "pairs": {"eval": PAIRS},
+        "given": [chosen for chosen, _ in PAIRS],
         "params": SamplingParams(8),
         "batch_size": 2,
         "seed": 0,
         "processes": ALONE,
-        "scorer": None,
     }
     return Evaluator(**{**defaults, **settings})
 
@@ -62,24 +62,23 @@ def sequence_logp(model: Any, row: Row) -> float:
     return float(table[torch.arange(len(row.response_ids)), torch.tensor(row.response_ids)].sum())
 
 
-def test_reward_accuracy_compares_log_ratios_to_the_initial_model(models: list[Any], measured: Measured) -> None:
-    policy, initial, _ = models
-    right = 0
-    for chosen, rejected in PAIRS:
-        ratios = [sequence_logp(policy, row) - sequence_logp(initial, row) for row in (chosen, rejected)]
-        right += ratios[0] > ratios[1]
-    assert measured.metrics["reward_accuracy"] == right / 3
+def test_pairs_are_given_their_summed_log_probabilities(models: list[Any], measured: Measured) -> None:
+    expected = [(sequence_logp(models[0], chosen), sequence_logp(models[0], rejected)) for chosen, rejected in PAIRS]
+    for found, wanted in zip(measured.pairs["eval"], expected, strict=True):
+        assert found == pytest.approx(wanted, rel=1e-5)
 
 
-def test_the_initial_model_has_no_reward_of_its_own(models: list[Any]) -> None:
+def test_the_initial_model_is_no_distance_from_itself(models: list[Any]) -> None:
     same = evaluator().measure(ModelToEvaluate(models[0], models[0], models[0])).metrics
-    assert "reward_accuracy" not in same
-    assert same["kl"] == pytest.approx(0, abs=1e-5)
+    assert [same[name] for name in ("kl", "kl_initial", "kl_data", "kl_initial_data")] == pytest.approx(
+        [0] * 4, abs=1e-5
+    )
 
 
-def test_a_tie_is_wrong(models: list[Any]) -> None:
-    twin = build_model(seed=0)
-    assert evaluator().measure(ModelToEvaluate(models[0], twin, twin)).metrics["reward_accuracy"] == 0
+def test_equal_models_give_equal_numbers(models: list[Any]) -> None:
+    """To the last bit, so that the implicit reward of an untrained model is a tie."""
+    subject, twin = (evaluator().measure(ModelToEvaluate(m, *models[1:])) for m in (models[0], build_model(seed=0)))
+    assert subject.pairs == twin.pairs
 
 
 def test_divergences_are_sums_over_the_model_s_own_samples(models: list[Any], measured: Measured) -> None:
@@ -93,6 +92,48 @@ def test_divergences_are_sums_over_the_model_s_own_samples(models: list[Any], me
             sums[name] += float((own.exp() * (own - logps(model, prompt, sample.token_ids))).sum())
     for name, total in sums.items():
         assert measured.metrics[name] == pytest.approx(total / len(PROMPTS), rel=1e-4)
+
+
+def test_divergences_on_the_data_are_sums_over_its_chosen_responses(models: list[Any], measured: Measured) -> None:
+    policy, initial, other = models
+    sums = {"kl_data": 0.0, "kl_initial_data": 0.0}
+    for row, _ in PAIRS:
+        own = logps(policy, row.prompt_ids, row.response_ids)
+        for name, model in (("kl_data", other), ("kl_initial_data", initial)):
+            sums[name] += float((own.exp() * (own - logps(model, row.prompt_ids, row.response_ids))).sum())
+    for name, total in sums.items():
+        assert measured.metrics[name] == pytest.approx(total / len(PAIRS), rel=1e-4)
+
+
+class Letters:
+    """Scores a text by the sum of its token ids so far, as a causal scalar head would: padding comes after."""
+
+    def scores(self, batch: Batch) -> torch.Tensor:
+        return batch.ids_BT.cumsum(-1).float()
+
+
+def test_a_scalar_head_is_asked_at_the_last_response_token() -> None:
+    found = evaluator().measure_scores(Letters(), "reward_model")
+    assert found.metrics == {}
+    sums = [[float(sum([*row.prompt_ids, *row.response_ids])) for row in pair] for pair in PAIRS]
+    assert [list(pair) for pair in found.pairs["eval"]] == sums
+
+
+def test_a_scalar_head_with_other_tokens_reads_the_pairs_in_its_own() -> None:
+    other = [[Row([1], [2, 3]), Row([1], [4])]]
+    found = evaluator(foreign_pairs={"theirs": {"eval": other}})
+    assert found.measure_scores(Letters(), "theirs").pairs == {"eval": [(6.0, 5.0)]}
+    assert len(found.measure_scores(Letters(), "ours").pairs["eval"]) == 3
+
+
+def test_samples_are_scored_by_a_reward_model_where_there_is_one(models: list[Any], measured: Measured) -> None:
+    scored = evaluator(reward=Letters()).measure(ModelToEvaluate(*models))
+    rollout = TransformersRollout(lambda: nullcontext(models[0]), frozenset({1}), 0, 96, batch_size=5)
+    samples = rollout.generate(PROMPTS, SamplingParams(8), [sample_seed(0, "report", i) for i in range(len(PROMPTS))])
+    scores = [sum(prompt) + sum(sample.token_ids) for prompt, sample in zip(PROMPTS, samples, strict=True)]
+    assert [row["reward_score"] for row in scored.samples] == scores
+    assert scored.metrics["reward_score"] == sum(scores) / len(scores)
+    assert "reward_score" not in measured.metrics
 
 
 def test_metrics_have_the_names_of_the_documentation(measured: Measured) -> None:
@@ -111,11 +152,34 @@ def test_numbers_do_not_depend_on_the_batch_size(models: list[Any], measured: Me
     again = evaluator(batch_size=5).measure(ModelToEvaluate(*models))
     assert again.samples == measured.samples
     assert again.metrics == pytest.approx(measured.metrics, rel=1e-4)
+    for one, other in zip(again.pairs["eval"], measured.pairs["eval"], strict=True):
+        assert one == pytest.approx(other, rel=1e-5)
 
 
 def test_pairs_or_prompts_alone_are_enough(models: list[Any]) -> None:
-    assert set(evaluator(prompts=[]).measure(ModelToEvaluate(*models)).metrics) == {"reward_accuracy"}
-    assert "reward_accuracy" not in evaluator(pairs=[]).measure(ModelToEvaluate(*models)).metrics
+    without_prompts = evaluator(prompts=[]).measure(ModelToEvaluate(*models))
+    assert set(without_prompts.metrics) == {"kl_data", "kl_initial_data"}
+    without_pairs = evaluator(pairs={}, given=[]).measure(ModelToEvaluate(*models))
+    assert without_pairs.pairs == {}
+    assert {"kl", "length_mean"} < set(without_pairs.metrics)
+    assert "kl_data" not in without_pairs.metrics
+
+
+def share() -> list[Any]:
+    """On one of two processes."""
+    from aligndistil.engine.processes import start_processes
+
+    processes = start_processes()
+    found = evaluator(processes=processes).measure(ModelToEvaluate(*(build_model(seed=seed) for seed in range(3))))
+    processes.stop()
+    return [found.metrics, found.pairs["eval"]]
+
+
+def test_processes_share_the_work_and_all_know_the_result(measured: Measured, on_processes: Any) -> None:
+    first, second = on_processes(share)
+    assert first == second
+    assert first[0] == pytest.approx(measured.metrics, rel=1e-4)
+    assert [tuple(pair) for pair in first[1]] == [pytest.approx(pair, rel=1e-5) for pair in measured.pairs["eval"]]
 
 
 def test_models_padded_differently_are_compared_on_the_tokens_they_share() -> None:
@@ -127,6 +191,7 @@ def test_models_padded_differently_are_compared_on_the_tokens_they_share() -> No
 def test_distinct_n_counts_different_neighbours() -> None:
     # a b a b: ab, ba, ab; c: none
     assert distinct_n([[1, 2, 1, 2], [3]], 2) == 2 / 3
+    assert distinct_n([[1, 2, 1, 2], [3]], 1) == 3 / 5
     assert distinct_n([[1]], 2) == 0.0
 
 
@@ -136,5 +201,6 @@ def test_lengths_count_the_stop_id() -> None:
         "length_mean": 2.0,
         "length_characters": 1.5,
         "truncated_fraction": 0.5,
+        "distinct_1": 1.0,
         "distinct_2": 1.0,
     }

@@ -1,0 +1,142 @@
+"""Existing runs, ours and transformers', as comparisons that can be put together."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from aligndistil.artefacts import Done, RunFolder
+from aligndistil.errors import UserError
+from aligndistil.report.logs import METRICS, STATE, Log, read_logs
+from aligndistil.report.results import Comparison, ModelResult, load_results
+
+REPORT = Path("report") / "comparison.json"
+LOOKED_AT = ("checkpoint", "logging", "evaluation", "engine")
+"""Sections of a stage that do not say what is trained."""
+SAME_THING = {
+    "reward_accuracy": ("eval", "rewards/accuracies"),
+    "length_mean": ("train", "completions/mean_length"),
+    "truncated_fraction": ("train", "completions/truncated_fraction"),
+}
+"""Our columns and, by split, what TRL's trainers log of the same. On-policy ones log the samples of training."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One training of every row, with one seed."""
+
+    path: Path
+    group: Path
+    """The folder that seeds lie in, or the run's own."""
+    comparison: Comparison
+    logs: dict[str, Log]
+    """By row; the initial model has none."""
+    trained_as: str
+    """Equal for runs that differ in their seeds only."""
+    seeds: str
+    """The seeds of its stages."""
+
+
+def read_runs(paths: Sequence[Path]) -> list[list[Run]]:
+    """The runs at `paths`, seeds of each other together, in the order they are given.
+
+    A path is a run folder, a folder with seed-*/ run folders, or an output folder of transformers or TRL (seed-*/ too).
+    Raises UserError for a path that is none of these, and for a run that has not been compared yet.
+    """
+    groups: dict[str, list[Run]] = {}
+    seen: set[Path] = set()
+    for path in paths:
+        for run in read_run(path):
+            if run.path.resolve() in seen:
+                raise UserError(f"{run.path} was given twice")
+            seen.add(run.path.resolve())
+            groups.setdefault(run.trained_as, []).append(run)
+    # Two runs of the same seed are the same training twice, and no seeds of each other.
+    return [
+        part
+        for runs in groups.values()
+        for part in ([runs] if len({run.seeds for run in runs}) == len(runs) else [[run] for run in runs])
+    ]
+
+
+def read_run(path: Path) -> list[Run]:
+    """One run, or all seeds of one. Raises as `read_runs` does."""
+    if (path / REPORT).is_file() and not seed_folders(path):
+        return [_ours(path, path)]
+    if found := [_ours(seed, path) for seed in seed_folders(path) if (seed / REPORT).is_file()]:
+        if len({run.trained_as for run in found}) > 1:
+            raise UserError(
+                f"{path}: its seeds were trained from different recipes; give the folders that belong together"
+            )
+        return found
+    logs = read_logs(path)
+    if any(log.path.name != STATE for log in logs):
+        raise UserError(
+            f"{path} has no {REPORT}: the run is not finished, or has no data.eval; `aligndistil compare RECIPE` "
+            "finishes it"
+        )
+    return [_theirs(log) for log in logs]
+
+
+def is_run(path: Path) -> bool:
+    """Whether `path` is a run of ours that has been compared, or holds seeds of one."""
+    return any((folder / REPORT).is_file() for folder in (path, *seed_folders(path)))
+
+
+def seed_folders(path: Path) -> list[Path]:
+    """`path`/seed-0, seed-1 ..., in order."""
+    found = [folder for folder in path.glob("seed-*") if folder.name[5:].isdecimal() and folder.is_dir()]
+    return sorted(found, key=lambda folder: int(folder.name[5:]))
+
+
+def _ours(path: Path, group: Path) -> Run:
+    comparison, run = load_results(path / REPORT), RunFolder(path)
+    stages = {row.name: run.stage(row.name) for row in comparison.results if row.objective}
+    logs = {name: read_logs(stage.path)[0] for name, stage in stages.items() if (stage.path / METRICS).is_file()}
+    done = {name: found for name, stage in stages.items() if (found := stage.read_done()) is not None}
+    trained_as = json.dumps({name: _without_seed(one) for name, one in done.items()}, sort_keys=True)
+    seeds = json.dumps({name: one.resolved["train"]["seed"] for name, one in done.items()}, sort_keys=True)
+    return Run(path, group, comparison, logs, trained_as, seeds)
+
+
+def _without_seed(done: Done) -> dict[str, Any]:
+    kept = {name: value for name, value in done.resolved.items() if name not in LOOKED_AT}
+    return kept | {"train": {name: value for name, value in kept["train"].items() if name != "seed"}}
+
+
+def _theirs(log: Log) -> Run:
+    """The last logged value of everything, under our name where we have one; `eval/...` is of an evaluation."""
+    last = {split: _last(log, split) for split in ("train", "eval")}
+    metrics = last["train"] | {f"eval/{name}": value for name, value in last["eval"].items()}
+    metrics |= {ours: last[split][name] for ours, (split, name) in SAME_THING.items() if name in last[split]}
+    if log.lines:
+        metrics["steps"] = max(line["step"] for line in log.lines)
+    metrics |= _summary(log.path)
+    row = ModelResult(name=log.run, objective="", metrics=metrics)
+    group = log.group if log.seed else log.path.parent
+    return Run(log.path.parent, group, Comparison(kl_to="", results=[row]), {log.run: log}, str(log.group), log.seed)
+
+
+def _last(log: Log, split: str) -> dict[str, float]:
+    values: dict[str, float] = {}
+    for line in log.lines:
+        if line["split"] == split:
+            values |= {name: value for name, value in line.items() if name not in ("step", "split")}
+    return values
+
+
+def _summary(state: Path) -> dict[str, float]:
+    """The entry that ends a training of transformers."""
+    names = {"train_runtime": "seconds", "train_tokens_per_second": "tokens_per_second"}
+    history: list[Mapping[str, Any]] = json.loads(state.read_bytes())["log_history"]
+    return dict(_renamed(history[-1], names)) if history and "train_runtime" in history[-1] else {}
+
+
+def _renamed(entry: Mapping[str, Any], names: Mapping[str, str]) -> Iterator[tuple[str, float]]:
+    for theirs, ours in names.items():
+        # transformers writes -1 for a speed that it has not counted.
+        if isinstance(value := entry.get(theirs), int | float) and value >= 0:
+            yield ours, float(value)
