@@ -68,7 +68,7 @@ class StageLaunch:
     def run(self, stop_requested: Callable[[], bool], view: RunView | None = None) -> Outcome:
         """Train to the end and export, shown in `view`; continues from the newest checkpoint in the folder."""
         stage, processes = self.stage, self.processes
-        _forget_peak_memory()
+        forget_peak_memory()
         engine = build_engine(stage, self.data, self.locate, processes, self.total_steps)
         adopt_loggers()
         with ExitStack() as stack:
@@ -135,7 +135,7 @@ class StageLaunch:
             log=log.log if self.processes.is_main else lambda step, split, metrics: None,
             progress=progress.update,
             stop_requested=stop_requested,
-            peak_memory_gib=_peak_memory_gib,
+            peak_memory_gib=peak_memory_gib,
             log_every=stage.logging.every,
             evaluate_every=stage.evaluation.every,
             checkpoint_every=stage.checkpoint.every,
@@ -222,7 +222,7 @@ def _note_scores(config: PretrainedConfig, metrics: dict[str, float]) -> None:
         config.score_mean, config.score_std = mean, math.sqrt(max(square - mean**2, 0.0)) or 1.0
 
 
-def _forget_peak_memory() -> None:
+def forget_peak_memory() -> None:
     """Start measuring anew, so that a stage does not report an earlier one's peak."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
@@ -230,7 +230,8 @@ def _forget_peak_memory() -> None:
         _CLEAR_REFS.write_text("5")  # "reset the peak resident set size", man 5 proc
 
 
-def _peak_memory_gib() -> float:
+def peak_memory_gib() -> float:
+    """The most this process has held since then: allocated on a GPU, resident on a CPU."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
     if _STATUS.exists():
