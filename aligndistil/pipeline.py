@@ -100,6 +100,8 @@ def check_recipe(recipe: Recipe, processes: int) -> None:
             if stage_of(path) is None and not is_code(path):
                 _with_position(stage.where(*where), path)
     for key, given in (("kl_to", recipe.report.kl_to), ("reward", recipe.report.reward)):
+        if given is not None and is_code(given):
+            raise UserError(f"{recipe.where('report', key)}: name a model; a Python function scores only in training")
         if given is not None and stage_of(given) is None:
             _with_position(recipe.where("report", key), given)
 

@@ -69,8 +69,9 @@ class StageLaunch:
         """Train to the end and export, shown in `view`; continues from the newest checkpoint in the folder."""
         stage, processes = self.stage, self.processes
         forget_peak_memory()
-        engine = build_engine(stage, self.data, self.locate, processes, self.total_steps)
         adopt_loggers()
+        engine = build_engine(stage, self.data, self.locate, processes, self.total_steps)
+        adopt_loggers()  # again: loading made new ones
         with ExitStack() as stack:
             stack.callback(engine.close)
             state, seconds_before = self._resume(engine)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
+import torch
 from rounds import CASES, case_of, engine_of, engine_rounds, folders_of, plain_rounds, whole_weights
 
 from aligndistil.engine.processes import Processes
@@ -34,3 +36,20 @@ def test_rounds_at_every_zero_stage_are_those_of_plain_torch(
                 far = (trained[model][key] - value).abs() > 0.02 * rate
                 assert float(far.float().mean()) < 0.002, f"{model}: {key}"
     engine.close()
+
+
+@pytest.mark.parametrize(("name", "stage"), [("reward_model", 2), ("ppo", 0), ("ppo", 2)])
+def test_rounds_in_bfloat16_stay_close_to_float32(
+    name: str, stage: int, model_folder: ModelFolder, processes: Processes
+) -> None:
+    """The first step: later ones go other ways."""
+    case = case_of(name, folders_of(model_folder))
+    expected, _ = plain_rounds(case)
+    engine = engine_of(case, processes, stage, model={"dtype": "bfloat16"})
+    lines = engine_rounds(engine, case)
+    assert {value.dtype for value in engine.state_dict().values()} == {torch.bfloat16}
+    engine.close()
+    for key in ("loss", "loss/value", "grad_norm", "critic/grad_norm"):
+        if key in expected[0]:
+            assert lines[0][key] == pytest.approx(expected[0][key], rel=0.1, abs=0.02), key
+    assert all(math.isfinite(value) for line in lines for value in line.values())

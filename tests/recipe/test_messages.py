@@ -3,8 +3,9 @@
 import pytest
 
 from aligndistil.objectives import registry
+from aligndistil.recipe.header import Header
 from aligndistil.recipe.peers import FIELDS, PREFIXES, REMARKS
-from aligndistil.recipe.sections import SECTIONS, Header, Source
+from aligndistil.recipe.sections import SECTIONS, Source
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,9 @@ from pydantic import BaseModel
 
 from aligndistil.objectives import registry
 from aligndistil.recipe import recipe_schema
-from aligndistil.recipe.sections import SECTIONS, Header, Section
+from aligndistil.recipe.header import Header
+from aligndistil.recipe.section import Section
+from aligndistil.recipe.sections import SECTIONS
 
 
 def every_model_class():
