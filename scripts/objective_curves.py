@@ -4,7 +4,7 @@
     python scripts/objective_curves.py runs/comparison docs/results/objectives
 
 Each figure has the metrics that the objective's page speaks of, over the optimizer steps: the mean over the seeds with a
-band of one standard deviation, and the evaluations as dots.
+band of one standard deviation, averaged over four steps on either side where every step is logged; evaluations are dots.
 """
 
 from __future__ import annotations
@@ -40,6 +40,10 @@ SHOWN = {
 """Of each page: the stage of the comparison, and its metrics."""
 
 
+EVERY_STEP, REACH = 48, 4.0
+"""A curve of more points is smoothed over so many steps on either side."""
+
+
 def main(run: Path, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for page, (stage, metrics) in SHOWN.items():
@@ -55,6 +59,8 @@ def main(run: Path, folder: Path) -> None:
 def draw(axes: Axes, stage: Path, metric: str) -> None:
     methods = read_methods([str(stage)])
     (curve,) = curves_of(methods, metric).curves
+    if len(curve.steps) > EVERY_STEP:
+        curve = curve.smoothed(REACH)
     colour = looks(1)[0].line
     mean, spread = curve.mean, curve.deviation
     axes.plot(curve.mean_x, mean, color=colour, lw=1.8)
