@@ -3,8 +3,9 @@
     aligndistil compare comparison --seeds 3
     python scripts/objective_curves.py runs/comparison docs/results/objectives
 
-Each figure has the metrics that the objective's page speaks of, over the optimizer steps: the mean over the seeds with a
-band of one standard deviation, averaged over four steps on either side where every step is logged; evaluations are dots.
+Each figure has the metrics that the objective's page speaks of, over the optimizer steps: the mean over the seeds with
+a band of one standard deviation, averaged over four steps on either side where every step is logged, and evaluations as
+dots.
 """
 
 from __future__ import annotations
