@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 from collections.abc import Mapping
@@ -21,7 +22,7 @@ class WeightsAndBiases:
     """One W&B run a stage, in the group of the recipe's run. WANDB_MODE, WANDB_PROJECT, WANDB_DIR ... are honoured."""
 
     def __init__(self, stage_folder: Path, start_step: int) -> None:
-        import wandb
+        wandb: Any = importlib.import_module("wandb")
 
         self._error: type[Exception] = wandb.Error
         # Before anything else of wandb's, or its notes on credentials are printed through the progress display.
