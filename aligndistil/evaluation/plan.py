@@ -7,9 +7,8 @@ from itertools import chain
 
 from aligndistil.batch import DataKind
 from aligndistil.data import gives
-from aligndistil.errors import UserError
 from aligndistil.objectives.base import Role
-from aligndistil.recipe import Recipe, Stage, stage_of
+from aligndistil.recipe import CODE, Recipe, Stage, stage_of
 
 INITIAL = "initial"
 
@@ -35,7 +34,7 @@ class Plan:
 
 
 def plan_of(recipe: Recipe) -> Plan | None:
-    """None when no stage has eval data. Raises UserError when `report.reward` is no model with a scalar head."""
+    """None when no stage has eval data."""
     with_eval = [stage for stage in recipe.stages.values() if stage.data.eval]
     if not with_eval:
         return None
@@ -67,16 +66,12 @@ def _kl_target(recipe: Recipe, initial: str) -> str:
 
 def _reward_model(recipe: Recipe) -> str | None:
     """As the recipe says, or the last stage that trains one, or what the last stage that needs one is given."""
-    if named := recipe.report.reward:
-        stage = recipe.stages.get(stage_of(named) or "")
-        if stage_of(named) is not None and (stage is None or not stage.objective.is_scalar):
-            raise UserError(
-                f"{recipe.where('report', 'reward')}: {named} is no stage of this recipe with a scalar head"
-            )
-        return named
+    if recipe.report.reward:
+        return recipe.report.reward
     trained = [f"stage:{stage.name}" for stage in recipe.stages.values() if stage.objective.is_scalar]
     given = [stage.models[Role.REWARD] for stage in recipe.stages.values() if Role.REWARD in stage.models]
-    return next(chain(reversed(trained), reversed(given)), None)
+    models = [path for path in given if not path.startswith(CODE)]
+    return next(chain(reversed(trained), reversed(models)), None)
 
 
 def _with_train_pairs(recipe: Recipe, judge: Stage) -> Stage | None:

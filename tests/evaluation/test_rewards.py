@@ -75,8 +75,17 @@ def test_without_eval_data_there_is_no_plan(recipe_file: RecipeFile, pairs_file:
     assert plan_of(load_recipe(recipe_file(content))) is None
 
 
-@pytest.mark.parametrize("named", ["stage:nothing", "stage:dpo"])
-def test_a_reward_that_scores_nothing_is_refused(named: str, load: Callable[..., Recipe]) -> None:
-    recipe = load(report={"reward": named})
-    with pytest.raises(UserError, match=rf"report.reward: {named} is no stage of this recipe with a scalar head"):
-        plan_of(recipe)
+@pytest.mark.parametrize(
+    ("named", "why"), [("stage:nothing", "no stage is named `nothing`"), ("stage:dpo", "`dpo` trains a language model")]
+)
+def test_a_reward_that_scores_nothing_is_refused(named: str, why: str, load: Callable[..., Recipe]) -> None:
+    with pytest.raises(UserError, match=f"report.reward: {why}"):
+        load(report={"reward": named})
+
+
+def test_a_reward_that_is_a_function_scores_no_samples(load: Callable[..., Recipe]) -> None:
+    models = {"reference": "builtin:tiny", "critic": "builtin:tiny", "reward": "python:taste:score"}
+    stage = {"objective": {"name": "ppo"}, "models": models, "rollout": {"max_new_tokens": 4}}
+    plan = plan_of(load(stages={"trained": stage}))
+    assert plan is not None
+    assert plan.reward is None
