@@ -61,12 +61,13 @@ def compare(
     seeds: Annotated[int, typer.Option(min=1, help="Train the recipe with so many seeds.")] = 1,
     out: Annotated[Path | None, typer.Option(help="Folder of the report.")] = None,
     processes: Annotated[str, typer.Option(help="Processes to start on this machine: a number, or auto.")] = "1",
+    jobs: Annotated[int, typer.Option(min=1, help="Seeds to train at the same time.")] = 1,
     allow_code: Annotated[bool, typer.Option("--allow-code", help="Permit rewards that are Python functions.")] = False,
 ) -> None:
     """Tables and pictures of a recipe's models, trained where they are not yet, or of finished runs."""
     from aligndistil import study
 
-    raise typer.Exit(study.compare(given, study.Options(overrides or (), seeds, out, processes, allow_code)))
+    raise typer.Exit(study.compare(given, study.Options(overrides or (), seeds, out, processes, jobs, allow_code)))
 
 
 @app.command()

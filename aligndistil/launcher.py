@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
 import sys
+import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,6 +87,54 @@ def start(count: int, arguments: list[str]) -> int:
     except SignalException as error:
         return EXIT_SIGINT if error.sigval.name == "SIGINT" else EXIT_SIGTERM
     return 0
+
+
+def start_side_by_side(commands: list[list[str]], logs: list[Path], jobs: int) -> int:
+    """Run `aligndistil COMMAND` for each, so many at a time, each writing to its log; the exit code of what failed.
+
+    When one fails, those that run are stopped with a checkpoint and no further one is started.
+    """
+    # They share the cores: with a thread for every core each, they would wait for each other.
+    environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    waiting, running, code = list(zip(commands, logs, strict=True)), dict[Path, subprocess.Popen[bytes]](), 0
+    try:
+        while running or (waiting and not code):
+            while waiting and not code and len(running) < jobs:
+                command, log = waiting.pop(0)
+                log.parent.mkdir(parents=True, exist_ok=True)
+                rich.print(f"[cyan]▶[/] [bold]{log.stem}[/]: {escape(str(log))}")
+                with log.open("wb") as stream:
+                    running[log] = subprocess.Popen(
+                        [sys.executable, "-m", "aligndistil", *command],
+                        env=environment,
+                        stdout=stream,
+                        stderr=subprocess.STDOUT,
+                    )
+            time.sleep(0.2)
+            for log in [log for log, process in running.items() if process.poll() is not None]:
+                ended = running.pop(log).returncode
+                if ended and not code:
+                    code = ended if ended > 0 else 128 - ended
+                    _complain(_last_line(log))
+                    _stop(running.values())
+                elif not ended:
+                    rich.print(f"[green]✓[/] [bold]{log.stem}[/]")
+    except KeyboardInterrupt:
+        _stop(running.values())
+        for process in running.values():
+            process.wait()
+        raise
+    return code
+
+
+def _stop(processes: Iterable[subprocess.Popen[bytes]]) -> None:
+    for process in processes:
+        process.send_signal(signal.SIGTERM)
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return f"{lines[-1].removeprefix('error: ')} (see {log})" if lines else f"see {log}"
 
 
 def report_error(error: UserError) -> None:

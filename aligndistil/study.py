@@ -35,6 +35,8 @@ class Options:
     out: Path | None = None
     """Where the report goes; null is the run's own `report/`, of several runs `report/` in the current folder."""
     processes: str = "1"
+    jobs: int = 1
+    """Seeds that are trained at the same time."""
     allow_code: bool = False
 
 
@@ -115,8 +117,10 @@ def _check_runs(given: Sequence[str], options: Options) -> None:
     for name in given:
         if Path(name).suffix in (".yaml", ".yml"):
             raise UserError(f"{name} is a recipe: compare one recipe, or any number of runs")
-    if options.overrides or options.seeds != 1 or options.allow_code or options.processes != "1":
-        raise UserError("--set, --seeds, --processes and --allow-code train a recipe; runs are compared as they are")
+    if options.overrides or options.seeds != 1 or options.allow_code or options.processes != "1" or options.jobs != 1:
+        raise UserError(
+            "--set, --seeds, --processes, --jobs and --allow-code train a recipe; runs are compared as they are"
+        )
 
 
 def _train(path: Path, options: Options) -> int:
@@ -129,6 +133,10 @@ def _train(path: Path, options: Options) -> int:
     if options.seeds == 1:
         return _run(path, options.overrides, options)
     _check_seeds(recipe, options)
+    if options.jobs > 1:
+        own = [overrides_of_seed(recipe, options.overrides, k) for k in range(options.seeds)]
+        logs = [recipe.output_dir / f"seed-{k}.log" for k in range(options.seeds)]
+        return launcher.start_side_by_side([_command(path, one, options) for one in own], logs, options.jobs)
     for k in range(options.seeds):
         rich.print(f"[bold]seed {k}[/] of {options.seeds}: {_seed_folder(recipe.output_dir, k)}")
         if code := _run(path, overrides_of_seed(recipe, options.overrides, k), options):
@@ -139,13 +147,17 @@ def _train(path: Path, options: Options) -> int:
 def _run(path: Path, overrides: Sequence[str], options: Options) -> int:
     """As `aligndistil train` does, in this process or in several."""
     if launcher.must_start(options.processes):
-        told = [part for override in overrides for part in ("--set", override)]
-        allowed = ["--allow-code"] if options.allow_code else []
-        return launcher.start(launcher.process_count(options.processes), ["train", str(path), *told, *allowed])
+        return launcher.start(launcher.process_count(options.processes), _command(path, overrides, options))
     from aligndistil.pipeline import run_recipe
 
     run_recipe(load_recipe(path, overrides), allow_code=options.allow_code)
     return 0
+
+
+def _command(path: Path, overrides: Sequence[str], options: Options) -> list[str]:
+    told = [part for override in overrides for part in ("--set", override)]
+    allowed = ["--allow-code"] if options.allow_code else []
+    return ["train", str(path), *told, *allowed, "--processes", options.processes]
 
 
 def _seed_folder(base: Path, k: int) -> Path:
@@ -181,4 +193,5 @@ def _check_seeds(recipe: Recipe, options: Options) -> None:
 
 def _belongs(entry: Path) -> bool:
     name = entry.name
-    return name == "report" or is_aside(entry) or (name.startswith("seed-") and name[5:].isdecimal())
+    seed = name.removeprefix("seed-").removesuffix(".log")
+    return name == "report" or is_aside(entry) or (name.startswith("seed-") and seed.isdecimal())

@@ -162,7 +162,7 @@ def check_of_runs(run: Path, compare: Compare) -> None:
         (["nothing.yaml"], "there is no recipe 'nothing.yaml'"),
         (["empty"], "empty holds no training log"),
         (["empty", "toy.yaml"], "toy.yaml is a recipe: compare one recipe, or any number of runs"),
-        (["empty", "--seeds", "3"], "--seeds, --processes and --allow-code train a recipe"),
+        (["empty", "--seeds", "3"], "--seeds, --processes, --jobs and --allow-code train a recipe"),
         (["toy.yaml", "--set", "data.eval=null"], "nothing to compare on"),
         (["toy.yaml", "--seeds", "2", "--set", "output_dir=empty/.."], "which is no run of ours"),
     ],
@@ -196,3 +196,28 @@ def test_a_seed_of_the_command_line_is_the_first(recipe: Path) -> None:
     assert {stage.train.seed for stage in second.stages.values()} == {6}
     assert {stage.train.learning_rate for stage in second.stages.values()} == {2e-3}
     assert second.output_dir == base.output_dir / "seed-1"
+
+
+def test_seeds_side_by_side_are_those_one_after_the_other(recipe: Path, compare: Compare) -> None:
+    together, apart = ("--set", "output_dir=together"), ("--set", "output_dir=apart")
+    code, out, err = compare(recipe, "--seeds", 2, "--jobs", 2, *together)
+    assert code == 0, err
+    assert "seed-1: together/seed-1.log" in out
+    assert "steps" in Path("together/seed-0.log").read_text()
+    assert compare(recipe, "--seeds", 2, *apart)[0] == 0
+    tables = [load_results(Path(folder, "report/comparison.json")) for folder in ("together", "apart")]
+    unlike = ("seconds", "tokens_per_second", "peak_memory_gib")
+    first, second = (
+        [{k: v for k, v in row.metrics.items() if k not in unlike} for row in table.results] for table in tables
+    )
+    assert first == second
+    assert compare(recipe, "--seeds", 2, "--jobs", 2, *together)[0] == 0
+
+
+def test_a_seed_that_fails_is_told_with_its_log_and_starts_no_other(recipe: Path, compare: Compare) -> None:
+    bad = ("--set", "model.path=./gone", "--set", "output_dir=bad")
+    code, _, err = compare(recipe, "--seeds", 3, "--jobs", 2, *bad)
+    assert code == EXIT_USAGE
+    assert "bad/seed-" in err
+    assert not Path("bad/seed-2.log").exists()
+    assert not Path("bad/report").exists()

@@ -259,3 +259,13 @@ def test_on_a_gpu_in_bfloat16_the_loss_is_close_to_float32(objective: Objective)
     torch.testing.assert_close(losses.cpu(), expected, rtol=0.1, atol=0.1)
     losses.mean().backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in there[Role.POLICY].parameters())
+
+
+def test_rows_that_are_read_two_at_a_time_give_the_same_states(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batch = build_model(seed=1).eval(), ragged_batch(DataKind.RESPONSES, examples=5)
+    assert not batch.attention_BT.all()
+    with torch.no_grad():
+        whole = response_hidden(model, batch)
+        monkeypatch.setattr("aligndistil.engine.policy._LARGE", 0)
+        parts = response_hidden(model, batch)
+    torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-5)
