@@ -1,0 +1,125 @@
+"""What both sides of parity_trl.py read: the model they start from, the rows, their settings and our recipe."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from parity_sides import NO_LIMIT, SEED, Case
+from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
+
+from aligndistil.batch import DataKind
+from aligndistil.data import load_examples
+from aligndistil.models import stop_ids
+from aligndistil.recipe import Data, Model
+
+VOCAB = 49_152
+
+
+def save_model(arguments: argparse.Namespace, tokenizer: PreTrainedTokenizerBase, folder: Path) -> int:
+    """The model both sides start from, and the tokenizer without its chat template: the rows are rendered already."""
+    if arguments.model:
+        model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32)
+    else:
+        torch.manual_seed(SEED)
+        ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+        config = LlamaConfig(
+            vocab_size=VOCAB,
+            hidden_size=256,
+            intermediate_size=768,
+            num_hidden_layers=5,
+            num_attention_heads=4,
+            max_position_embeddings=2048,
+            tie_word_embeddings=True,
+            pad_token_id=tokenizer.pad_token_id,
+            **ids,
+        )
+        model = LlamaForCausalLM(config)
+        model.generation_config = GenerationConfig(pad_token_id=tokenizer.pad_token_id, **ids)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def usable_pairs(arguments: argparse.Namespace, tokenizer: PreTrainedTokenizerBase) -> Iterator[dict[str, str]]:
+    """Rendered pairs that every tokenization of prompt, or prompt and response, cuts into the same tokens.
+
+    Nothing is truncated, and no prompt comes twice.
+    """
+    path = arguments.tokenizer
+    section = Data(
+        train=[{"path": arguments.data}],
+        max_prompt_length=arguments.max_length,
+        max_response_length=arguments.max_length,
+        max_dropped_fraction=1.0,
+        on_boundary_mismatch="drop",
+    )
+    stops = stop_ids(path, Model(path=path), tokenizer)
+    examples = load_examples(section, "train", DataKind.PAIRS, tokenizer, stops, tokenizer.chat_template)
+    seen = set[str]()
+    for i in range(len(examples)):
+        rows = examples.rows(i)
+        wholes = [[*row.prompt_ids, *row.response_ids] for row in rows]
+        ends = all(whole[-1] == tokenizer.eos_token_id for whole in wholes)
+        if not ends or max(map(len, wholes)) >= arguments.max_length:
+            continue
+        prompt, *texts = (tokenizer.decode(ids) for ids in (rows[0].prompt_ids, *wholes))
+        again = [tokenizer(text)["input_ids"] for text in (prompt, *texts)]
+        if again == [list(rows[0].prompt_ids), *wholes] and prompt not in seen:
+            seen.add(prompt)
+            yield {"prompt": prompt, "chosen": texts[0][len(prompt) :], "rejected": texts[1][len(prompt) :]}
+
+
+def write_case(case: Case, rows: list[dict[str, Any]], model: Path, folder: Path) -> None:
+    """Everything the two sides read."""
+    folder.mkdir(parents=True)
+    (folder / "model").symlink_to(model.resolve())
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "case.json").write_text(json.dumps(asdict(case)))
+    stage: dict[str, Any] = {"objective": case.objective}
+    if case.needs_reference:
+        stage["models"] = {"reference": str(folder / "model")}
+    recipe = {
+        "output_dir": str(folder / "run"),
+        "model": {"path": str(folder / "model"), "dtype": "float32"},
+        "data": {
+            "train": {
+                "path": str(folder / "rows.jsonl"),
+                "format": "preference" if case.kind == "pairs" else "unpaired",
+            },
+            "max_prompt_length": NO_LIMIT,
+            "max_response_length": NO_LIMIT,
+        },
+        "train": {
+            "learning_rate": case.learning_rate,
+            "lr_scheduler": "cosine",
+            # The engine rounds up: half a step less gives the same number whatever the division leaves behind.
+            "warmup_ratio": max(0.0, case.warmup_steps - 0.5) / case.steps,
+            "max_steps": case.steps,
+            "batch_size": case.batch_size,
+            "micro_batch_size": case.micro_batch_size,
+            "max_grad_norm": 1.0,
+            "weight_decay": 0.0,
+            "adam_betas": [0.9, 0.95],
+            "seed": SEED,
+        },
+        "engine": {"zero_stage": 0},
+        "stages": {"parity": stage},
+    }
+    (folder / "recipe.yaml").write_text(json.dumps(recipe, indent=2))
+
+
+def rows_of(case: Case, pairs: list[dict[str, str]]) -> list[dict[str, Any]]:
+    """For unpaired data, one response of each pair: chosen and rejected in turn."""
+    pairs = pairs[: case.rows]
+    if case.kind == "pairs":
+        return list(pairs)
+    return [
+        {"prompt": pair["prompt"], "completion": pair["rejected" if i % 2 else "chosen"], "label": i % 2 == 0}
+        for i, pair in enumerate(pairs)
+    ]

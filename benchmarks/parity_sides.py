@@ -1,0 +1,279 @@
+"""The two sides of parity_trl.py, each run by it as a process of its own: `python parity_sides.py SIDE FOLDER`.
+
+Both train the model in FOLDER on the rows in FOLDER, in turns: a side stops when the gradient of a step is there, says
+so, and waits for its next turn. What lies between two such moments is one whole step (optimizer, log, data, forward and
+backward pass), and that is what is measured. The result is FOLDER/SIDE.json.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import cycle
+from pathlib import Path
+from typing import Any, Literal
+
+Kind = Literal["pairs", "unpaired"]
+SEED = 0
+NO_LIMIT = 10**6
+"""Tokens; the rows have been chosen to fit, so nothing is cut."""
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One objective, with settings that mean the same on both sides."""
+
+    kind: Kind
+    objective: dict[str, Any]
+    """As a recipe writes it."""
+    trainer: str
+    """TRL's trainer, and its configuration beside what all trainers share."""
+    options: dict[str, Any]
+    needs_reference: bool
+    steps: int
+    batch_size: int
+    micro_batch_size: int
+    learning_rate: float
+    warmup_steps: int
+    order: list[list[int]] = field(default_factory=list)
+    """Rows of the data file for each step, in the order in which our sampler draws them."""
+
+    @property
+    def rows(self) -> int:
+        return self.steps * self.batch_size
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "dpo": {
+        "kind": "pairs",
+        "objective": {"name": "dpo", "beta": 0.1},
+        "trainer": "DPO",
+        "options": {"beta": 0.1},
+        "needs_reference": True,
+    },
+    "simpo": {
+        "kind": "pairs",
+        "objective": {"name": "simpo", "beta": 10.0, "simpo_gamma": 5.0},
+        "trainer": "CPO",
+        "options": {"beta": 10.0, "simpo_gamma": 5.0, "loss_type": "simpo", "cpo_alpha": 0.0},
+        "needs_reference": False,
+    },
+    "kto": {
+        "kind": "unpaired",
+        "objective": {"name": "kto", "beta": 0.1},
+        "trainer": "KTO",
+        "options": {"beta": 0.1},
+        "needs_reference": True,
+    },
+}
+
+
+@dataclass(slots=True)
+class Result:
+    """What a side has seen and done."""
+
+    versions: dict[str, str]
+    before_mib: float
+    """Resident memory when the libraries are imported and no weight is loaded."""
+    seconds: list[float] = field(default_factory=list)
+    """Wall time of the steps; the first, which makes the optimizer's states, is not among them."""
+    cpu_seconds: list[float] = field(default_factory=list)
+    peak_mib: list[float] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+    grad_norms: list[float] = field(default_factory=list)
+    reference_points: list[float] = field(default_factory=list)
+    """KTO's z0, clamped."""
+    seen: list[list[Any]] = field(default_factory=list)
+    """For each step, sorted: what the row is, its token ids, and how many of them belong to the response."""
+
+
+class Turns:
+    """Waits for its turn at every step's boundary, and measures from turn to turn without the waiting."""
+
+    def __init__(self, result: Result, channel: Any) -> None:
+        self.result, self._channel = result, channel
+        self._began: tuple[float, float] | None = None
+
+    def __call__(self) -> bool:
+        if self._began is not None:
+            self.result.seconds.append(time.perf_counter() - self._began[0])
+            self.result.cpu_seconds.append(time.process_time() - self._began[1])
+            self.result.peak_mib.append(_status_mib("VmHWM"))
+        print("ready", file=self._channel, flush=True)
+        if not sys.stdin.readline():
+            raise SystemExit("parity_trl.py is gone")
+        Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+        self._began = time.perf_counter(), time.process_time()
+        return False
+
+
+def _status_mib(key: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(key))
+
+
+def run_ours(case: Case, folder: Path, channel: Any) -> Result:
+    import deepspeed  # noqa: F401  (so that its memory counts as a library's)
+    import torch
+    import transformers
+
+    from aligndistil.artefacts import StageFolder
+    from aligndistil.engine.processes import start_processes
+    from aligndistil.launch import StageLaunch
+    from aligndistil.launch.feeds import mismatched
+    from aligndistil.recipe import load_recipe
+
+    result = Result({"torch": torch.__version__, "transformers": transformers.__version__}, _status_mib("VmRSS"))
+    stage = load_recipe(folder / "recipe.yaml").stages["parity"]
+    stage_folder = StageFolder(folder / "ours")
+    launch = StageLaunch(stage, stage_folder, lambda path: path, start_processes())
+    # The loop asks whether it should stop once a step, when the gradient is there.
+    launch.run(Turns(result, channel))
+    lines = [line for line in stage_folder.metrics.read() if line["split"] == "train"]
+    result.losses = [line["loss"] for line in lines]
+    result.grad_norms = [line["grad_norm"] for line in lines]
+    result.reference_points = [line["kl/z0"] for line in lines if "kl/z0" in line]
+    for step in range(case.steps):
+        rows = [row for i in launch.sampler.batch(step) for row in launch.data.train.rows(i)]
+        if case.kind == "pairs":
+            told = [(name, row) for name, row in zip(("chosen", "rejected") * (len(rows) // 2), rows, strict=True)]
+        else:
+            told = [("desirable" if row.label else "undesirable", row) for row in rows]
+            told += [("mismatched", row) for row in mismatched(rows) or []]
+        result.seen.append(
+            sorted([name, [*row.prompt_ids, *row.response_ids], len(row.response_ids)] for name, row in told)
+        )
+    return result
+
+
+def run_trl(case: Case, folder: Path, channel: Any) -> Result:
+    import torch
+    import transformers
+    import trl
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+    from trl.experimental import cpo
+
+    result = Result(
+        {"torch": torch.__version__, "transformers": transformers.__version__, "trl": trl.__version__},
+        _status_mib("VmRSS"),
+    )
+    turns = Turns(result, channel)
+
+    class InTurns(TrainerCallback):  # type: ignore[misc]
+        def on_pre_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+            turns()
+
+    place = cpo if case.trainer == "CPO" else trl
+    settings = getattr(place, f"{case.trainer}Config")(**_trl_arguments(case, folder))
+
+    def model() -> Any:
+        return AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
+
+    trainer = getattr(place, f"{case.trainer}Trainer")(
+        model=model(),
+        args=settings,
+        train_dataset=Dataset.from_list(_in_order(case, folder)),
+        processing_class=AutoTokenizer.from_pretrained(folder / "model"),
+        callbacks=[InTurns()],
+        **({"ref_model": model()} if case.needs_reference else {}),
+    )
+    collate = trainer.data_collator
+    micro_batches: list[list[list[Any]]] = []
+
+    def recorded(examples: list[Any]) -> Any:
+        batch = collate(examples)
+        micro_batches.append(_batch_seen(batch))
+        return batch
+
+    trainer.data_collator = recorded
+    trainer.train()
+    logs = [line for line in trainer.state.log_history if "loss" in line]
+    result.losses = [line["loss"] for line in logs]
+    result.grad_norms = [float(line["grad_norm"]) for line in logs]
+    result.reference_points = [line["kl"] for line in logs if "kl" in line]
+    each = case.batch_size // case.micro_batch_size
+    steps = [micro_batches[k * each : (k + 1) * each] for k in range(case.steps)]
+    result.seen = [sorted(row for batch in step for row in batch) for step in steps]
+    return result
+
+
+def _trl_arguments(case: Case, folder: Path) -> dict[str, Any]:
+    return {
+        "output_dir": str(folder / "trl"),
+        "max_steps": case.steps,
+        "per_device_train_batch_size": case.micro_batch_size,
+        "gradient_accumulation_steps": case.batch_size // case.micro_batch_size,
+        "learning_rate": case.learning_rate,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": case.warmup_steps,
+        "optim": "adamw_torch",
+        "adam_beta1": 0.9,
+        "adam_beta2": 0.95,
+        "adam_epsilon": 1e-8,
+        "weight_decay": 0.0,
+        "max_grad_norm": 1.0,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "use_cpu": True,
+        "train_sampling_strategy": "sequential",
+        "max_length": NO_LIMIT,
+        "seed": SEED,
+        "logging_steps": 1,
+        "disable_tqdm": True,
+        "report_to": [],
+        "save_strategy": "no",
+        **case.options,
+    }
+
+
+def _in_order(case: Case, folder: Path) -> list[dict[str, Any]]:
+    """The rows as TRL shall read them, one step after the other.
+
+    Its KTO gives each prompt the response of the row before it, ours that of the row after: the same mismatched rows
+    come about when every step is read from its end.
+    """
+    rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
+    backwards = case.kind == "unpaired"
+    return [rows[i] for step in case.order for i in (reversed(step) if backwards else step)]
+
+
+def _batch_seen(batch: Mapping[str, Any]) -> list[list[Any]]:
+    """The rows of a collated batch, without their padding."""
+    if "chosen_input_ids" in batch:
+        return [row for name in ("chosen", "rejected") for row in _rows(batch, f"{name}_", [name])]
+    if "label" in batch:
+        names = ["desirable" if label else "undesirable" for label in batch["label"].tolist()]
+        return _rows(batch, "", names) + _rows(batch, "KL_", ["mismatched"])
+    half = len(batch["input_ids"]) // 2
+    return _rows(batch, "", ["chosen"] * half + ["rejected"] * half)
+
+
+def _rows(batch: Mapping[str, Any], prefix: str, names: Sequence[str]) -> list[list[Any]]:
+    ids, attended = batch[f"{prefix}input_ids"], batch[f"{prefix}attention_mask"].bool()
+    given = f"{prefix}completion_mask"
+    response = attended & (batch[given].bool() if given in batch else batch[f"{prefix}labels"] != -100)
+    return [
+        [name, row[where].tolist(), int(count)]
+        for name, row, where, count in zip(cycle(names), ids, attended, response.sum(-1), strict=False)
+    ]
+
+
+SIDES = {"ours": run_ours, "trl": run_trl}
+
+
+def main() -> None:
+    side, folder = sys.argv[1], Path(sys.argv[2])
+    # What libraries print must not be taken for a word of ours.
+    channel = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    case = Case(**json.loads((folder / "case.json").read_text()))
+    (folder / f"{side}.json").write_text(json.dumps(asdict(SIDES[side](case, folder, channel))))
+
+
+if __name__ == "__main__":
+    main()
