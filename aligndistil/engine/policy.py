@@ -15,9 +15,8 @@ from aligndistil.engine.head import Head, backbone
 from aligndistil.engine.token_terms import FrozenRole, Plan, chunk_size, token_terms
 from aligndistil.objectives.base import Objective, Role
 
-
 _LARGE = 400_000
-"""Hidden numbers of a batch above which padding costs more than it saves; two rows were faster than one, four or all."""
+"""Hidden numbers of a batch above which it is read two rows at a time (faster than one, four or all)."""
 
 
 def on_device(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
