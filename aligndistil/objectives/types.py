@@ -1,0 +1,116 @@
+"""What an objective and its caller say to each other: roles, how much of each model is read, and what comes back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import NamedTuple
+
+from torch import Tensor
+
+from aligndistil.maths import Metric
+
+
+class Role(StrEnum):
+    """A model that takes part in a step. POLICY and CRITIC are trained; the others are frozen."""
+
+    POLICY = "policy"
+    REFERENCE = "reference"
+    TEACHER = "teacher"
+    REVERSE_TEACHER = "reverse_teacher"
+    REWARD = "reward"
+    """Scores whole responses; frozen."""
+    CRITIC = "critic"
+    """Predicts returns; trained beside the policy, from the model that the recipe names."""
+
+
+class Need(StrEnum):
+    """How much of a role's output an objective looks at."""
+
+    LOGP = "logp"
+    """Only the log-probability of each response token."""
+    DISTRIBUTION = "distribution"
+    """The log-probabilities of the whole vocabulary at each response token."""
+    SCORE = "score"
+    """One number for the text up to and including each response token, from a scalar head."""
+    NORMALIZED_SCORE = "normalized_score"
+    """A score less the mean of the model's scores on its evaluation data, over their standard deviation."""
+    VALUE = "value"
+    """One number for the text before each response token, from a scalar head."""
+
+    @property
+    def is_scalar(self) -> bool:
+        """Whether the model has a scalar head instead of a language-model head."""
+        return self not in (Need.LOGP, Need.DISTRIBUTION)
+
+
+class OnPolicy(StrEnum):
+    """Whether an objective's responses may, or must, be sampled from the policy during training."""
+
+    NEVER = "never"
+    OPTIONAL = "optional"
+    ALWAYS = "always"
+
+
+class Prepares(StrEnum):
+    """On what `Objective.prepare` runs, before the gradient of a step."""
+
+    NOTHING = "nothing"
+    MISMATCHED = "mismatched"
+    """Each prompt of the step with the response of the next example that has another prompt."""
+    ROLLOUT = "rollout"
+    """The step's own samples, which several optimizer steps may then share."""
+
+
+def scalar_term(role: Role, need: Need) -> str:
+    """The name under which `loss` and `prepare` find a scalar head's (B, T) output: `reward_score`, `critic_value`."""
+    return f"{role}_{'value' if need is Need.VALUE else 'score'}"
+
+
+@dataclass(frozen=True, slots=True)
+class TokenChunk:
+    """n response tokens, as `Objective.token_terms` sees them. Everything is a float32 log-probability (or wider)."""
+
+    ids: Tensor
+    """(n,) the tokens themselves."""
+    logp: Mapping[Role, Tensor]
+    """(n,) log-probability of the token, for every role that is needed."""
+    logps: Mapping[Role, Tensor]
+    """(n, V) log-probabilities, for roles needed as a DISTRIBUTION."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """What `Objective.loss` returns: one loss per example, never a mean, and the metrics of the batch."""
+
+    per_example: Tensor
+    """(E,)"""
+    metrics: dict[str, Metric]
+    maxima: dict[str, Tensor] = field(default_factory=dict)
+    """Metrics that are reduced by their maximum."""
+    critic_per_example: Tensor | None = None
+    """(E,) what the critic is trained on, where there is one; it shares no gradient with `per_example`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What `Objective.prepare` finds out about a micro-batch, without gradient."""
+
+    terms: dict[str, Tensor]
+    """(B, T), given to `loss` with the same rows."""
+    metrics: dict[str, Metric]
+    """Logged; and their means over the whole step are given to `loss` as scalars of the same names."""
+
+
+State = Mapping[str, float]
+"""Numbers that an objective carries from step to step."""
+
+
+class Expected(NamedTuple):
+    """A metric whose value at step 0 is known, when the policy starts as the reference."""
+
+    metric: str
+    value: float
+    tolerance: float
+    why: str
