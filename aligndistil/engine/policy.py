@@ -15,8 +15,8 @@ from aligndistil.engine.head import Head, backbone
 from aligndistil.engine.token_terms import FrozenRole, Plan, chunk_size, token_terms
 from aligndistil.objectives.base import Objective, Role
 
-_LARGE = 400_000
-"""Hidden numbers of a batch above which it is read two rows at a time (faster than one, four or all)."""
+_CPU_STATES = 100_000
+"""Hidden numbers that a CPU is given at once: with more, products grow no faster and rows are padded further."""
 
 
 def on_device(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
@@ -29,22 +29,31 @@ def response_hidden(model: PreTrainedModel, batch: Batch) -> Tensor:
 
     The state at position t - 1 predicts token t: this is the only place that says so.
     """
-    together = _rows_together(model, batch)
-    starts = range(0, batch.rows, together)
-    return torch.cat([_hidden_of_rows(model, batch, slice(b, b + together)) for b in starts])
+    groups = _rows_together(model, batch)
+    if len(groups) == 1:
+        return _hidden_of_rows(model, batch, groups[0])
+    of_row: dict[int, Tensor] = {}
+    for rows in groups:
+        tokens = batch.response_BT[rows].sum(-1).tolist()
+        of_row |= zip(rows.tolist(), _hidden_of_rows(model, batch, rows).split(tokens), strict=True)
+    return torch.cat([of_row[row] for row in range(batch.rows)])
 
 
-def _rows_together(model: PreTrainedModel, batch: Batch) -> int:
-    """All rows, or two at a time where a CPU would spend more on one long row's padding than on smaller products.
+def _rows_together(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, ...]:
+    """Which rows are one forward pass: all, or on a CPU a few of similar length, which need little padding.
 
     Under ZeRO-3 every process needs the same number of forward passes.
     """
-    states = batch.ids_BT.numel() * model.config.get_text_config().hidden_size
-    sharded = hasattr(next(model.parameters()), "ds_id")
-    return batch.rows if batch.ids_BT.is_cuda or sharded or states < _LARGE else 2
+    rows = torch.arange(batch.rows)
+    if batch.ids_BT.is_cuda or hasattr(next(model.parameters()), "ds_id"):
+        return (rows,)
+    states_of_row = batch.ids_BT.shape[1] * model.config.get_text_config().hidden_size
+    by_length = batch.attention_BT.sum(-1).argsort(stable=True)
+    together = max(2, _CPU_STATES // states_of_row)
+    return by_length.split(together) if together < batch.rows else (rows,)
 
 
-def _hidden_of_rows(model: PreTrainedModel, batch: Batch, rows: slice) -> Tensor:
+def _hidden_of_rows(model: PreTrainedModel, batch: Batch, rows: Tensor) -> Tensor:
     attention_BT = batch.attention_BT[rows]
     longest = int(attention_BT.sum(-1).max())
     output = backbone(model)(
