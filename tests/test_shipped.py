@@ -7,10 +7,13 @@ import pytest
 import yaml
 
 from aligndistil import shipped
+from aligndistil.batch import DataKind
 from aligndistil.errors import UserError
+from aligndistil.objectives import registry
 from aligndistil.recipe import load_recipe
 
 RECIPES = shipped.shipped_recipes()
+SMALL = [name for name in RECIPES if name.startswith("quickstart/")]
 PAPER = [name for name in RECIPES if name.startswith("paper/")]
 MODELS = {"qwen2": "Qwen/Qwen2-1.5B-Instruct", "qwen2.5": "Qwen/Qwen2.5-1.5B-Instruct"}
 
@@ -53,6 +56,24 @@ def test_a_copied_recipe_stands_alone(tmp_path, name):
     shipped.copy_recipe(name, tmp_path)
     copied = load_recipe(tmp_path / f"{name}.yaml")
     assert copied.resolved()["stages"] == load_recipe(RECIPES[name]).resolved()["stages"]
+
+
+# ---- one small recipe an objective
+
+
+def test_every_objective_has_a_small_recipe():
+    trained = {stage.objective.name for name in SMALL for stage in load_recipe(RECIPES[name]).stages.values()}
+    assert trained == set(registry())
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_small_recipes_differ_in_their_method_alone_and_run_on_two_processes(name):
+    for stage in load_recipe(RECIPES[name]).stages.values():
+        stage.check_processes(2)
+        assert (stage.model.path, stage.train.seed) == ("builtin:tiny", 0)
+        assert [(one.path, one.split, one.limit) for one in stage.data.train] == [("builtin:reviews", "train", 1000)]
+        rows = 2 if stage.objective.data is DataKind.UNPAIRED else 1
+        assert stage.train.batch_size == 16 * rows
 
 
 # ---- the paper's
