@@ -61,10 +61,13 @@ class HiddenStates:
 
 
 def cache_name(model: str, dtype: torch.dtype, rows: Sequence[Row]) -> str:
-    """The folder of a cache: everything its content depends on. `model` is the hash of the weights."""
+    """The folder of a cache: everything its content depends on. `model` is the hash of the weights.
+
+    Not the order of the rows: DPO and reverse DPO share their reference's states.
+    """
     digest = hashlib.sha256(f"1 {model} {dtype}".encode())
-    for row in rows:
-        digest.update(_key(row).encode())
+    for key in sorted(map(_key, rows)):
+        digest.update(key.encode())
     return digest.hexdigest()
 
 

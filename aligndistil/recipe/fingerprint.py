@@ -12,6 +12,9 @@ from aligndistil.recipe.stage import Stage
 SECTIONS_OF_RESULT = ("objective", "model", "models", "data", "rollout", "train", "engine")
 """Sections that change the weights a stage ends with. Evaluation, checkpoints and logging only look at them."""
 
+NOT_OF_RESULT = {"data": {"eval"}, "engine": {"teacher_cache"}}
+"""Their fields that do not. Frozen models say the same from the disk: a sweep may be cached and its teachers not."""
+
 _ABSENT = object()
 
 
@@ -40,8 +43,9 @@ def changed_sections(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str
 
 def _of_result(resolved: Mapping[str, Any]) -> dict[str, Any]:
     sections = {name: resolved.get(name) for name in SECTIONS_OF_RESULT}
-    if sections["data"] is not None:
-        sections["data"] = {key: value for key, value in sections["data"].items() if key != "eval"}
+    for name, others in NOT_OF_RESULT.items():
+        if sections[name] is not None:
+            sections[name] = {key: value for key, value in sections[name].items() if key not in others}
     return sections
 
 

@@ -90,6 +90,7 @@ def test_a_cache_is_named_after_weights_dtype_and_rows() -> None:
         cache_name("a", torch.float32, [Row([5, 6], [1]), Row([5, 6], [1])]),
     }
     assert len(names) == 5
+    assert cache_name("a", torch.float32, rows[::-1]) in names
     assert len(unique_rows([*rows, Row([5], [6, 1], label=False)])) == 2
 
 

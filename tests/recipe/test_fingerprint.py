@@ -27,6 +27,7 @@ def test_a_fingerprint_is_the_same_twice_and_64_hexadecimal_digits(fingerprint):
         "report.samples=3",
         "output_dir=elsewhere",
         "data.eval.split=other",
+        "engine.teacher_cache=true",
         "stages.dpo.objective.beta=0.2",
     ],
 )
