@@ -44,8 +44,9 @@ def changed_sections(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str
 def _of_result(resolved: Mapping[str, Any]) -> dict[str, Any]:
     sections = {name: resolved.get(name) for name in SECTIONS_OF_RESULT}
     for name, others in NOT_OF_RESULT.items():
-        if sections[name] is not None:
-            sections[name] = {key: value for key, value in sections[name].items() if key not in others}
+        section = sections[name]
+        if section is not None:
+            sections[name] = {key: value for key, value in section.items() if key not in others}
     return sections
 
 
