@@ -44,7 +44,7 @@ def _rows_together(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, ...]:
 
     Under ZeRO-3 every process needs the same number of forward passes.
     """
-    rows = torch.arange(batch.rows)
+    rows = torch.arange(batch.rows, device=batch.ids_BT.device)
     if batch.ids_BT.is_cuda or hasattr(next(model.parameters()), "ds_id"):
         return (rows,)
     states_of_row = batch.ids_BT.shape[1] * model.config.get_text_config().hidden_size
