@@ -67,7 +67,7 @@ def test_every_objective_has_a_small_recipe():
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_small_recipes_differ_in_their_method_alone_and_run_on_two_processes(name):
+def test_small_recipes_share_model_data_and_seed_and_run_on_two_processes(name):
     for stage in load_recipe(RECIPES[name]).stages.values():
         stage.check_processes(2)
         assert (stage.model.path, stage.train.seed) == ("builtin:tiny", 0)

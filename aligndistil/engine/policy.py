@@ -48,9 +48,10 @@ def _rows_together(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, ...]:
     if batch.ids_BT.is_cuda or hasattr(next(model.parameters()), "ds_id"):
         return (rows,)
     states_of_row = batch.ids_BT.shape[1] * model.config.get_text_config().hidden_size
-    by_length = batch.attention_BT.sum(-1).argsort(stable=True)
     together = max(2, _CPU_STATES // states_of_row)
-    return by_length.split(together) if together < batch.rows else (rows,)
+    if together >= batch.rows:
+        return (rows,)
+    return batch.attention_BT.sum(-1).argsort(stable=True).split(together)
 
 
 def _hidden_of_rows(model: PreTrainedModel, batch: Batch, rows: Tensor) -> Tensor:

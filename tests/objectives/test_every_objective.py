@@ -187,7 +187,7 @@ def test_an_objective_comes_back_from_its_own_dump(objective: Objective) -> None
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_an_objective_is_one_short_file_that_knows_no_other(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
-    assert text.count("\n") <= 150
+    assert text.count("\n") < 150
     siblings = {f"aligndistil.objectives.{other.stem}" for other in FILES if other.stem not in PROTOCOL}
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.ImportFrom):
