@@ -51,7 +51,8 @@ def _rows_together(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, ...]:
     together = max(2, _CPU_STATES // states_of_row)
     if together >= batch.rows:
         return (rows,)
-    return batch.attention_BT.sum(-1).argsort(stable=True).split(together)
+    by_length = batch.attention_BT.sum(-1).argsort(stable=True)
+    return torch.split(by_length, together)
 
 
 def _hidden_of_rows(model: PreTrainedModel, batch: Batch, rows: Tensor) -> Tensor:
