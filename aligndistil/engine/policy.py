@@ -11,12 +11,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from aligndistil.batch import Batch
-from aligndistil.engine.head import Head, backbone
+from aligndistil.engine.head import Head
+from aligndistil.engine.rows import hidden_states
 from aligndistil.engine.token_terms import FrozenRole, Plan, chunk_size, token_terms
 from aligndistil.objectives.base import Objective, Role
-
-_CPU_STATES = 100_000
-"""Hidden numbers that a CPU is given at once: with more, products grow no faster and rows are padded further."""
 
 
 def on_device(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
@@ -29,40 +27,11 @@ def response_hidden(model: PreTrainedModel, batch: Batch) -> Tensor:
 
     The state at position t - 1 predicts token t: this is the only place that says so.
     """
-    groups = _rows_together(model, batch)
-    if len(groups) == 1:
-        return _hidden_of_rows(model, batch, groups[0])
     of_row: dict[int, Tensor] = {}
-    for rows in groups:
-        tokens = batch.response_BT[rows].sum(-1).tolist()
-        of_row |= zip(rows.tolist(), _hidden_of_rows(model, batch, rows).split(tokens), strict=True)
+    for rows, states in hidden_states(model, batch):
+        response = batch.response_BT[rows, 1 : states.shape[1]]
+        of_row |= zip(rows.tolist(), states[:, :-1][response].split(response.sum(-1).tolist()), strict=True)
     return torch.cat([of_row[row] for row in range(batch.rows)])
-
-
-def _rows_together(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, ...]:
-    """Which rows are one forward pass: all, or on a CPU a few of similar length, which need little padding.
-
-    Under ZeRO-3 every process needs the same number of forward passes.
-    """
-    rows = torch.arange(batch.rows, device=batch.ids_BT.device)
-    if batch.ids_BT.is_cuda or hasattr(next(model.parameters()), "ds_id"):
-        return (rows,)
-    states_of_row = batch.ids_BT.shape[1] * model.config.get_text_config().hidden_size
-    together = max(2, _CPU_STATES // states_of_row)
-    if together >= batch.rows:
-        return (rows,)
-    by_length = batch.attention_BT.sum(-1).argsort(stable=True)
-    return torch.split(by_length, together)
-
-
-def _hidden_of_rows(model: PreTrainedModel, batch: Batch, rows: Tensor) -> Tensor:
-    attention_BT = batch.attention_BT[rows]
-    longest = int(attention_BT.sum(-1).max())
-    output = backbone(model)(
-        input_ids=batch.ids_BT[rows, :longest], attention_mask=attention_BT[:, :longest].long(), use_cache=False
-    )
-    hidden: Tensor = output.last_hidden_state
-    return hidden[:, :-1][batch.response_BT[rows, 1:longest]]
 
 
 class FrozenModel:

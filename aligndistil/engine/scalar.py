@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from aligndistil.batch import Batch
-from aligndistil.engine.head import backbone
+from aligndistil.engine.rows import hidden_states
 from aligndistil.objectives.base import Need
 
 
@@ -49,9 +49,12 @@ class ScalarNetwork(nn.Module):
         return linear
 
     def forward(self, batch: Batch) -> Tensor:
-        output = backbone(self.model)(input_ids=batch.ids_BT, attention_mask=batch.attention_BT.long(), use_cache=False)
-        outputs_BT: Tensor = self.projection(output.last_hidden_state, self.head)
-        return outputs_BT
+        of_row: dict[int, Tensor] = {}
+        for rows, states in hidden_states(self.model, batch):
+            outputs = self.projection(states, self.head)
+            padded = F.pad(outputs, (0, batch.ids_BT.shape[1] - outputs.shape[1]))
+            of_row |= zip(rows.tolist(), padded, strict=True)
+        return torch.stack([of_row[row] for row in range(batch.rows)])
 
 
 class ScalarModel:

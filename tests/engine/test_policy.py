@@ -259,24 +259,3 @@ def test_on_a_gpu_in_bfloat16_the_loss_is_close_to_float32(objective: Objective)
     torch.testing.assert_close(losses.cpu(), expected, rtol=0.1, atol=0.1)
     losses.mean().backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in there[Role.POLICY].parameters())
-
-
-@pytest.mark.parametrize(("rows", "passed"), [(2, [2, 2, 1]), (3, [3, 2]), (4, [4, 1])])
-def test_rows_that_are_read_a_few_at_a_time_give_the_same_states_in_the_same_order(
-    monkeypatch: pytest.MonkeyPatch, rows: int, passed: list[int]
-) -> None:
-    model, batch = build_model(seed=1).eval(), ragged_batch(DataKind.RESPONSES, examples=5)
-    lengths = batch.attention_BT.sum(-1)
-    assert not lengths.equal(lengths.sort().values)
-    width = batch.ids_BT.shape[1] * model.config.hidden_size
-    passes: list[int] = []
-    model.model.register_forward_pre_hook(
-        lambda _, __, given: passes.append(given["input_ids"].shape[0]), with_kwargs=True
-    )
-    with torch.no_grad():
-        monkeypatch.setattr("aligndistil.engine.policy._CPU_STATES", 5 * width)
-        whole = response_hidden(model, batch)
-        monkeypatch.setattr("aligndistil.engine.policy._CPU_STATES", rows * width)
-        parts = response_hidden(model, batch)
-    assert passes == [5, *passed]
-    torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-5)

@@ -1,0 +1,50 @@
+"""Rows that a CPU reads a few at a time: the same numbers, in the batch's own order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from plain import ragged_batch
+from torch import Tensor
+from toyland import build_model
+from transformers import PreTrainedModel
+
+from aligndistil.batch import Batch, DataKind
+from aligndistil.engine.policy import response_hidden
+from aligndistil.engine.scalar import ScalarNetwork
+
+
+def values(model: PreTrainedModel, batch: Batch) -> Tensor:
+    return ScalarNetwork(model)(batch) * batch.attention_BT
+
+
+@pytest.mark.parametrize(("rows", "passed"), [(2, [2, 2, 1]), (3, [3, 2]), (4, [4, 1])])
+@pytest.mark.parametrize(
+    ("build", "read"), [(build_model, response_hidden), (partial(build_model, scalar=True), values)]
+)
+def test_rows_that_are_read_a_few_at_a_time_give_the_same_numbers_in_the_same_order(
+    monkeypatch: pytest.MonkeyPatch,
+    build: Callable[..., Any],
+    read: Callable[[PreTrainedModel, Batch], Tensor],
+    rows: int,
+    passed: list[int],
+) -> None:
+    model, batch = build(seed=1).eval(), ragged_batch(DataKind.RESPONSES, examples=5)
+    lengths = batch.attention_BT.sum(-1)
+    assert not lengths.equal(lengths.sort().values)
+    width = batch.ids_BT.shape[1] * model.config.hidden_size
+    passes: list[int] = []
+    model.model.register_forward_pre_hook(
+        lambda _, __, given: passes.append(given["input_ids"].shape[0]), with_kwargs=True
+    )
+    with torch.no_grad():
+        monkeypatch.setattr("aligndistil.engine.rows._CPU_STATES", 5 * width)
+        whole = read(model, batch)
+        monkeypatch.setattr("aligndistil.engine.rows._CPU_STATES", rows * width)
+        parts = read(model, batch)
+    assert passes == [5, *passed]
+    torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-5)
