@@ -19,7 +19,7 @@ from aligndistil.batch import DataKind
 from aligndistil.data import Examples, Sampler, load_rows
 from aligndistil.engine.token_terms import chunk_size
 from aligndistil.errors import ServiceError
-from aligndistil.models import builtin_model, from_hub, pick_dtype
+from aligndistil.models import from_hub, located, pick_dtype
 from aligndistil.objectives.base import Need, Role
 from aligndistil.recipe import Source, Stage
 
@@ -117,10 +117,10 @@ def configuration(path: str, trust_remote_code: bool = False) -> PretrainedConfi
 
     Raises what else loading a configuration raises.
     """
+    place, options = located(path)
+    options["trust_remote_code"] = trust_remote_code
     try:
-        loaded: PretrainedConfig = from_hub(
-            path, lambda: AutoConfig.from_pretrained(builtin_model(path), trust_remote_code=trust_remote_code)
-        )
+        loaded: PretrainedConfig = from_hub(path, lambda: AutoConfig.from_pretrained(place, **options))
         return loaded
     except ServiceError as error:
         return error
@@ -135,9 +135,10 @@ def model_size(path: str, *, scalar: bool = False, trust_remote_code: bool = Fal
     """
     config = configuration(path, trust_remote_code)
     if isinstance(config, ServiceError):
-        if path not in KNOWN_MODELS:
+        name, _ = located(path)
+        if name not in KNOWN_MODELS:
             raise config
-        config = AutoConfig.for_model(**KNOWN_MODELS[path])
+        config = AutoConfig.for_model(**KNOWN_MODELS[name])
     text = config.get_text_config()
     with torch.device("meta"):
         family: Any = AutoModel if scalar else AutoModelForCausalLM

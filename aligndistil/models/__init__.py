@@ -1,15 +1,8 @@
 """Models and tokenizers: where a role's folder is, loading it, and checking that models fit each other."""
 
 from aligndistil.models.export import export_model
-from aligndistil.models.load import (
-    builtin_model,
-    from_hub,
-    load_model,
-    load_scalar_model,
-    model_exists,
-    model_hash,
-    pick_dtype,
-)
+from aligndistil.models.load import load_model, load_scalar_model, pick_dtype
+from aligndistil.models.places import builtin_model, from_hub, located, model_exists, model_hash
 from aligndistil.models.tokenizers import check_same_tokenizer, load_tokenizer, shared_vocab, stop_ids
 
 __all__ = [
@@ -20,6 +13,7 @@ __all__ = [
     "load_model",
     "load_scalar_model",
     "load_tokenizer",
+    "located",
     "model_exists",
     "model_hash",
     "pick_dtype",

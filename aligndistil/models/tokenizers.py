@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrained
 
 from aligndistil import recipe
 from aligndistil.errors import UserError
-from aligndistil.models.load import builtin_model, from_hub
+from aligndistil.models.places import from_hub, located
 
 
 def load_tokenizer(path: str, section: recipe.Model) -> PreTrainedTokenizerBase:
@@ -20,10 +20,9 @@ def load_tokenizer(path: str, section: recipe.Model) -> PreTrainedTokenizerBase:
     A tokenizer without a padding token pads with its end-of-sequence token: masks come from lengths, so the id is never
     looked at, and no embedding is added.
     """
-    options: dict[str, Any] = {"trust_remote_code": section.trust_remote_code}
-    if path == section.path and section.revision:
-        options["revision"] = section.revision
-    tokenizer = from_hub(path, lambda: AutoTokenizer.from_pretrained(builtin_model(path), **options))
+    place, options = located(path)
+    options["trust_remote_code"] = section.trust_remote_code
+    tokenizer = from_hub(path, lambda: AutoTokenizer.from_pretrained(place, **options))
     if section.chat_template:
         file = Path(section.chat_template)
         is_file = len(section.chat_template) < 4096 and "{" not in section.chat_template
@@ -39,13 +38,14 @@ def load_tokenizer(path: str, section: recipe.Model) -> PreTrainedTokenizerBase:
 
 def stop_ids(path: str, section: recipe.Model, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """Ids that end a response: the tokenizer's, the configuration's and the generation configuration's."""
-    folder = builtin_model(path)
+    place, revision = located(path)
     found = {tokenizer.eos_token_id}
-    config = from_hub(path, lambda: AutoConfig.from_pretrained(folder, trust_remote_code=section.trust_remote_code))
+    options = revision | {"trust_remote_code": section.trust_remote_code}
+    config = from_hub(path, lambda: AutoConfig.from_pretrained(place, **options))
     values = [getattr(config, "eos_token_id", None)]
     # A folder need not have a generation configuration.
     with contextlib.suppress(OSError):
-        values.append(GenerationConfig.from_pretrained(folder).eos_token_id)
+        values.append(GenerationConfig.from_pretrained(place, **revision).eos_token_id)
     for value in values:
         found.update(value if isinstance(value, list) else [] if value is None else [value])
     return frozenset(found)

@@ -27,6 +27,7 @@ from aligndistil.recipe.header import Header
 from aligndistil.recipe.merging import merge, read_recipe_tree, without_nulls
 from aligndistil.recipe.nearest import guess_and_list, listed
 from aligndistil.recipe.overrides import apply_overrides
+from aligndistil.recipe.revisions import with_revisions
 from aligndistil.recipe.sections import (
     SECTIONS,
     Checkpoint,
@@ -75,10 +76,11 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     order = _order(drafts, tree, problems)
     raise_all(problems)
     assert header is not None
-    stages = {name: stage for name in order if (stage := drafts[name].stage) is not None}
+    checked = {name: stage for name in order if (stage := drafts[name].stage) is not None}
+    stages, report = with_revisions(checked, header.report, defaults)
     name = header.name or path.stem
     output_dir = Path(header.output_dir or f"runs/{name}")
-    return Recipe(name, output_dir, stages, header.report, path, text, tree)
+    return Recipe(name, output_dir, stages, report, path, text, tree)
 
 
 def _part(node: Node, keys: Sequence[str]) -> Node:

@@ -33,9 +33,11 @@ class Model(Section):
     """The model that is trained."""
 
     path: Text
-    """A folder, a Hub id, `builtin:NAME`, or `stage:NAME` for the model that another stage ends with."""
-    revision: str | None = None
-    """Branch, tag or commit on the Hub; null is the default branch."""
+    """A folder, a Hub id (`OWNER/NAME` or `OWNER/NAME@REVISION`), `builtin:NAME`, or `stage:NAME` for the model that
+    another stage ends with."""
+    revision: Text | None = None
+    """Branch, tag or commit of `path` on the Hub, also where the same path stands for another role; null is the default
+    branch."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """`auto` is bfloat16 on CUDA and float32 on a CPU."""
     attn_implementation: str | None = None

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from toyland import build_model, build_tokenizer
+from toyland import build_model
 from transformers import (
     AutoModelForSequenceClassification,
     BertConfig,
@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from aligndistil.errors import EXIT_SERVICE, MissingError, ServiceError, UserError
-from aligndistil.models import builtin_model, load_model, load_scalar_model, model_exists, model_hash, pick_dtype
+from aligndistil.models import builtin_model, load_model, load_scalar_model, model_exists, pick_dtype
 from aligndistil.recipe import Model
 
 ModelFolder = Callable[..., str]
@@ -150,20 +150,6 @@ def test_a_damaged_folder_is_one_sentence(spoil: str, copy: Path) -> None:
     with pytest.raises(UserError, match=r"cannot be loaded by transformers \d") as caught:
         load_model(str(copy), section(str(copy)), trained=False)
     assert "\n" not in str(caught.value)
-
-
-def test_the_hash_follows_the_content_of_a_folder(copy: Path) -> None:
-    before = model_hash(str(copy))
-    (copy / "notes.md").write_text("not part of the model")
-    assert model_hash(str(copy)) == before
-    weights = {name: value.clone() for name, value in load_file(copy / "model.safetensors").items()}
-    weights["model.norm.weight"][0] += 1
-    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
-    changed = model_hash(str(copy))
-    assert changed != before
-    build_tokenizer(["other", "words"]).save_pretrained(copy)
-    assert model_hash(str(copy)) not in (before, changed)
-    assert model_hash("owner/name") == "owner/name"
 
 
 def test_a_new_scalar_head_is_drawn_by_the_seed_alone(model_folder: ModelFolder) -> None:

@@ -1,0 +1,105 @@
+"""Where a model lies: a folder, `builtin:NAME`, or `OWNER/NAME` or `OWNER/NAME@REVISION` on the Hub."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import hashlib
+import os
+from collections.abc import Callable
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, TypeVar
+
+import transformers
+from huggingface_hub import hf_hub_download
+from safetensors import SafetensorError
+
+from aligndistil.errors import MissingError, ServiceError, UserError
+
+BUILTIN = "builtin:"
+_OF_A_MODEL = (".json", ".safetensors", ".bin", ".jinja", ".model", ".txt", ".py")
+_T = TypeVar("_T")
+
+
+def builtin_model(path: str) -> str:
+    """`builtin:NAME` to the folder inside the package; any other path unchanged."""
+    if not path.startswith(BUILTIN):
+        return path
+    assets = Path(str(files("aligndistil") / "assets"))
+    folder = assets / path.removeprefix(BUILTIN)
+    if not (folder / "config.json").is_file():
+        known = sorted(f"{BUILTIN}{p.parent.name}" for p in assets.glob("*/config.json"))
+        raise UserError(f"model {path!r} is not embedded in the package; there is {', '.join(known)}")
+    return str(folder)
+
+
+def located(path: str) -> tuple[str, dict[str, Any]]:
+    """A folder or Hub id, and the options of `from_pretrained` that say which revision of it."""
+    place = builtin_model(path)
+    name, at, revision = place.rpartition("@")
+    if not at or Path(place).exists():
+        return place, {}
+    return name, {"revision": revision}
+
+
+def model_exists(path: str) -> None:
+    """Refuse a local folder that is not there or is no model folder. Names of Hub models are not looked up."""
+    place, revision = located(path)
+    folder = Path(place)
+    if folder.is_dir():
+        if revision:
+            raise UserError(f"model {path!r} is a local folder, which has no revisions; give {place!r}")
+        if not (folder / "config.json").is_file():
+            raise UserError(f"model folder {place!r} has no config.json; give the folder that save_pretrained wrote")
+        return
+    looks_local = place.startswith((".", "/", "~")) or place.count("/") != 1 or folder.parent.is_dir()
+    if looks_local:
+        siblings = [p.name for p in folder.parent.iterdir() if p.is_dir()] if folder.parent.is_dir() else []
+        near = difflib.get_close_matches(folder.name, siblings, n=1)
+        hint = f"did you mean {str(folder.parent / near[0])!r}?" if near else "give a folder, a Hub id or builtin:tiny"
+        raise UserError(f"model {path!r} does not exist; {hint}")
+
+
+def from_hub(path: str, load: Callable[[], _T]) -> _T:
+    """Run a loading call of transformers and say in one sentence why it failed."""
+    try:
+        return load()
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if isinstance(error, ImportError):
+            raise MissingError(f"model {path!r} needs a package that is not installed: {first}") from None
+        is_local = os.path.isdir(builtin_model(path))
+        offline = "connect" in str(error).lower() or "offline" in str(error).lower()
+        if offline and not is_local:
+            raise ServiceError(
+                f"model {path!r} is no local folder and the Hugging Face Hub cannot be reached; "
+                f"give a folder, or check the network and HF_HUB_OFFLINE ({first})"
+            ) from None
+        version = transformers.__version__
+        raise UserError(f"model {path!r} cannot be loaded by transformers {version}: {first}") from None
+
+
+def model_hash(path: str) -> str:
+    """SHA-256 of the files of a local model folder; of a Hub model the commit that its revision is at now.
+
+    Raises what `from_hub` raises where the Hub is needed and does not answer.
+    """
+    place, revision = located(path)
+    folder = Path(place)
+    if not folder.is_dir():
+        # The snapshot that holds a file is called after its commit, online and in the cache.
+        config = from_hub(path, lambda: hf_hub_download(place, "config.json", **revision))
+        return f"{place}@{Path(config).parent.name}"
+    digest = hashlib.sha256()
+    for file in sorted(p for p in folder.iterdir() if p.suffix in _OF_A_MODEL):
+        stat = file.stat()
+        digest.update(f"{file.name} {_file_hash(file, stat.st_size, stat.st_mtime_ns)} ".encode())
+    return digest.hexdigest()
+
+
+@functools.cache
+def _file_hash(file: Path, size: int, modified: int) -> str:
+    """Read once a process: weights are hashed for the fingerprint, the caches and the comparison."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
