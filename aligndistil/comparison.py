@@ -13,24 +13,25 @@ from transformers import PreTrainedModel
 
 from aligndistil.artefacts import RunFolder
 from aligndistil.artefacts.files import write_text
-from aligndistil.data import content_hash
 from aligndistil.engine.policy import on_device
 from aligndistil.engine.processes import Processes
 from aligndistil.engine.scalar import ScalarModel, Scorer
 from aligndistil.evaluation import (
     INITIAL,
+    Bench,
     Evaluator,
     Measured,
     ModelToEvaluate,
     Plan,
     Reward,
+    bench_of,
     evaluator_of,
     plan_of,
     rewards_of,
 )
 from aligndistil.launch import is_code, source_of
 from aligndistil.launch.python_reward import PythonReward
-from aligndistil.models import load_model, load_scalar_model, load_tokenizer, model_hash
+from aligndistil.models import load_model, load_scalar_model, load_tokenizer, model_hash, pick_dtype
 from aligndistil.progress import Steps
 from aligndistil.recipe import Recipe, stage_of
 from aligndistil.report import Comparison as Table
@@ -43,7 +44,7 @@ from aligndistil.report import (
     write_report,
 )
 
-EVALUATION_VERSION = "2"
+EVALUATION_VERSION = "3"
 """Raised when the same models get other numbers than before."""
 
 
@@ -53,15 +54,6 @@ class Comparison:
 
     table: Table
     files: list[Path]
-
-    @property
-    def results(self) -> list[ModelResult]:
-        """One row per model, initial model first."""
-        return self.table.results
-
-    @property
-    def kl_label(self) -> str:
-        return self.table.kl_to
 
 
 def locate(run: RunFolder, path: str) -> str:
@@ -78,20 +70,24 @@ def text_of_file(named: object) -> dict[str, str]:
 
 
 def compare_models(
-    recipe: Recipe, run: RunFolder, processes: Processes, fingerprints: Mapping[str, str]
+    recipe: Recipe, run: RunFolder, processes: Processes, weights: Mapping[str, str]
 ) -> Comparison | None:
-    """Measure what has not been measured yet and write `report/`. None when no stage has eval data. Collective."""
+    """Measure what has not been measured yet and write `report/`. None when no stage has eval data. Collective.
+
+    `weights` are the hashes of the stages' final models.
+    """
     plan = plan_of(recipe)
     if plan is None:
         return None
-    keys = _Keys(recipe, plan, fingerprints)
+    bench = bench_of(recipe, plan, lambda path: locate(run, path))
+    keys = _Keys(recipe, plan, weights, bench)
     waiting = [name for name in plan.models if _read(run, name, keys.of(name)) is None]
     processes.barrier()
     if waiting:
-        _measure(recipe, run, plan, waiting, keys, processes)
+        _measure(recipe, run, plan, bench, waiting, keys, processes)
     processes.barrier()
     measured = {name: _read(run, name, keys.of(name)) or Measured({}) for name in plan.models}
-    table = _table(recipe, run, plan, measured, keys.shared)
+    table = _table(recipe, run, plan, measured, keys.shared).model_copy(update={"weights": dict(weights)})
     curves = {name: run.stage(name).metrics.read() for name in recipe.stages}
     return Comparison(table, write_report(run.report, table, curves) if processes.is_main else [])
 
@@ -137,10 +133,12 @@ def _row(
     return ModelResult(name=name, objective=recipe.stages[name].objective.name, metrics=metrics)
 
 
-def _measure(recipe: Recipe, run: RunFolder, plan: Plan, waiting: list[str], keys: _Keys, processes: Processes) -> None:
+def _measure(
+    recipe: Recipe, run: RunFolder, plan: Plan, bench: Bench, waiting: list[str], keys: _Keys, processes: Processes
+) -> None:
     models = _Models(recipe, run, plan, processes)
     with Steps("comparing models", len(waiting), unit="models", rank=processes.rank) as steps:
-        evaluator: Evaluator = evaluator_of(recipe, plan, lambda path: locate(run, path), processes, models.reward())
+        evaluator: Evaluator = evaluator_of(recipe, plan, bench, processes, models.reward())
         for name in waiting:
             if name in plan.scalar:
                 measured = evaluator.measure_scores(models.scalar(plan.models[name]), name)
@@ -191,32 +189,32 @@ class _Models:
 class _Keys:
     """Hashes of everything that the numbers of a model depend on."""
 
-    def __init__(self, recipe: Recipe, plan: Plan, fingerprints: Mapping[str, str]) -> None:
-        self._plan, self._fingerprints = plan, fingerprints
+    def __init__(self, recipe: Recipe, plan: Plan, weights: Mapping[str, str], bench: Bench) -> None:
+        self._plan, self._weights, self._bench = plan, weights, bench
         judge, settings = plan.judge, {"samples", "pairs", "batch_size", "max_new_tokens", "seed"}
-        sources = [*(judge.data.eval or []), *(plan.train_pairs.data.train if plan.train_pairs else [])]
-        data = {"train": True, "eval": True, "reverse_preferences": True}
         self.shared = _sha(
             EVALUATION_VERSION,
             self._identity(plan.initial),
             recipe.report.model_dump(mode="json", include=settings),
-            judge.data.model_dump(mode="json", exclude=data),
-            [[source.model_dump(mode="json"), content_hash(source)] for source in sources],
-            judge.model.model_dump(mode="json"),
-            text_of_file(judge.model.chat_template),
+            bench.content_hash(),
+            [source.path for source in judge.data.eval or []],  # some have an exact reward
+            judge.data.max_response_length,
+            judge.model.model_dump(mode="json", exclude={"path"}),
+            str(pick_dtype(judge.model.dtype)),
         )
         """Of what all models of the table have in common."""
 
     def of(self, name: str) -> str:
         plan = self._plan
         told = [self.shared, self._identity(plan.models[name]), self._identity(plan.target)]
-        return _sha(*told, "" if plan.reward is None else self._identity(plan.reward))
+        reward = "" if plan.reward is None else self._identity(plan.reward)
+        return _sha(*told, reward, self._bench.foreign_hash(name))
 
     def _identity(self, path: str) -> str:
         if is_code(path):
             return source_of(path)
         name = stage_of(path)
-        return model_hash(path) if name is None else self._fingerprints[name]
+        return model_hash(path) if name is None else self._weights[name]
 
 
 def _sha(*told: Any) -> str:

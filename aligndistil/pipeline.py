@@ -57,15 +57,15 @@ def run_recipe(recipe: Recipe, *, stage: str | None = None, fresh: bool = False,
             stack.enter_context(_alone_in(run))
         processes = start_processes()
         stack.callback(processes.stop)
-        fingerprints: dict[str, str] = {}
+        weights: dict[str, str] = {}
         graph = {name: recipe.stages[name].inputs for name in wanted}
         with StopSignal() as stop, RunView(recipe.name, graph, rank=processes.rank) as view:
             for name in wanted:
-                fingerprints[name] = _run_stage(recipe, name, run, processes, stop, fingerprints, fresh, view)
+                weights[name] = _run_stage(recipe, name, run, processes, stop, weights, fresh, view)
                 _stop_between_stages(processes, stop, name)
         final = run.stage(stage or wanted[-1]).final
         # Not inside: what has been measured is kept, so SIGTERM may simply end a comparison.
-        comparison = None if stage else compare_models(recipe, run, processes, fingerprints)
+        comparison = None if stage else compare_models(recipe, run, processes, weights)
         return Finished(run.path, final, comparison)
 
 
@@ -144,19 +144,20 @@ def _run_stage(
     run: RunFolder,
     processes: Processes,
     stop: StopSignal,
-    fingerprints: dict[str, str],
+    weights: dict[str, str],
     fresh: bool,
     view: RunView,
 ) -> str:
+    """Train the stage unless it is done; what its final model's weights are called, as are those in `weights`."""
     stage, folder = recipe.stages[name], run.stage(name)
-    fingerprint = _fingerprint(stage, fingerprints)
+    fingerprint = _fingerprint(stage, weights)
     processes.barrier()
     done = folder.read_done()
     if done is not None and done.fingerprint == fingerprint and folder.final.is_dir() and not fresh:
         skipped = f"finished and unchanged, skipped ({done.step} steps, {folder.final})"
         _say(processes, f"[green]✓[/] [bold]{name}[/]: {skipped}")
         view.finish(name, done.step, done.seconds, done.metrics)
-        return fingerprint
+        return done.weights
     # The data may be refused: nothing of an earlier run is moved before it is accepted.
     launch = StageLaunch(stage, folder, lambda path: locate(run, path), processes)
     if processes.is_main:
@@ -167,10 +168,13 @@ def _run_stage(
     view.start(name)
     outcome = launch.run(lambda: stop.requested, view)
     view.finish(name, outcome.steps, outcome.seconds, outcome.metrics)
+    became: str = processes.gather(model_hash(str(folder.final)) if processes.is_main else "")[0]
     if processes.is_main:
         folder.write_done(
             Done(
                 fingerprint=fingerprint,
+                weights=became,
+                inputs={one: weights[one] for one in stage.inputs},
                 step=outcome.steps,
                 seconds=outcome.seconds,
                 metrics=outcome.metrics,
@@ -178,7 +182,7 @@ def _run_stage(
             )
         )
     processes.barrier()
-    return fingerprint
+    return became
 
 
 def _make_room(stage: Stage, folder: StageFolder, done: Done | None, fingerprint: str, fresh: bool) -> None:
@@ -232,8 +236,8 @@ def _print(text: str) -> None:
     rich.get_console().print(text, soft_wrap=True)
 
 
-def _fingerprint(stage: Stage, finished: dict[str, str]) -> str:
-    contents = {f"{source.path}#{source.split}": content_hash(source) for source in stage.data.train}
+def _fingerprint(stage: Stage, weights: dict[str, str]) -> str:
+    contents = {source.model_dump_json(): content_hash(source) for source in stage.data.train}
     for path in (stage.model.path, *stage.models.values()):
         if is_code(path):
             contents[path] = source_of(path)
@@ -241,5 +245,5 @@ def _fingerprint(stage: Stage, finished: dict[str, str]) -> str:
             contents[path] = model_hash(path)
     for named in (stage.model.chat_template, stage.engine.deepspeed):
         contents |= text_of_file(named)
-    inputs = {name: finished[name] for name in stage.inputs}
+    inputs = {name: weights[name] for name in stage.inputs}
     return stage_fingerprint(stage, inputs, contents, RESULT_VERSION)

@@ -20,6 +20,7 @@ from aligndistil.batch import DataKind
 from aligndistil.engine.checkpoint import checkpoints
 from aligndistil.errors import EXIT_DIVERGED, DivergedError, UserError
 from aligndistil.maths import mean_of, mean_tokens
+from aligndistil.objectives import dpo
 from aligndistil.objectives.base import Loss, Need, Objective, Role
 from aligndistil.pipeline import Finished, run_recipe
 from aligndistil.recipe import load_recipe
@@ -67,9 +68,9 @@ def test_a_recipe_leaves_what_the_documentation_says(three: Path, told: Told) ->
         "step-000003.jsonl",
     ]
     assert done.comparison is not None
-    assert [row.name for row in done.comparison.results] == ["initial", "dpo", "reverse", "policy"]
-    assert done.comparison.kl_label == "dpo"
-    by_name = {row.name: row.metrics for row in done.comparison.results}
+    assert [row.name for row in done.comparison.table.results] == ["initial", "dpo", "reverse", "policy"]
+    assert done.comparison.table.kl_to == "dpo"
+    by_name = {row.name: row.metrics for row in done.comparison.table.results}
     assert by_name["dpo"]["kl"] == pytest.approx(0, abs=1e-4)
     assert by_name["policy"]["steps"] == 3
     text = told()
@@ -101,7 +102,7 @@ def test_a_second_run_skips_everything_and_loads_no_model(
         assert f"{name}: finished and unchanged, skipped (3 steps" in text
     assert first.comparison is not None
     assert second.comparison is not None
-    assert first.comparison.results == second.comparison.results
+    assert first.comparison.table.results == second.comparison.table.results
 
 
 def test_a_changed_field_trains_again_what_depends_on_it_and_keeps_the_old(three: Path, told: Told) -> None:
@@ -119,6 +120,31 @@ def test_a_changed_field_trains_again_what_depends_on_it_and_keeps_the_old(three
     assert (done.run / "reverse" / "final" / "model.safetensors").read_bytes() != old
     assert (done.run / "policy.old-1").is_dir()
     assert not (done.run / "dpo.old-1").exists()
+
+
+def test_what_follows_a_stage_that_became_another_model_is_done_again(
+    three: Path, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = run(three)
+    told()
+    loss = dpo.dpo_loss
+
+    def swapped(*, logratio_chosen: torch.Tensor, logratio_rejected: torch.Tensor, **rest: Any) -> torch.Tensor:
+        return loss(logratio_chosen=logratio_rejected, logratio_rejected=logratio_chosen, **rest)
+
+    monkeypatch.setattr(dpo, "dpo_loss", swapped)
+    asked_the_same = run(three, stage="dpo", fresh=True)
+    assert "dpo: trained again because of --fresh" in told()
+    after = run(three)
+    text = told()
+    assert "dpo: finished and unchanged, skipped" in text
+    assert "policy: trained again because its data, its models or this package changed" in text
+    assert asked_the_same.run == after.run
+    assert before.comparison is not None
+    assert after.comparison is not None
+    rows = [{row.name: row.metrics for row in one.comparison.table.results} for one in (before, after)]
+    assert rows[0]["dpo"]["kl_initial_data"] != rows[1]["dpo"]["kl_initial_data"]
+    assert rows[0]["initial"]["kl_data"] != rows[1]["initial"]["kl_data"]
 
 
 def test_what_only_looks_at_a_stage_does_not_train_it_again(three: Path, told: Told) -> None:
@@ -267,7 +293,7 @@ def test_a_killed_comparison_measures_only_what_is_missing(three: Path, monkeypa
     assert len(measured) == 2
     assert (kept / "dpo.json").stat().st_mtime_ns == before
     assert done.comparison is not None
-    assert all(row.metrics["kl"] >= -1e-4 for row in done.comparison.results)
+    assert all(row.metrics["kl"] >= -1e-4 for row in done.comparison.table.results)
 
 
 def test_a_reference_that_is_not_what_is_trained_is_caught_at_the_first_step(

@@ -96,7 +96,12 @@ def check_numbers(run: Path) -> None:
             done = json.loads((stage / "done.json").read_text())
             assert (found["steps"], found["seconds"]) == (done["step"], done["seconds"])
             training = [line for line in lines(stage) if line["split"] == "train"]
-            assert found["tokens_per_second"] == statistics.median(line["perf/tokens_per_second"] for line in training)
+            steps = [0, *(line["step"] for line in training)]
+            seconds = sum(
+                line["perf/step_seconds"] * (after - before)
+                for line, before, after in zip(training, steps, steps[1:], strict=False)
+            )
+            assert found["tokens_per_second"] == pytest.approx(training[-1]["num_tokens"] / seconds)
             assert found["peak_memory_gib"] == max(line["perf/peak_memory_gib"] for line in training)
         seeds = [row.per_seed[f"seed-{k}"] for k in range(2)]
         for metric, mean in row.metrics.items():

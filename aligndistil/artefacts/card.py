@@ -16,7 +16,7 @@ TEMPLATE = """\
 
 # {{ name }}
 
-A causal language model trained with aligndistil from `{{ base_model }}`.
+A {{ kind }} trained with aligndistil from `{{ base_model }}`.
 
 | | |
 |---|---|
@@ -31,9 +31,9 @@ A causal language model trained with aligndistil from `{{ base_model }}`.
 ## Use
 
 ```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import {{ loader }}, AutoTokenizer
 
-model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")
+model = {{ loader }}.from_pretrained("path/to/this/folder")
 tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
 ```
 {% if metrics %}
@@ -68,6 +68,7 @@ def model_card(
     name: str,
     base_model: str,
     objective: str,
+    scalar: bool,
     paper: str,
     models: Mapping[str, str],
     data: Sequence[str],
@@ -77,16 +78,17 @@ def model_card(
 ) -> str:
     """Markdown with the metadata block that the Hub reads.
 
-    `models` are the frozen ones by role, `data` the paths of the training sources, `recipe` the resolved stage as plain
-    YAML values. Only what looks like a Hub id enters the metadata: a local path there would be refused by the Hub.
+    `scalar`: the model has one output, not a vocabulary. `models` are the frozen ones by role, `data` the paths of the
+    training sources, `recipe` the resolved stage as plain YAML values. Only what looks like a Hub id enters the metadata: a local path there would be refused by the Hub.
     """
     from huggingface_hub import ModelCard, ModelCardData
 
+    base = base_model.partition("@")[0]  # the Hub links to models, not to their revisions
     metadata = ModelCardData(
-        base_model=base_model if is_hub_id(base_model) else None,
+        base_model=base if is_hub_id(base) else None,
         datasets=[source for source in data if is_hub_id(source)] or None,
         library_name="transformers",
-        pipeline_tag="text-generation",
+        pipeline_tag="text-classification" if scalar else "text-generation",
         tags=list(dict.fromkeys(["aligndistil", objective])),
     )
     recipe_text = yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True, width=120).rstrip()
@@ -94,6 +96,8 @@ def model_card(
         metadata,
         template_str=TEMPLATE,
         name=name,
+        kind="reward model (a sequence classifier with one output)" if scalar else "causal language model",
+        loader="AutoModelForSequenceClassification" if scalar else "AutoModelForCausalLM",
         base_model=base_model,
         objective=objective,
         paper=paper,

@@ -29,6 +29,10 @@ class Done(BaseModel):
 
     fingerprint: str
     """Of everything the stage depends on; the stage is skipped as long as it is the same."""
+    weights: str
+    """SHA-256 of the final model: what depends on this stage depends on what it became, not on what was asked for."""
+    inputs: dict[str, str] = {}
+    """`weights` of the stages whose models this one was trained with, by name."""
     step: int
     """Optimizer steps taken."""
     seconds: float

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -63,7 +63,10 @@ class Examples:
         return [self._row(part.encoded, example * self._rows_each + r) for r in range(self._rows_each)]
 
     def key(self, index: int) -> str:
-        """The raw row the example came from, `path#split:number`: the same in every run and for every repetition."""
+        """The raw row the example came from, `path#split:number`: the same in every run and for every repetition.
+
+        A second source of the same path and split is called `path#split(2)`.
+        """
         part, example = self._find(index)
         return f"{part.name}:{part.encoded.origins[example]}"
 
@@ -118,8 +121,15 @@ def load_examples(
     parts: list[_Part] = []
     for source in sources:
         read = sum(part.report.rows_read for part in parts)
-        parts.append(_load_part(section, which, source, kind, encoder, _counting_on(on_progress, read)))
+        part = _load_part(section, which, source, kind, encoder, _counting_on(on_progress, read))
+        parts.append(replace(part, name=_unlike(part.name, [other.name for other in parts])))
     return Examples(kind, parts, [source.weight for source in sources], seed)
+
+
+def _unlike(name: str, others: Sequence[str]) -> str:
+    """Sources may share path and split, and differ in columns: their rows are others."""
+    repeated = sum(other == name or other.startswith(f"{name}(") for other in others)
+    return f"{name}({repeated + 1})" if repeated else name
 
 
 def _counting_on(on_progress: Progress | None, read: int) -> Progress | None:

@@ -4,7 +4,7 @@
 `rewards` ranks pairs.
 """
 
-from aligndistil.evaluation.build import evaluator_of
+from aligndistil.evaluation.build import Bench, bench_of, evaluator_of
 from aligndistil.evaluation.model import Evaluator, Measured, ModelToEvaluate, PairValues
 from aligndistil.evaluation.plan import INITIAL, Plan, initial_model, plan_of
 from aligndistil.evaluation.rewards import AllPairs, Reward, rewards_of
@@ -13,12 +13,14 @@ from aligndistil.evaluation.samples import distinct_n, summarise
 __all__ = [
     "INITIAL",
     "AllPairs",
+    "Bench",
     "Evaluator",
     "Measured",
     "ModelToEvaluate",
     "PairValues",
     "Plan",
     "Reward",
+    "bench_of",
     "distinct_n",
     "evaluator_of",
     "initial_model",

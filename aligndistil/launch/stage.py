@@ -202,6 +202,7 @@ class StageLaunch:
                 name=stage.name,
                 base_model=stage.model.path,
                 objective=stage.objective.name,
+                scalar=stage.objective.is_scalar,
                 paper=stage.objective.paper,
                 models={str(role): path for role, path in stage.models.items()},
                 data=[source.path for source in stage.data.train],

@@ -19,17 +19,17 @@ _ABSENT = object()
 
 
 def stage_fingerprint(
-    stage: Stage, input_fingerprints: Mapping[str, str], content_hashes: Mapping[str, str], version: str
+    stage: Stage, input_weights: Mapping[str, str], content_hashes: Mapping[str, str], version: str
 ) -> str:
     """SHA-256 of everything that decides the weights a stage ends with, in hexadecimal.
 
-    `input_fingerprints` are those of the stages in `stage.inputs`, `content_hashes` those of local files and folders by
-    path, and `version` changes when the same recipe no longer gives the same weights.
+    `input_weights` are hashes of the final models of the stages in `stage.inputs`, `content_hashes` those of data,
+    files and models by what names them, and `version` changes when the same recipe no longer gives the same weights.
     """
     content = {
         "version": version,
         "sections": _of_result(stage.resolved()),
-        "inputs": dict(input_fingerprints),
+        "inputs": dict(input_weights),
         "contents": dict(content_hashes),
     }
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 from aligndistil.report.columns import Column
-from aligndistil.report.results import ModelResult, RewardResult
+from aligndistil.report.results import EACH_OWN, Comparison, ModelResult, RewardResult
 
 
 def over_seeds(seeds: Mapping[str, ModelResult]) -> ModelResult:
@@ -28,11 +28,17 @@ def over_seeds(seeds: Mapping[str, ModelResult]) -> ModelResult:
 
 
 def rewards_over_seeds(seeds: Sequence[RewardResult]) -> RewardResult:
-    """The same reward of several seeds on the same pairs."""
+    """The same reward of several seeds, which must have been measured on the same pairs."""
     first = seeds[0]
     splits = [split for split in first.right if all(split in reward.right for reward in seeds)]
     right = {split: [bits for reward in seeds for bits in reward.right[split]] for split in splits}
     return RewardResult(name=first.name, kind=first.kind, right=right, measured_on=first.measured_on)
+
+
+def winners(comparison: Comparison, columns: Sequence[Column]) -> dict[str, ModelResult | None]:
+    """The best row by column; none by the scores of reward models that are not the same."""
+    unlike = {"reward_score"} if comparison.reward.startswith(EACH_OWN) else set()
+    return {column.metric: None if column.metric in unlike else best(comparison.results, column) for column in columns}
 
 
 def best(results: Sequence[ModelResult], column: Column) -> ModelResult | None:

@@ -98,7 +98,7 @@ def _about_threshold(comparison: Comparison) -> str:
         return ""
     return (
         f"Steps to reward: to a moving average of {threshold.metric} of {threshold.value:.3g} ({threshold.chosen}); "
-        "- where there is no such curve, or a seed does not get there."
+        "- where there is no such curve, where it begins there, or where a seed does not get there."
     )
 
 

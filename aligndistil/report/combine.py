@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 from aligndistil.report.aggregate import over_seeds, rewards_over_seeds
 from aligndistil.report.logs import Log
-from aligndistil.report.reaching import STEPS, with_steps_to_reward
-from aligndistil.report.results import Comparison, ModelResult, RewardResult, Threshold
+from aligndistil.report.reaching import NO_STEPS, STEPS, with_steps_to_reward
+from aligndistil.report.results import EACH_OWN, INITIAL, Comparison, ModelResult, RewardResult
 from aligndistil.report.runs import Run
 
 _T = TypeVar("_T")
-ASKED = "as asked"
-"""How `steps_to` calls a threshold that it was given."""
 
 
 def combine(groups: Sequence[Sequence[Run]]) -> tuple[Comparison, dict[str, dict[str, Log]]]:
@@ -26,22 +24,25 @@ def combine(groups: Sequence[Sequence[Run]]) -> tuple[Comparison, dict[str, dict
     for name, runs in zip(names, groups, strict=True):
         prefix = f"{name}/" if len(groups) > 1 else ""
         for row in _averaged(runs):
-            label = name if prefix and not runs[0].comparison.kl_to else f"{prefix}{row.name}"
+            label = name if prefix and not _is_ours(runs[0]) else f"{prefix}{row.name}"
             rows.append(row.model_copy(update={"name": label}))
             logs[label] = {seed: run.logs[row.name] for seed, run in _by_seed(runs).items() if row.name in run.logs}
         rewards += [_prefixed(reward, prefix) for reward in _averaged_rewards(runs)]
     runs = [run for group in groups for run in group]
-    targets = _different([run.comparison.kl_to for run in runs if run.comparison.kl_to])
+    kl_to = _compared_with(groups, lambda comparison: comparison.kl_to, "target")
+    reward = _compared_with(groups, lambda comparison: comparison.reward, "reward model")
     combined = Comparison(
-        kl_to=targets[0] if len(targets) == 1 else "each run's own target",
+        kl_to=kl_to,
         results=_one_initial(rows),
-        reward=_only([run.comparison.reward for run in runs], ""),
+        reward=reward,
         rewards=rewards,
         columns=_only([run.comparison.columns for run in runs], None),
         measured_on=_only([run.comparison.measured_on for run in runs], ""),
-        notes=_notes(runs),
+        notes=_notes(groups, names, [kl_to, reward]),
     )
-    metric, value = _threshold([run.comparison.threshold for run in runs])
+    ours = [run.comparison for run in runs if _is_ours(run)]
+    metric = _only([comparison.threshold_metric for comparison in ours], None)
+    value = _only([comparison.threshold_value for comparison in ours], None) if metric else None
     return with_steps_to_reward(combined, logs, metric, value), logs
 
 
@@ -91,32 +92,51 @@ def _prefixed(reward: RewardResult, prefix: str) -> RewardResult:
 
 def _one_initial(rows: Sequence[ModelResult]) -> list[ModelResult]:
     """Runs that began from the same model measured it alike: once is enough."""
-    initial = [row for row in rows if not row.objective and "/" in row.name]
+    initial = [row for row in rows if row.name.endswith(f"/{INITIAL}")]
     if len(initial) < 2 or len(_different([(row.metrics, row.spread) for row in initial])) > 1:
         return list(rows)
     first = initial[0].model_copy(update={"name": initial[0].name.rpartition("/")[2]})
     return [first, *(row for row in rows if row not in initial)]
 
 
-def _notes(runs: Sequence[Run]) -> list[str]:
-    ours = [run for run in runs if run.comparison.kl_to]
-    notes = list(dict.fromkeys(note for run in runs for note in run.comparison.notes))
+def _is_ours(run: Run) -> bool:
+    return bool(run.comparison.kl_to)
+
+
+def _compared_with(groups: Sequence[Sequence[Run]], of: Callable[[Comparison], str], what: str) -> str:
+    """How the runs that have one call it; `EACH_OWN` says that it is not the same model in all of them."""
+    having = [runs for runs in groups if of(runs[0].comparison)]
+    names = _different([of(run.comparison) for runs in having for run in runs])
+    if len(names) > 1:
+        return f"{EACH_OWN} {what}"
+    models = _different([{run.comparison.weights.get(names[0]) for run in runs} for runs in having])
+    return f"{EACH_OWN} {names[0]}" if len(models) > 1 else "".join(names)
+
+
+def _notes(groups: Sequence[Sequence[Run]], names: Sequence[str], compared_with: Sequence[str]) -> list[str]:
+    runs = [run for group in groups for run in group]
+    ours = [run for run in runs if _is_ours(run)]
+    notes = dict.fromkeys(note for run in runs for note in run.comparison.notes if not note.startswith(NO_STEPS))
     if len({run.comparison.measured_on for run in ours}) > 1:
-        notes.append(
+        notes[
             "The runs were not measured on the same prompts and pairs with the same settings: "
             "differences between their rows are not of the models alone."
-        )
+        ] = None
+    for name in compared_with:
+        if name.startswith(EACH_OWN):
+            notes[f"What is measured with {name} cannot be compared between runs: it is another model in each."] = None
     if len(ours) < len(runs):
-        theirs = ", ".join(dict.fromkeys(run.comparison.results[0].name for run in runs if run not in ours))
-        notes.append(f"{theirs}: the last values that its own trainer logged, on its own data.")
-    return notes
+        theirs = [
+            _their_name(name, group, groups)
+            for name, group in zip(names, groups, strict=True)
+            if not _is_ours(group[0])
+        ]
+        notes[f"{', '.join(theirs)}: the last values that its own trainer logged, on its own data."] = None
+    return list(notes)
 
 
-def _threshold(thresholds: Sequence[Threshold | None]) -> tuple[str | None, float | None]:
-    """The metric that all runs count steps to, and the value if they were given the same."""
-    metric = _only([threshold.metric if threshold else None for threshold in thresholds], None)
-    values = [threshold.value if threshold and threshold.chosen == ASKED else None for threshold in thresholds]
-    return metric, _only(values, None) if metric else None
+def _their_name(name: str, group: Sequence[Run], groups: Sequence[Sequence[Run]]) -> str:
+    return name if len(groups) > 1 else group[0].comparison.results[0].name
 
 
 def _different(values: Sequence[_T]) -> list[_T]:

@@ -11,7 +11,7 @@ from aligndistil.report.logs import Log
 from aligndistil.report.results import Comparison, ModelResult, Threshold
 from aligndistil.report.thresholds import Reached, steps_to
 
-STEPS = "steps_to_reward"
+STEPS, NO_STEPS = "steps_to_reward", "No steps to a reward"
 CURVES = ("reward/token_mean", "gold_reward", "eval/gold_reward")
 """What is looked at: the first of these that two models have."""
 
@@ -43,9 +43,10 @@ def with_steps_to_reward(
     """`steps_to_reward` of every row that has the curve, and the threshold they are counted to.
 
     Curves are moving averages over a twelfth of the shortest. Without `value`, `steps_to` chooses it, which takes two
-    curves. Rows of several seeds are given the mean over seeds, where all get there. A note says so when no row has the
-    `metric` that was asked for.
+    curves. Rows of several seeds are given the mean over seeds, where all get there; a row that begins there is given
+    none. A note says so when no row has the `metric` that was asked for.
     """
+    comparison = comparison.model_copy(update={"threshold_metric": metric, "threshold_value": value})
     methods = methods_of(logs)
     for candidate in (metric,) if metric else CURVES:
         curves = curves_by_row(methods, candidate)
@@ -59,17 +60,17 @@ def with_steps_to_reward(
         results = [_with(result, reached.get(result.name), logs.get(result.name, {})) for result in comparison.results]
         threshold = Threshold(metric=candidate, value=found.value, chosen=found.chosen)
         return comparison.model_copy(update={"results": results, "threshold": threshold})
-    missing = [f"No steps to a reward: no two stages have a curve of {metric} that rises."] if metric else []
+    missing = [f"{NO_STEPS}: no two stages have a curve of {metric} that rises."] if metric else []
     return comparison.model_copy(update={"notes": [*comparison.notes, *missing]})
 
 
 def _with(result: ModelResult, reached: Reached | None, seeds: Mapping[str, Log]) -> ModelResult:
-    if reached is None:
+    if reached is None or reached.from_the_start:
         return result
     if not result.per_seed:
         return _updated(result, {} if reached.x is None else {STEPS: reached.x}, {}, {})
     steps = {seed: x for seed, x in zip(seeds, reached.seeds, strict=True) if x is not None}
-    if len(steps) < len(seeds):
+    if len(steps) < len(result.per_seed):
         return _updated(result, {}, {}, steps)
     values = list(steps.values())
     return _updated(result, {STEPS: statistics.fmean(values)}, {STEPS: statistics.stdev(values)}, steps)

@@ -11,6 +11,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from aligndistil.artefacts.files import write_text
 from aligndistil.errors import UserError
 
+INITIAL = "initial"
+"""The row of the model that training began from."""
+EACH_OWN = "each run's own"
+"""What a model that is compared with is called where it is not the same in all runs."""
+
 
 class _Closed(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
@@ -68,10 +73,16 @@ class Comparison(_Closed):
     rewards: list[RewardResult] = []
     threshold: Threshold | None = None
     """None when no curve has the metric."""
+    threshold_metric: str | None = None
+    """What the recipe asks for; null leaves the choice."""
+    threshold_value: float | None = None
+    """The same."""
     columns: list[str] | None = None
     """What the tables show, as the recipe says; null is the usual choice."""
     measured_on: str = ""
     """A hash of the prompts, pairs and settings that all rows share."""
+    weights: dict[str, str] = {}
+    """By stage, the SHA-256 of the final model that was measured; empty where several runs are put together."""
     notes: list[str] = []
     """What a reader of the tables has to know."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,9 @@ class Run:
     logs: dict[str, Log]
     """By row; the initial model has none."""
     trained_as: str
-    """Equal for runs that differ in their seeds only."""
+    """Equal for runs whose training differs in the seeds only."""
+    measured_as: str
+    """Equal for runs whose models were asked the same and compared with the same."""
     seeds: str
     """The seeds of its stages."""
 
@@ -53,7 +55,7 @@ def read_runs(paths: Sequence[Path]) -> list[list[Run]]:
             if run.path.resolve() in seen:
                 raise UserError(f"{run.path} was given twice")
             seen.add(run.path.resolve())
-            groups.setdefault(run.trained_as, []).append(run)
+            groups.setdefault(run.trained_as + run.measured_as, []).append(run)
     # Two runs of the same seed are the same training twice, and no seeds of each other.
     return [
         part
@@ -67,18 +69,34 @@ def read_run(path: Path) -> list[Run]:
     if (path / REPORT).is_file() and not seed_folders(path):
         return [_ours(path, path)]
     if found := [_ours(seed, path) for seed in seed_folders(path) if (seed / REPORT).is_file()]:
-        if len({run.trained_as for run in found}) > 1:
-            raise UserError(
-                f"{path}: its seeds were trained from different recipes; give the folders that belong together"
-            )
-        return found
+        _refuse_unlike(path, found)
+        missing = [seed.name for seed in seed_folders(path) if not (seed / REPORT).is_file()]
+        left_out = [f"{path}: {', '.join(missing)} is not finished, and is left out."] if missing else []
+        return [_with_notes(run, left_out) for run in found]
     logs = read_logs(path)
+    if (path.parent / REPORT).is_file() and (path / METRICS).is_file():
+        raise UserError(f"{path} is a stage: compare its run, {path.parent}")
     if any(log.path.name != STATE for log in logs):
         raise UserError(
             f"{path} has no {REPORT}: the run is not finished, or has no data.eval; `aligndistil compare RECIPE` "
             "finishes it"
         )
     return [_theirs(log) for log in logs]
+
+
+def _refuse_unlike(path: Path, seeds: Sequence[Run]) -> None:
+    if len({run.trained_as for run in seeds}) > 1:
+        raise UserError(f"{path}: its seeds were trained from different recipes; give the folders that belong together")
+    if len({run.measured_as for run in seeds}) > 1:
+        raise UserError(
+            f"{path}: its seeds were not measured on the same prompts and pairs with the same settings; "
+            "`aligndistil compare RECIPE --seeds N` measures them again"
+        )
+
+
+def _with_notes(run: Run, notes: Sequence[str]) -> Run:
+    told = run.comparison.model_copy(update={"notes": [*run.comparison.notes, *notes]})
+    return replace(run, comparison=told)
 
 
 def is_run(path: Path) -> bool:
@@ -99,7 +117,14 @@ def _ours(path: Path, group: Path) -> Run:
     done = {name: found for name, stage in stages.items() if (found := stage.read_done()) is not None}
     trained_as = json.dumps({name: _without_seed(one) for name, one in done.items()}, sort_keys=True)
     seeds = json.dumps({name: one.resolved["train"]["seed"] for name, one in done.items()}, sort_keys=True)
-    return Run(path, group, comparison, logs, trained_as, seeds)
+    for name, one in done.items():
+        if comparison.weights.get(name, one.weights) != one.weights:
+            raise UserError(
+                f"{path}: {name} was trained again after the models were measured; `aligndistil compare RECIPE` "
+                "measures them again"
+            )
+    measured_as = json.dumps([comparison.measured_on, comparison.kl_to, comparison.reward])
+    return Run(path, group, comparison, logs, trained_as, measured_as, seeds)
 
 
 def _without_seed(done: Done) -> dict[str, Any]:
@@ -117,7 +142,8 @@ def _theirs(log: Log) -> Run:
     metrics |= _summary(log.path)
     row = ModelResult(name=log.run, objective="", metrics=metrics)
     group = log.group if log.seed else log.path.parent
-    return Run(log.path.parent, group, Comparison(kl_to="", results=[row]), {log.run: log}, str(log.group), log.seed)
+    theirs = Comparison(kl_to="", results=[row])
+    return Run(log.path.parent, group, theirs, {log.run: log}, str(log.group), "", log.seed)
 
 
 def _last(log: Log, split: str) -> dict[str, float]:
@@ -129,10 +155,11 @@ def _last(log: Log, split: str) -> dict[str, float]:
 
 
 def _summary(state: Path) -> dict[str, float]:
-    """The entry that ends a training of transformers."""
+    """The entry that transformers ends a training with; an evaluation may follow."""
     names = {"train_runtime": "seconds", "train_tokens_per_second": "tokens_per_second"}
     history: list[Mapping[str, Any]] = json.loads(state.read_bytes())["log_history"]
-    return dict(_renamed(history[-1], names)) if history and "train_runtime" in history[-1] else {}
+    ends = [entry for entry in history if "train_runtime" in entry]
+    return dict(_renamed(ends[-1], names)) if ends else {}
 
 
 def _renamed(entry: Mapping[str, Any], names: Mapping[str, str]) -> Iterator[tuple[str, float]]:

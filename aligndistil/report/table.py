@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from aligndistil.report.aggregate import best
+from aligndistil.report.aggregate import winners
 from aligndistil.report.columns import BY_METRIC, NOTHING, Column, captions, main_columns, present, seeds_differ
 from aligndistil.report.results import Comparison, ModelResult
 
@@ -48,10 +48,10 @@ def _rich_table(comparison: Comparison, columns: Sequence[Column], objective: bo
         table.add_column(heads[i], overflow="fold")
     for column in columns:
         table.add_column(column.short, justify="right", no_wrap=True)
-    winners = {column.metric: best(comparison.results, column) for column in columns}
+    first = winners(comparison, columns)
     for result in comparison.results:
         values = [
-            _bold(escape(column.value(result).replace(" ± ", "±")), winners[column.metric] is result, "[bold]", "[/]")
+            _bold(escape(column.value(result).replace(" ± ", "±")), first[column.metric] is result, "[bold]", "[/]")
             for column in columns
         ]
         head = row_head(comparison, result)
@@ -63,11 +63,11 @@ def _rich_table(comparison: Comparison, columns: Sequence[Column], objective: bo
 def markdown_table(comparison: Comparison) -> str:
     """All columns, or those the recipe asks for, with what a reader has to know below them."""
     columns = present(comparison)
-    winners = {column.metric: best(comparison.results, column) for column in columns}
+    first = winners(comparison, columns)
     rows = [
         [
             *row_head(comparison, result),
-            *(_bold(column.value(result), winners[column.metric] is result, "**", "**") for column in columns),
+            *(_bold(column.value(result), first[column.metric] is result, "**", "**") for column in columns),
         ]
         for result in comparison.results
     ]

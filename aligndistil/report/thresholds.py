@@ -45,19 +45,27 @@ class Threshold(NamedTuple):
 def steps_to(curves: Sequence[Curve], value: float | None = None) -> Threshold | None:
     """The x that each curve, taken as it is (smooth it before), needs to `value`, and the ratios to the fastest.
 
-    The value is approached from the side of the curves' mean start. Without one it is 90 % of the way from that start
-    to the lowest end of the curves that rise; None when no curve rises.
+    The value is approached from the side of the curves' starts; where it lies among them, in the direction that the
+    curves go. Without one, each curve that rises has come 90 % of
+    its own way somewhere, and the lowest of these values is taken, which they all get to; None when no curve rises.
     """
-    start = float(np.mean([curve.mean[0] for curve in curves]))
-    chosen = "as asked"
+    ends = [(float(curve.mean[0]), float(curve.mean[-1])) for curve in curves]
+    chosen, rising = "as asked", value is None or _rising(ends, value)
     if value is None:
-        risen = [float(curve.mean[-1]) for curve in curves if curve.mean[-1] > start]
+        risen = [first + SHARE * (last - first) for first, last in ends if last > first]
         if not risen:
             return None
-        value = start + SHARE * (min(risen) - start)
-        chosen = f"{100 * SHARE:.0f} % of the way from the start to the lowest final value"
-    reached = [_reached(curve, value, rising=value >= start) for curve in curves]
+        value = min(risen)
+        chosen = f"{100 * SHARE:.0f} % of the way from start to end of the curve that gets least far"
+    reached = [_reached(curve, value, rising=rising) for curve in curves]
     return Threshold(value, chosen, _with_ratios(reached))
+
+
+def _rising(ends: Sequence[tuple[float, float]], value: float) -> bool:
+    starts = [first for first, _ in ends]
+    if min(starts) <= value <= max(starts):
+        return sum(last - first for first, last in ends) >= 0
+    return value > max(starts)
 
 
 def _reached(curve: Curve, value: float, *, rising: bool) -> Reached:

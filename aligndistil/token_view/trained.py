@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,14 +65,18 @@ def _frozen(role: Role, need: Need) -> bool:
     return role is not Role.POLICY and not need.is_scalar
 
 
-def _locate(run: RunFolder, role: Role, path: str) -> str:
+def _locate(run: RunFolder, role: Role, path: str, trained_with: Mapping[str, str]) -> str:
     name = stage_of(path)
     if name is None:
         return path
-    final = run.stage(name).final
+    final, called = run.stage(name).final, role.replace("_", " ")
     if not final.is_dir():
+        raise UserError(f"{final}: the {called} is gone: train stage {name} again, or put it back there")
+    done = run.stage(name).read_done()
+    if done is None or done.weights != trained_with.get(name):
         raise UserError(
-            f"{final}: the {role.replace('_', ' ')} is gone: train stage {name} again, or put it back there"
+            f"{final}: this is not the {called} that the stage was trained with, since {name} was trained again; "
+            "`aligndistil train` on the recipe trains the stage again too"
         )
     return str(final)
 
@@ -106,7 +111,7 @@ def _read(folder: Path) -> TrainedStage:
         ) from error
     if objective.is_scalar:
         raise UserError(f"{folder}: the stage trains a scalar head, which gives no distribution over tokens to look at")
-    paths = {role: _locate(run, role, path) for role, path in named.items()}
-    # The exported tokenizer has the chat template, and what is exported has no revision.
-    model = model.model_copy(update={"path": str(stage.final), "revision": None, "chat_template": None})
+    paths = {role: _locate(run, role, path, done.inputs) for role, path in named.items()}
+    # The exported tokenizer has the chat template.
+    model = model.model_copy(update={"path": str(stage.final), "chat_template": None})
     return TrainedStage(folder.name, folder, objective, model, named, paths, data, rollout, seed, done.step)

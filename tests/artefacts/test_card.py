@@ -16,6 +16,7 @@ def card(**changes: Any) -> str:
         "name": "smollm2-aligndistil",
         "base_model": "HuggingFaceTB/SmolLM2-135M-Instruct",
         "objective": "dpo",
+        "scalar": False,
         "paper": "https://arxiv.org/abs/2503.02832",
         "models": {"reverse_teacher": "stage:reverse_dpo"},
         "data": ["HuggingFaceH4/ultrafeedback_binarized", "data/mine.jsonl"],
@@ -38,6 +39,27 @@ def test_the_metadata_is_what_the_hub_reads() -> None:
     assert data["datasets"] == ["HuggingFaceH4/ultrafeedback_binarized"]
     assert data["library_name"] == "transformers"
     assert data["tags"] == ["aligndistil", "dpo"]
+
+
+def test_the_metadata_names_a_model_and_the_text_its_revision() -> None:
+    text = card(base_model="owner/name@v1")
+    assert metadata(text)["base_model"] == "owner/name"
+    assert "| base model | `owner/name@v1` |" in text
+
+
+@pytest.mark.parametrize(
+    ("scalar", "tag", "loader", "other"),
+    [
+        (False, "text-generation", "AutoModelForCausalLM", "AutoModelForSequenceClassification"),
+        (True, "text-classification", "AutoModelForSequenceClassification", "AutoModelForCausalLM"),
+    ],
+)
+def test_the_card_loads_the_kind_of_model_that_it_is_of(scalar: bool, tag: str, loader: str, other: str) -> None:
+    text = card(scalar=scalar)
+    assert metadata(text)["pipeline_tag"] == tag
+    assert f"model = {loader}.from_pretrained(" in text
+    assert other not in text
+    assert ("reward model" in text) is scalar
 
 
 def test_local_models_and_data_stay_out_of_the_metadata() -> None:

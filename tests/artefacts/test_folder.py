@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from aligndistil.artefacts import Done, Environment, RunFolder, StageFolder
-from aligndistil.artefacts.files import aside_of, new_folder, write_text
+from aligndistil.artefacts.files import aside_of, write_text
 from aligndistil.errors import UserError
 
 ENVIRONMENT = Environment.collect(world_size=2, devices=["H200"])
@@ -85,7 +85,9 @@ def test_a_path_that_cannot_be_a_folder_is_the_users_mistake(tmp_path: Path) -> 
             opened(path)
 
 
-DONE = Done(fingerprint="abc", step=10, seconds=1.5, metrics={"loss": 0.5}, resolved={"train": {"seed": 0}})
+DONE = Done(
+    fingerprint="abc", weights="def", step=10, seconds=1.5, metrics={"loss": 0.5}, resolved={"train": {"seed": 0}}
+)
 
 
 def test_done_is_read_as_it_was_written(tmp_path: Path) -> None:
@@ -145,21 +147,6 @@ def test_clearing_removes_what_was_written_aside_and_nothing_else(tmp_path: Path
     (tmp_path / ".hidden").write_text("mine")
     stage.clear_unfinished()
     assert sorted(p.name for p in tmp_path.rglob("*")) == [".hidden", "samples", "step-000001.jsonl"]
-
-
-def test_a_folder_takes_its_place_only_when_it_is_whole(tmp_path: Path) -> None:
-    final = tmp_path / "final"
-    with new_folder(final) as folder:
-        (folder / "weights").write_text("first")
-    with pytest.raises(RuntimeError), new_folder(final) as folder:  # noqa: PT012
-        (folder / "weights").write_text("half")
-        raise RuntimeError
-    assert (final / "weights").read_text() == "first"
-    with new_folder(final) as folder:
-        assert not list(folder.iterdir())
-        (folder / "weights").write_text("second")
-    assert (final / "weights").read_text() == "second"
-    assert [p.name for p in tmp_path.iterdir()] == ["final"]
 
 
 def test_a_file_is_replaced_in_one_step(tmp_path: Path) -> None:

@@ -137,6 +137,17 @@ def test_a_prompt_alone_has_no_boundary_to_miss(plain, write):
     assert len(load(plain, write([MERGED]), kind=DataKind.PROMPTS)) == 1
 
 
+def test_one_file_read_in_two_ways_is_two_sources(qwen, write):
+    path = write([{**row, "best": f"{row['chosen']} indeed"} for row in GOOD])
+    other = {"path": path, "columns": {"chosen": "best"}}
+    examples = load(qwen, path, other, other)
+    keys = [examples.key(i) for i in range(len(examples))]
+    assert len(set(keys)) == len(keys) == 60
+    assert keys[0] == f"{path}#train:1"
+    assert keys[20] == f"{path}#train(2):1"
+    assert keys[40] == f"{path}#train(3):1"
+
+
 def test_weights_repeat_and_sub_sample_sources(qwen, write):
     one, two = write(GOOD, "one.jsonl"), write(GOOD[:10], "two.jsonl")
     mixed = load(qwen, {"path": one, "weight": 0.25}, {"path": two, "weight": 2.5})

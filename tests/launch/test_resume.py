@@ -47,7 +47,9 @@ def run(stage: Stage, path: Path, processes: Processes, stop_after: int | None =
         outcome = StageLaunch(stage, folder, lambda model: model, processes).run(stop)
     except Interrupted:
         return None
-    done = Done(fingerprint="", step=outcome.steps, seconds=outcome.seconds, metrics=outcome.metrics, resolved={})
+    done = Done(
+        fingerprint="", weights="", step=outcome.steps, seconds=outcome.seconds, metrics=outcome.metrics, resolved={}
+    )
     folder.write_done(done)
     return left_behind(path)
 

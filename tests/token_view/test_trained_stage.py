@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -63,6 +64,15 @@ def test_an_unfinished_stage_is_refused(finished: Finished) -> None:
     run = finished()
     (run / "policy" / "done.json").unlink()
     with pytest.raises(UserError, match="not finished"):
+        find_stage(run / "policy")
+
+
+def test_a_stage_whose_teacher_is_another_model_now_is_refused(finished: Finished) -> None:
+    run = finished()
+    done = json.loads((run / "reverse" / "done.json").read_text())
+    (run / "reverse" / "done.json").write_text(json.dumps(done | {"weights": "others"}))
+    sentence = "this is not the reverse teacher that the stage was trained with, since reverse was trained again"
+    with pytest.raises(UserError, match=sentence):
         find_stage(run / "policy")
 
 

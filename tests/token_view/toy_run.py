@@ -18,5 +18,16 @@ def finish(recipe: Recipe, models: Mapping[str, str]) -> Path:
         folder.path.mkdir(parents=True, exist_ok=True)
         folder.write_resolved(stage.resolved())
         shutil.copytree(model, folder.final, dirs_exist_ok=True)
-        folder.write_done(Done(fingerprint="", step=3, seconds=1.0, metrics={}, resolved=stage.resolved()))
+        inputs = {one: f"weights of {one}" for one in stage.inputs}
+        folder.write_done(
+            Done(
+                fingerprint="",
+                weights=f"weights of {name}",
+                inputs=inputs,
+                step=3,
+                seconds=1.0,
+                metrics={},
+                resolved=stage.resolved(),
+            )
+        )
     return run.path
