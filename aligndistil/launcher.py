@@ -8,7 +8,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ import rich
 from rich.console import Console
 from rich.markup import escape
 
-from aligndistil.errors import EXIT_SIGINT, EXIT_SIGTERM, EXIT_USAGE, UserError
+from aligndistil.errors import EXIT_SIGINT, EXIT_SIGTERM, EXIT_USAGE, Interrupted, UserError
 
 if TYPE_CHECKING:
     from aligndistil.recipe import Recipe
@@ -97,19 +98,11 @@ def start_side_by_side(commands: list[list[str]], logs: list[Path], jobs: int) -
     # They share the cores: with a thread for every core each, they would wait for each other.
     environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
     waiting, running, code = list(zip(commands, logs, strict=True)), dict[Path, subprocess.Popen[bytes]](), 0
-    try:
+    with _orphaning_none(running):
         while running or (waiting and not code):
             while waiting and not code and len(running) < jobs:
                 command, log = waiting.pop(0)
-                log.parent.mkdir(parents=True, exist_ok=True)
-                rich.print(f"[cyan]▶[/] [bold]{log.stem}[/]: {escape(str(log))}")
-                with log.open("wb") as stream:
-                    running[log] = subprocess.Popen(
-                        [sys.executable, "-m", "aligndistil", *command],
-                        env=environment,
-                        stdout=stream,
-                        stderr=subprocess.STDOUT,
-                    )
+                running[log] = _started(command, log, environment)
             time.sleep(0.2)
             for log in [log for log, process in running.items() if process.poll() is not None]:
                 ended = running.pop(log).returncode
@@ -119,12 +112,35 @@ def start_side_by_side(commands: list[list[str]], logs: list[Path], jobs: int) -
                     _stop(running.values())
                 elif not ended:
                     rich.print(f"[green]✓[/] [bold]{log.stem}[/]")
-    except KeyboardInterrupt:
+    return code
+
+
+def _started(command: list[str], log: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    log.parent.mkdir(parents=True, exist_ok=True)
+    rich.print(f"[cyan]▶[/] [bold]{log.stem}[/]: {escape(str(log))}")
+    with log.open("wb") as stream:
+        return subprocess.Popen(
+            [sys.executable, "-m", "aligndistil", *command], env=environment, stdout=stream, stderr=subprocess.STDOUT
+        )
+
+
+@contextmanager
+def _orphaning_none(running: dict[Path, subprocess.Popen[bytes]]) -> Iterator[None]:
+    """SIGINT and SIGTERM stop the processes that run, with their checkpoints, before they stop this one."""
+
+    def terminated(*_: object) -> None:
+        raise Interrupted("stopped; the same command goes on where the seeds were")
+
+    previous = signal.signal(signal.SIGTERM, terminated)
+    try:
+        yield
+    except (KeyboardInterrupt, Interrupted):
         _stop(running.values())
         for process in running.values():
             process.wait()
         raise
-    return code
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def _stop(processes: Iterable[subprocess.Popen[bytes]]) -> None:
@@ -167,8 +183,9 @@ def train(recipe: Recipe, *, stage: str | None, fresh: bool, allow_code: bool) -
             rich.print()
             rich.print(rewards_rich(finished.comparison.table.rewards))
         rich.print()
-        rich.print(f"report  {finished.run / 'report'}/ ({', '.join(f.name for f in finished.comparison.files)})")
-    rich.print(f"model   {finished.final}")
+        names = ", ".join(file.name for file in finished.comparison.files)
+        rich.print(escape(f"report  {finished.run / 'report'}/ ({names})"))
+    rich.print(escape(f"model   {finished.final}"))
 
 
 def environment_report() -> dict[str, Any]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import rich
 import torch
-from filelock import FileLock, Timeout
 
 from aligndistil.artefacts import Done, Environment, RunFolder, StageFolder, setup_logging
 from aligndistil.artefacts.files import write_text
@@ -52,9 +51,9 @@ def run_recipe(recipe: Recipe, *, stage: str | None = None, fresh: bool = False,
     run = RunFolder(recipe.output_dir)
     with ExitStack() as stack:
         if launched_rank() == 0:
+            stack.enter_context(run.alone(recipe.name))
             devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
             run.open(recipe.name, recipe.source_text, Environment.collect(world_size=launched_world(), devices=devices))
-            stack.enter_context(_alone_in(run))
         processes = start_processes()
         stack.callback(processes.stop)
         weights: dict[str, str] = {}
@@ -69,22 +68,6 @@ def run_recipe(recipe: Recipe, *, stage: str | None = None, fresh: bool = False,
         return Finished(run.path, final, comparison)
 
 
-@contextmanager
-def _alone_in(run: RunFolder) -> Iterator[None]:
-    """Two runs in one folder would write over each other's checkpoints."""
-    lock = FileLock(run.path / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise UserError(
-            f"output_dir: another process is working in {run.path}; wait for it, or give --set output_dir=ANOTHER"
-        ) from None
-    try:
-        yield
-    finally:
-        lock.release()
-
-
 def _stop_between_stages(processes: Processes, stop: StopSignal, finished: str) -> None:
     if any(processes.gather(stop.requested)):
         raise Interrupted(f"stopped after stage {finished}, which is finished; run the same command to go on")
@@ -94,7 +77,7 @@ def check_recipe(recipe: Recipe, processes: int) -> None:
     """What can be known before anything is loaded: batches divide, and local models exist."""
     for stage in recipe.stages.values():
         stage.check_processes(processes)
-        check_trackers(stage.logging.trackers)
+        check_trackers(stage.logging.trackers, stage.where("logging", "trackers"))
         named = {("model", "path"): stage.model.path} | {("models", role.value): p for role, p in stage.models.items()}
         for where, path in named.items():
             if stage_of(path) is None and not is_code(path):

@@ -12,6 +12,7 @@ from rich.markup import escape
 
 from aligndistil import launcher, shipped
 from aligndistil.artefacts.files import is_aside
+from aligndistil.artefacts.outputs import check_folder
 from aligndistil.errors import UserError
 from aligndistil.recipe import Recipe, load_recipe
 from aligndistil.report import (
@@ -54,8 +55,12 @@ def compare(given: Sequence[str], options: Options) -> int:
 
     Raises UserError when they are neither one recipe nor runs, and as `run_recipe` and `read_runs` do.
     """
+    if options.out is not None:
+        check_folder(options.out)
     if len(given) == 1 and not _is_run(given[0]):
         recipe = _find_recipe(given[0])
+        if options.jobs > 1 and options.seeds == 1:
+            raise UserError(f"--jobs {options.jobs} trains several seeds at the same time: give --seeds too")
         if code := _train(recipe, options):
             return code
         from aligndistil.engine.processes import launched_rank

@@ -301,7 +301,9 @@ def test_several_processes_return_the_code_and_the_sentence_of_the_first_that_fa
 def test_a_second_run_in_the_same_folder_is_refused_while_the_first_works(run, recipe, tmp_path):
     running = process("train", recipe, "--set", "train.max_steps=2000", "--set", "data.eval=null", cwd=tmp_path)
     wait_for(tmp_path / "runs/small/dpo/metrics.jsonl", running)
-    code, _, err = run("train", recipe)
+    before = (tmp_path / "runs/small/recipe.yaml").read_text()
+    code, _, err = run("train", recipe, "--set", "train.learning_rate=0.5")
+    assert (tmp_path / "runs/small/recipe.yaml").read_text() == before
     running.kill()
     running.communicate()
     assert code == 2

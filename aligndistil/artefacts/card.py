@@ -79,7 +79,8 @@ def model_card(
     """Markdown with the metadata block that the Hub reads.
 
     `scalar`: the model has one output, not a vocabulary. `models` are the frozen ones by role, `data` the paths of the
-    training sources, `recipe` the resolved stage as plain YAML values. Only what looks like a Hub id enters the metadata: a local path there would be refused by the Hub.
+    training sources, `recipe` the resolved stage as plain YAML values. Only what looks like a Hub id enters the
+    metadata: a local path there would be refused by the Hub.
     """
     from huggingface_hub import ModelCard, ModelCardData
 

@@ -1,11 +1,8 @@
-"""Files and folders that are there whole or not at all: written aside in the same folder, then renamed."""
+"""Files that are there whole or not at all: written aside in the same folder, then renamed."""
 
 from __future__ import annotations
 
 import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 ASIDE = ".aside"
@@ -35,15 +32,3 @@ def write_bytes(path: Path, content: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     aside.replace(path)
-
-
-@contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
-    """A fresh folder to write into; it takes the place of `path`, and of what was there, when the block ends well."""
-    aside = aside_of(path)
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    yield aside
-    if path.exists():
-        shutil.rmtree(path)
-    aside.rename(path)

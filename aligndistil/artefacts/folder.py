@@ -6,11 +6,13 @@ import json
 import logging
 import math
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from aligndistil.artefacts.environment import Environment
@@ -20,6 +22,7 @@ from aligndistil.artefacts.trackers import open_trackers
 from aligndistil.errors import UserError
 
 logger = logging.getLogger(__name__)
+LOCK = ".lock"
 
 
 class Done(BaseModel):
@@ -136,11 +139,36 @@ class RunFolder:
     def stage(self, name: str) -> StageFolder:
         return StageFolder(self.path / name)
 
-    def open(self, recipe_name: str, source_text: str, environment: Environment) -> None:
-        """Make the folder, or find it again, and write recipe.yaml and environment.json.
+    @contextmanager
+    def alone(self, recipe_name: str) -> Iterator[None]:
+        """Make the folder, or find it again, and keep other processes out: they would write over each other's files.
 
         Nothing that is not ours is touched: raises UserError when the folder holds something else, the run of another
-        recipe, or cannot be made. Environments of earlier commands are kept under `earlier`.
+        recipe, cannot be made, or when another process works in it.
+        """
+        self._previous(recipe_name)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"output_dir: {self.path} cannot be made: {error.strerror}") from error
+        lock = FileLock(self.path / LOCK)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise UserError(
+                f"output_dir: another process is working in {self.path}; wait for it, or give --set output_dir=ANOTHER"
+            ) from None
+        except OSError as error:
+            raise UserError(f"output_dir: {self.path} cannot be written: {error.strerror}") from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def open(self, recipe_name: str, source_text: str, environment: Environment) -> None:
+        """Write recipe.yaml and environment.json, which keeps the environments of earlier commands under `earlier`.
+
+        Raises UserError as `alone` does.
         """
         previous = self._previous(recipe_name)
         record = {"recipe": recipe_name, **environment.model_dump(mode="json")}
@@ -157,9 +185,14 @@ class RunFolder:
             raise UserError(f"output_dir: {self.path} cannot be written: {error.strerror}") from error
 
     def _previous(self, recipe_name: str) -> dict[str, Any] | None:
-        if not self.path.is_dir() or all(is_aside(entry) for entry in self.path.iterdir()):
+        if not self.path.is_dir() or all(is_aside(entry) or entry.name == LOCK for entry in self.path.iterdir()):
             return None
         record = _read_record(self.path / "environment.json")
+        if record is None and any(_read_record(path) for path in self.path.glob("seed-*/environment.json")):
+            raise UserError(
+                f"output_dir: {self.path} holds the runs of several seeds: go on with `aligndistil compare RECIPE "
+                "--seeds N`, or give another output_dir"
+            )
         if record is None:
             raise UserError(
                 f"output_dir: {self.path} holds files that are not an aligndistil run: "

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,8 +22,11 @@ from aligndistil.engine.head import Head
 from aligndistil.engine.policy import FrozenModel
 from aligndistil.engine.processes import Processes
 from aligndistil.engine.token_terms import FrozenRole
+from aligndistil.errors import UserError
 
 _ABOUT = "about.json"
+_VERSION = 2
+"""Raised when what is written changes: older caches are then left alone."""
 Pad = Callable[[list[Row]], Batch]
 
 
@@ -46,9 +50,9 @@ class HiddenStates:
         self._width, dtype = about["width"], getattr(torch, about["dtype"])
         self._places: dict[str, tuple[int, int, int]] = {}
         self._parts: list[Tensor] = []
-        for part, rows in enumerate(about["parts"]):
+        for part, told in enumerate(about["parts"]):
             start = 0
-            for key, tokens in rows:
+            for key, tokens in told["rows"]:
                 self._places[key] = (part, start, tokens)
                 start += tokens
             values = torch.from_file(str(folder / f"{part}.bin"), shared=False, size=start * self._width, dtype=dtype)
@@ -60,12 +64,13 @@ class HiddenStates:
         return torch.cat([self._parts[part][start : start + tokens] for part, start, tokens in places])
 
 
-def cache_name(model: str, dtype: torch.dtype, rows: Sequence[Row]) -> str:
-    """The folder of a cache: everything its content depends on. `model` is the hash of the weights.
+def cache_name(model: str, dtype: torch.dtype, attention: str | None, rows: Sequence[Row]) -> str:
+    """The folder of a cache: everything its content depends on.
 
-    Not the order of the rows: DPO and reverse DPO share their reference's states.
+    `model` is the hash of the weights, `attention` the implementation that the recipe asks for. Not the order of the
+    rows: DPO and reverse DPO share their reference's states.
     """
-    digest = hashlib.sha256(f"1 {model} {dtype}".encode())
+    digest = hashlib.sha256(f"{_VERSION} {model} {dtype} {attention} ".encode())
     for key in sorted(map(_key, rows)):
         digest.update(key.encode())
     return digest.hexdigest()
@@ -77,39 +82,102 @@ def cache_bytes(rows: Sequence[Row], width: int, dtype: torch.dtype) -> int:
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether there is a cache to read."""
+    """Whether there is a cache that was written to its end. What became of it since then, `damage` says."""
     return (folder / _ABOUT).is_file()
 
 
+def damage(folder: Path) -> str | None:
+    """What of a complete cache is not as it was written; None when everything is. Reads every byte."""
+    try:
+        about = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
+    except ValueError:
+        return f"{_ABOUT} is not JSON"
+    for number, told in enumerate(about["parts"]):
+        part = folder / f"{number}.bin"
+        if not part.is_file():
+            return f"{part.name} is missing"
+        if (size := part.stat().st_size) != told["bytes"]:
+            return f"{part.name} has {size:,} bytes instead of {told['bytes']:,}"
+        with part.open("rb") as stream:
+            if hashlib.file_digest(stream, "sha256").hexdigest() != told["sha256"]:
+                return f"{part.name} is not what was written"
+    return None
+
+
 def write_cache(
-    folder: Path, model: FrozenModel, batches: Sequence[list[Row]], pad: Pad, processes: Processes
+    folder: Path, model: FrozenModel, named: str, batches: Sequence[list[Row]], pad: Pad, processes: Processes
 ) -> Iterator[int]:
     """Run the model on batches of rows and keep its hidden states; yields the rows done. Collective.
 
-    Every process writes a part; the folder is there when all are whole.
+    Every process writes a part; the folder is there when all are whole and on the disk. Raises UserError, on every
+    process, when a value is not finite: it says so of the model `named`.
     """
     aside = folder.with_name(f"{folder.name}.partial")
     if processes.is_main:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
     processes.barrier()
-    written: list[tuple[str, int]] = []
-    width, dtype = 0, torch.float32
-    with (aside / f"{processes.rank}.bin").open("wb") as stream:
-        for rows in batches[processes.rank :: processes.world]:
-            hidden = model.read(pad(rows).to(processes.device)).hidden.cpu().contiguous()
-            width, dtype = hidden.shape[1], hidden.dtype
-            stream.write(hidden.view(torch.uint8).numpy().tobytes())
-            written += [(_key(row), len(row.response_ids)) for row in rows]
-            yield len(rows)
-    parts = processes.gather((written, width, str(dtype).removeprefix("torch.")))
+    mine = batches[processes.rank :: processes.world]
+    parts = processes.gather((yield from _write_part(aside / f"{processes.rank}.bin", model, mine, pad, processes)))
+    if None in parts:
+        if processes.is_main:
+            shutil.rmtree(aside)
+        raise UserError(
+            f"engine.teacher_cache: the hidden states of {named} are not all finite on these rows; its weights are "
+            "damaged, or it needs model.dtype: float32"
+        )
     if processes.is_main:
-        widest = max(parts, key=lambda part: part[1])
-        about = {"width": widest[1], "dtype": widest[2], "parts": [part[0] for part in parts if part[0]]}
-        (aside / _ABOUT).write_text(json.dumps(about), encoding="utf-8")
+        _write_about(aside, parts)
         shutil.rmtree(folder, ignore_errors=True)
         aside.rename(folder)
     processes.barrier()
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """What one process has written. A process without rows knows neither width nor dtype."""
+
+    rows: list[tuple[str, int]]
+    """Key and number of response tokens of each row, in the order of the file."""
+    bytes: int
+    sha256: str
+    width: int
+    dtype: str
+
+
+def _write_part(
+    path: Path, model: FrozenModel, batches: Sequence[list[Row]], pad: Pad, processes: Processes
+) -> Generator[int, None, _Part | None]:
+    """None when a value is not finite. The checksum is of what was computed, not of what the disk made of it."""
+    written: list[tuple[str, int]] = []
+    size, digest, width, dtype = 0, hashlib.sha256(), 0, torch.float32
+    with path.open("wb") as stream:
+        for rows in batches:
+            hidden = model.read(pad(rows).to(processes.device)).hidden
+            if not torch.isfinite(hidden).all():
+                return None
+            width, dtype = hidden.shape[1], hidden.dtype
+            values = hidden.cpu().contiguous().view(torch.uint8).flatten().numpy().data
+            size += stream.write(values)
+            digest.update(values)
+            written += [(_key(row), len(row.response_ids)) for row in rows]
+            yield len(rows)
+        stream.flush()
+        os.fsync(stream.fileno())
+    return _Part(written, size, digest.hexdigest(), width, str(dtype).removeprefix("torch."))
+
+
+def _write_about(folder: Path, parts: Sequence[_Part]) -> None:
+    """The last file of a cache; with it, the folder's own entries are on the disk."""
+    widest = max(parts, key=lambda part: part.width)
+    told = [{"rows": part.rows, "bytes": part.bytes, "sha256": part.sha256} for part in parts if part.rows]
+    with (folder / _ABOUT).open("w", encoding="utf-8") as stream:
+        json.dump({"width": widest.width, "dtype": widest.dtype, "parts": told}, stream)
+        stream.flush()
+        os.fsync(stream.fileno())
+    descriptor = os.open(folder, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)
 
 
 def unique_rows(rows: Sequence[Row]) -> list[Row]:

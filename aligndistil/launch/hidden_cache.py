@@ -19,6 +19,7 @@ from aligndistil.engine.teacher_cache import (
     HiddenStates,
     cache_bytes,
     cache_name,
+    damage,
     is_complete,
     unique_rows,
     write_cache,
@@ -44,20 +45,20 @@ def cached_model(
 ) -> CachedModel:
     """The model's head, with its hidden states on the rows of the stage. Collective.
 
-    Raises UserError when the disk has no room for them.
+    Raises UserError when the disk has no room for them, or when they are not finite.
     """
     frozen = FrozenModel(on_device(model, processes.device), vocab)
     check_head(model, frozen.head)
     rows = unique_rows([*_rows(data.train), *(_rows(data.eval) if data.eval else [])])
-    weights = f"{model_hash(path)} {stage.model.revision}"
-    folder = cache_root() / "hidden" / cache_name(weights, model.dtype, rows)
+    name = cache_name(model_hash(path), model.dtype, stage.model.attn_implementation, rows)
+    folder = cache_root() / "hidden" / name
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(f"{folder}.lock")
     if processes.is_main:
         lock.acquire()
     processes.barrier()
     try:
-        if not is_complete(folder):
+        if not _is_good(folder, path, processes):
             _write(frozen, path, rows, data, processes, folder)
         hidden = HiddenStates(folder)
     finally:
@@ -65,12 +66,25 @@ def cached_model(
     return CachedModel(hidden, Head.of(model, vocab))
 
 
+def _is_good(folder: Path, path: str, processes: Processes) -> bool:
+    """Whether the cache is there and as it was written; a damaged one is removed. Collective: one process reads it."""
+    good = False
+    if processes.is_main and is_complete(folder):
+        damaged = damage(folder)
+        if damaged:
+            _say(f"the teacher cache of {path} is damaged and made again: in {folder}, {damaged}")
+            shutil.rmtree(folder)
+        good = damaged is None
+    answers: list[bool] = processes.gather(good)
+    return answers[0]
+
+
 def _write(model: FrozenModel, path: str, rows: list[Row], data: StageData, processes: Processes, folder: Path) -> None:
     size = cache_bytes(rows, model.model.config.get_text_config().hidden_size, model.model.dtype)
-    free = shutil.disk_usage(folder.parent).free
+    # Of one moment for all: they refuse together, or not at all.
+    free: int = processes.gather(shutil.disk_usage(folder.parent).free)[0]
     if processes.is_main:
-        told = f"  teacher cache of {path}: {len(rows):,} rows, {size / 2**20:,.1f} MiB in {folder.parent}"
-        rich.get_console().print(told, soft_wrap=True, highlight=False)
+        _say(f"teacher cache of {path}: {len(rows):,} rows, {size / 2**20:,.1f} MiB in {folder.parent}")
     if size > free:
         raise UserError(
             f"engine.teacher_cache: {folder.parent} has {free / 2**30:.1f} GiB left and the hidden states need "
@@ -84,9 +98,13 @@ def _write(model: FrozenModel, path: str, rows: list[Row], data: StageData, proc
     batches = [by_length[start : start + _ROWS] for start in range(0, len(by_length), _ROWS)]
     mine = sum(len(batch) for batch in batches[processes.rank :: processes.world])
     with Steps("teacher cache", mine, unit="rows", rank=processes.rank) as steps:
-        for done in write_cache(folder, model, batches, pad, processes):
+        for done in write_cache(folder, model, path, batches, pad, processes):
             steps.advance(done)
 
 
 def _rows(examples: Examples) -> list[Row]:
     return [row for i in range(len(examples)) for row in examples.rows(i)]
+
+
+def _say(text: str) -> None:
+    rich.get_console().print(f"  {text}", soft_wrap=True, highlight=False, markup=False)

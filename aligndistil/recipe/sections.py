@@ -237,8 +237,8 @@ class Logging(Section):
 
     every: int = Field(default=1, ge=1)
     """Steps between lines."""
-    trackers: list[Literal["tensorboard", "wandb", "trackio", "mlflow"]] = Field(default=[])
-    """Other places the metrics go to."""
+    trackers: list[Annotated[Text, Field(examples=["tensorboard", "wandb", "trackio", "mlflow"])]] = Field(default=[])
+    """Other places the metrics go to: those of this package, and what others bring."""
     samples: int = Field(default=8, ge=0)
     """Sampled responses written at each logged step of an on-policy stage."""
 

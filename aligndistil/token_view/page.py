@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from aligndistil import __version__
 from aligndistil.artefacts.files import write_text
+from aligndistil.artefacts.outputs import check_file
 from aligndistil.engine.policy import on_device
 from aligndistil.models import load_model, load_tokenizer, shared_vocab, stop_ids
 from aligndistil.objectives.base import Role
@@ -47,9 +48,11 @@ _SCRIPTS = ("scales.js", "view.js", "charts.js")
 def inspect(path: Path, wanted: Wanted, out: Path | None = None, top: int = 6) -> Path:
     """Write the page of a stage, or of a run's last; return where: `out`, or `inspect.html` in the stage's folder.
 
-    Raises UserError when there is no such stage, prompt or row.
+    Raises UserError when there is no such stage, prompt or row, and when `out` cannot be written.
     """
     stage = find_stage(path)
+    if out is not None:
+        check_file(out)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     def load(where: str) -> Any:

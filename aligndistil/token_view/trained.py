@@ -49,6 +49,8 @@ def find_stage(path: Path) -> TrainedStage:
     folders = [file.parent for file in path.glob(f"*/{_RESOLVED}") if _is_finished(file.parent)]
     # An archived stage is called NAME.old-1; a stage's own name has no dot.
     folders = [folder for folder in folders if "." not in folder.name]
+    if not folders and (seeds := sorted(path.glob(f"seed-*/*/{_RESOLVED}"))):
+        raise UserError(f"{path} holds several seeds: give the run of one of them, such as {seeds[0].parent.parent}")
     if not folders:
         what = "holds no finished stage" if path.is_dir() else "is no folder"
         raise UserError(f"{path} {what}: give the folder of a run, or of one of its stages, that `train` finished")

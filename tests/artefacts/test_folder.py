@@ -33,6 +33,24 @@ def test_a_folder_with_other_files_is_refused_and_left_alone(tmp_path: Path) -> 
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+def test_the_seeds_of_a_recipe_are_no_run_and_are_called_what_they_are(tmp_path: Path) -> None:
+    opened(tmp_path / "seed-0")
+    with pytest.raises(UserError, match=r"holds the runs of several seeds: go on with `aligndistil compare RECIPE"):
+        opened(tmp_path)
+
+
+def test_alone_keeps_others_out_and_writes_nothing_of_the_run(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    with run.alone("quick"):
+        with pytest.raises(UserError, match="another process is working in"), RunFolder(run.path).alone("quick"):
+            pass
+        assert [entry.name for entry in run.path.iterdir()] == [".lock"]
+    with run.alone("quick"):
+        run.open("quick", "name: quick\n", ENVIRONMENT)
+    with pytest.raises(UserError, match="'quick', not of 'other'"), run.alone("other"):
+        pass
+
+
 @pytest.mark.parametrize("content", ["{}", "[1]", "not json"])
 def test_an_environment_json_of_someone_else_does_not_make_it_our_folder(tmp_path: Path, content: str) -> None:
     (tmp_path / "environment.json").write_text(content)

@@ -2,8 +2,9 @@
 
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +13,8 @@ from aligndistil.artefacts.trackers import TRACKERS, check_trackers
 from aligndistil.artefacts.trackers.guard import AGAIN_AFTER, Guarded
 from aligndistil.artefacts.trackers.mlflow_tracker import flat
 from aligndistil.errors import MissingError, UserError
+from aligndistil.pipeline import check_recipe
+from aligndistil.recipe import Recipe, load_recipe, recipe_schema
 
 
 def test_tensorboard_gets_each_metric_under_its_split(tmp_path: Path) -> None:
@@ -60,13 +63,16 @@ def test_a_folder_named_like_a_package_is_not_the_package(tmp_path: Path, monkey
 
 
 def test_an_unknown_tracker_is_refused_with_the_known_ones(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"'tensorbored' is not a tracker; choose from mlflow, tensorboard, trackio"):
+    named = "The trackers are `tensorboard`, `wandb`, `trackio`"
+    with pytest.raises(UserError, match=f"`tensorbored` is not a tracker; did you mean `tensorboard`[?] {named}"):
         open_trackers(["tensorbored"], tmp_path)
+    with pytest.raises(UserError, match=r"`stdout` is not a tracker; the trackers are `tensorboard`, `wandb`"):
+        open_trackers(["stdout"], tmp_path)
 
 
-def test_a_tracker_of_another_package_is_called_with_the_stage_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another package, installed, with a tracker called notes."""
     (tmp_path / "other.py").write_text(
         "class Notes:\n"
         "    def __init__(self, folder, start_step):\n        self.file = folder / f'notes-{start_step}'\n"
@@ -78,6 +84,49 @@ def test_a_tracker_of_another_package_is_called_with_the_stage_folder(
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: other\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[aligndistil.trackers]\nnotes = other:Notes\n")
     monkeypatch.syspath_prepend(str(tmp_path))
+
+
+def written_with(trackers: Any, recipe_file: Callable[[dict[str, Any]], Path]) -> Recipe:
+    content = {
+        "model": {"path": "builtin:tiny"},
+        "models": {"reference": "builtin:tiny"},
+        "data": {"train": {"path": "builtin:reviews"}},
+        "stages": {"s": {"objective": {"name": "dpo"}}},
+        "logging": {"trackers": trackers},
+    }
+    return load_recipe(recipe_file(content))
+
+
+@pytest.mark.usefixtures("notes")
+def test_a_recipe_may_name_a_tracker_of_another_package(recipe_file: Callable[[dict[str, Any]], Path]) -> None:
+    recipe = written_with(["notes"], recipe_file)
+    check_recipe(recipe, 1)
+    assert recipe.stages["s"].logging.trackers == ["notes"]
+    said = r"`nots` is not a tracker; did you mean `notes`\? .* `mlflow` and `notes`"
+    with pytest.raises(UserError, match=said) as error:
+        check_recipe(written_with(["nots"], recipe_file), 1)
+    assert error.value.exit_code == 2
+
+
+def test_a_recipe_that_names_a_tracker_which_is_not_installed_is_refused(
+    recipe_file: Callable[[dict[str, Any]], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UserError, match=r"`notes` is not a tracker; the trackers are"):
+        check_recipe(written_with(["notes"], recipe_file), 1)
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(MissingError, match=r"`pip install aligndistil\[wandb\]`"):
+        check_recipe(written_with(["wandb"], recipe_file), 1)
+    with pytest.raises(UserError, match=r"logging\.trackers\.0: must be a string, not 3: put it in quotes"):
+        written_with([3], recipe_file)
+
+
+def test_editors_offer_our_trackers_and_accept_others() -> None:
+    (names, _) = recipe_schema()["$defs"]["Logging"]["properties"]["trackers"]["anyOf"]
+    assert names["items"] == {"type": "string", "minLength": 1, "examples": list(TRACKERS)}
+
+
+@pytest.mark.usefixtures("notes")
+def test_a_tracker_of_another_package_is_called_with_the_stage_folder(tmp_path: Path) -> None:
     with MetricsLog(tmp_path / "metrics.jsonl", open_trackers(["notes"], tmp_path, 4)) as log:
         log.log(5, "train", {"loss": 0.5})
     assert (tmp_path / "notes-4").read_text() == "train 5 {'loss': 0.5}"

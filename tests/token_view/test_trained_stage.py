@@ -46,6 +46,13 @@ def test_of_a_run_the_last_stage_with_a_teacher_is_shown(finished: Finished) -> 
     assert find_stage(run).name == "policy"
 
 
+def test_of_several_seeds_one_has_to_be_named(finished: Finished, tmp_path: Path) -> None:
+    (tmp_path / "several").mkdir()
+    shutil.move(finished(), tmp_path / "several" / "seed-0")
+    with pytest.raises(UserError, match=r"several holds several seeds: give the run of one of them, such as .*seed-0"):
+        find_stage(tmp_path / "several")
+
+
 def test_of_a_run_without_a_teacher_the_last_stage_is_shown(finished: Finished) -> None:
     run = finished()
     shutil.rmtree(run / "policy")

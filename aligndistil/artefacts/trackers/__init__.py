@@ -39,17 +39,22 @@ TRACKERS = {
 }
 
 
-def check_trackers(names: Iterable[str]) -> None:
-    """Raises UserError for an unknown name, and MissingError when what it needs is not installed. Imports nothing."""
-    known = sorted({*TRACKERS, *_plugins()})
+def check_trackers(names: Iterable[str], where: str = "logging.trackers") -> None:
+    """Raises UserError for an unknown name, and MissingError when what it needs is not installed. Imports none.
+
+    `where` is how a sentence about the names begins.
+    """
+    known = [*TRACKERS, *sorted(_plugins().keys() - TRACKERS)]
     for name in names:
         if name not in known:
-            raise UserError(f"logging.trackers: {name!r} is not a tracker; choose from {', '.join(known)}")
+            from aligndistil.recipe.nearest import guess_and_list  # with torch: only where it is needed
+
+            raise UserError(f"{where}: `{name}` is not a tracker{guess_and_list(name, known, 'trackers')}")
         missing = [module for module in TRACKERS[name].needs if not _installed(module)] if name in TRACKERS else []
         if missing:
             raise MissingError(
-                f"logging.trackers names {name}, and {missing[0]} is not installed: "
-                f"run `pip install aligndistil[{name}]`, or take {name} out of logging.trackers"
+                f"{where}: {missing[0]} is not installed, which the tracker {name} needs: "
+                f"run `pip install aligndistil[{name}]`, or take {name} out"
             )
 
 
