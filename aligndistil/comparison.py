@@ -12,7 +12,6 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from aligndistil.artefacts import RunFolder
-from aligndistil.artefacts.files import write_text
 from aligndistil.engine.policy import on_device
 from aligndistil.engine.processes import Processes
 from aligndistil.engine.scalar import ScalarModel, Scorer
@@ -29,6 +28,7 @@ from aligndistil.evaluation import (
     plan_of,
     rewards_of,
 )
+from aligndistil.files import write_text
 from aligndistil.launch import is_code, source_of
 from aligndistil.launch.python_reward import PythonReward
 from aligndistil.models import load_model, load_scalar_model, load_tokenizer, model_hash, pick_dtype

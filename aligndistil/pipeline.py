@@ -12,12 +12,12 @@ import rich
 import torch
 
 from aligndistil.artefacts import Done, Environment, RunFolder, StageFolder, setup_logging
-from aligndistil.artefacts.files import write_text
 from aligndistil.artefacts.trackers import check_trackers
 from aligndistil.comparison import Comparison, compare_models, locate, text_of_file
 from aligndistil.data import content_hash
 from aligndistil.engine.processes import Processes, launched_rank, launched_world, start_processes
 from aligndistil.errors import Interrupted, UserError
+from aligndistil.files import write_text
 from aligndistil.launch import StageLaunch, is_code, source_of
 from aligndistil.launch.stage import StopSignal
 from aligndistil.models import model_exists, model_hash

@@ -11,9 +11,9 @@ import rich
 from rich.markup import escape
 
 from aligndistil import launcher, shipped
-from aligndistil.artefacts.files import is_aside
 from aligndistil.artefacts.outputs import check_folder
 from aligndistil.errors import UserError
+from aligndistil.files import is_aside
 from aligndistil.recipe import Recipe, load_recipe
 from aligndistil.report import (
     Comparison,

@@ -11,7 +11,7 @@ import aligndistil
 ROOT = Path(aligndistil.__file__).parent
 
 LAYERS = [
-    ["errors", "assets"],
+    ["errors", "assets", "files"],
     ["maths", "batch"],
     ["objectives"],
     ["recipe"],

@@ -16,10 +16,10 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from aligndistil.artefacts.environment import Environment
-from aligndistil.artefacts.files import is_aside, write_text
 from aligndistil.artefacts.metrics import MetricsLog
 from aligndistil.artefacts.trackers import open_trackers
 from aligndistil.errors import UserError
+from aligndistil.files import is_aside, write_text
 
 logger = logging.getLogger(__name__)
 LOCK = ".lock"

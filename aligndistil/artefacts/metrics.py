@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from aligndistil.artefacts.files import write_bytes
 from aligndistil.artefacts.trackers import Tracker
+from aligndistil.files import write_bytes
 
 OWN_KEYS = frozenset({"step", "split", "not_finite"})
 

@@ -17,6 +17,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from aligndistil.errors import UserError
+from aligndistil.files import settle
 
 START, PROMPT_LENGTH, RESPONSE_LENGTH, FLAGS = range(4)
 DESIRABLE, PROMPT_TRUNCATED, RESPONSE_TRUNCATED, SHIFTED = 1, 2, 4, 8
@@ -78,8 +79,7 @@ def _read(folder: Path) -> EncodedRows | None:
 
 def _write(folder: Path, encoded: EncodedRows) -> EncodedRows:
     aside = folder.with_name(f"{folder.name}.partial")
-    for leftover in (aside, folder):
-        shutil.rmtree(leftover, ignore_errors=True)
+    shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
     arrays = {name: aside / f"{name}.npy" for name in ("tokens", "rows", "origins")}
     for name, path in arrays.items():
@@ -91,5 +91,5 @@ def _write(folder: Path, encoded: EncodedRows) -> EncodedRows:
         "dropped": encoded.dropped,
     }
     (aside / "about.json").write_text(json.dumps(about), encoding="utf-8")
-    aside.rename(folder)
+    settle(aside, folder)
     return encoded

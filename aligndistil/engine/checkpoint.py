@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import re
 import shutil
@@ -15,6 +14,7 @@ import torch
 
 from aligndistil.engine.engine import Engine
 from aligndistil.errors import UserError
+from aligndistil.files import settle
 
 _RECORD = "checkpoint.json"
 _NAME = re.compile(r"checkpoint-(\d+)$")
@@ -42,10 +42,7 @@ def save_checkpoint(engine: Engine, folder: Path, state: dict[str, Any], *, keep
     if processes.is_main:
         record = {"state": state, "processes": processes.world, "zero_stage": engine.zero_stage}
         (aside / _RECORD).write_text(json.dumps(record, indent=2))
-        _sync_to_disk(aside)
-        if target.exists():
-            shutil.rmtree(target)
-        aside.rename(target)
+        settle(aside, target)
         for old in checkpoints(folder)[:-keep]:
             shutil.rmtree(old)
     processes.barrier()
@@ -85,10 +82,3 @@ def _random_states() -> dict[str, Any]:
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
     }
-
-
-def _sync_to_disk(folder: Path) -> None:
-    for path in (*folder.rglob("*"), folder):
-        descriptor = os.open(path, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)

@@ -23,6 +23,7 @@ from aligndistil.engine.policy import FrozenModel
 from aligndistil.engine.processes import Processes
 from aligndistil.engine.token_terms import FrozenRole
 from aligndistil.errors import UserError
+from aligndistil.files import settle
 
 _ABOUT = "about.json"
 _VERSION = 2
@@ -128,8 +129,7 @@ def write_cache(
         )
     if processes.is_main:
         _write_about(aside, parts)
-        shutil.rmtree(folder, ignore_errors=True)
-        aside.rename(folder)
+        settle(aside, folder)
     processes.barrier()
 
 
@@ -168,16 +168,11 @@ def _write_part(
 
 
 def _write_about(folder: Path, parts: Sequence[_Part]) -> None:
-    """The last file of a cache; with it, the folder's own entries are on the disk."""
+    """The last file of a cache."""
     widest = max(parts, key=lambda part: part.width)
     told = [{"rows": part.rows, "bytes": part.bytes, "sha256": part.sha256} for part in parts if part.rows]
-    with (folder / _ABOUT).open("w", encoding="utf-8") as stream:
-        json.dump({"width": widest.width, "dtype": widest.dtype, "parts": told}, stream)
-        stream.flush()
-        os.fsync(stream.fileno())
-    descriptor = os.open(folder, os.O_RDONLY)
-    os.fsync(descriptor)
-    os.close(descriptor)
+    about = {"width": widest.width, "dtype": widest.dtype, "parts": told}
+    (folder / _ABOUT).write_text(json.dumps(about), encoding="utf-8")
 
 
 def unique_rows(rows: Sequence[Row]) -> list[Row]:

@@ -8,6 +8,8 @@ from pathlib import Path
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from aligndistil.files import settle
+
 
 def export_model(
     model: PreTrainedModel,
@@ -36,9 +38,7 @@ def export_model(
     model.config.use_cache = cached
     tokenizer.save_pretrained(aside)
     (aside / "README.md").write_text(card, encoding="utf-8")
-    if folder.exists():
-        shutil.rmtree(folder)
-    aside.rename(folder)
+    settle(aside, folder)
 
 
 def _save_generating(

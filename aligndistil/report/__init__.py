@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from aligndistil.artefacts.files import write_text
+from aligndistil.files import write_text
 from aligndistil.report.combine import combine
 from aligndistil.report.curves import Curve, Method, curves_of, read_methods
 from aligndistil.report.figures import curve_figure, save_figure

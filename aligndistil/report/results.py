@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
-from aligndistil.artefacts.files import write_text
+from aligndistil.files import write_text
 from aligndistil.errors import UserError
 
 INITIAL = "initial"

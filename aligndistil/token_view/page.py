@@ -14,9 +14,9 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from aligndistil import __version__
-from aligndistil.artefacts.files import write_text
 from aligndistil.artefacts.outputs import check_file
 from aligndistil.engine.policy import on_device
+from aligndistil.files import write_text
 from aligndistil.models import load_model, load_tokenizer, shared_vocab, stop_ids
 from aligndistil.objectives.base import Role
 from aligndistil.progress import Steps

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from aligndistil.artefacts import Done, Environment, RunFolder, StageFolder
-from aligndistil.artefacts.files import aside_of, write_text
+from aligndistil.files import aside_of, write_text
 from aligndistil.errors import UserError
 
 ENVIRONMENT = Environment.collect(world_size=2, devices=["H200"])

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import yaml
 
-from aligndistil.artefacts.files import write_text
+from aligndistil.files import write_text
 
 PROJECT = "aligndistil"
 """The project, or experiment, that runs are filed under unless the tracker's own environment variable names another."""

@@ -1,8 +1,9 @@
-"""Files that are there whole or not at all: written aside in the same folder, then renamed."""
+"""Files and folders that are there whole or not at all: written aside in the same folder, then renamed."""
 
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 ASIDE = ".aside"
@@ -32,3 +33,24 @@ def write_bytes(path: Path, content: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     aside.replace(path)
+
+
+def settle(aside: Path, target: Path) -> None:
+    """A complete folder takes the name of `target` and the place of what was there.
+
+    It is on the disk before it is renamed: after a power cut, what has the name is whole.
+    """
+    for path in (*aside.rglob("*"), aside):
+        _sync(path)
+    if target.exists():
+        shutil.rmtree(target)
+    aside.rename(target)
+    _sync(target.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
