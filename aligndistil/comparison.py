@@ -29,8 +29,6 @@ from aligndistil.evaluation import (
     rewards_of,
 )
 from aligndistil.files import write_text
-from aligndistil.launch import is_code, source_of
-from aligndistil.launch.python_reward import PythonReward
 from aligndistil.models import load_model, load_scalar_model, load_tokenizer, model_hash, pick_dtype
 from aligndistil.progress import Steps
 from aligndistil.recipe import Recipe, stage_of
@@ -172,8 +170,6 @@ class _Models:
         if path is None:
             return None
         tokenizer = load_tokenizer(locate(self._run, self._plan.initial), section)
-        if is_code(path):
-            return PythonReward(path, tokenizer)
         theirs = load_tokenizer(locate(self._run, path), section)
         return self.scalar(path) if theirs.get_vocab() == tokenizer.get_vocab() else None
 
@@ -211,8 +207,6 @@ class _Keys:
         return _sha(*told, reward, self._bench.foreign_hash(name))
 
     def _identity(self, path: str) -> str:
-        if is_code(path):
-            return source_of(path)
         name = stage_of(path)
         return model_hash(path) if name is None else self._weights[name]
 

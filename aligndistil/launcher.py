@@ -21,6 +21,7 @@ from aligndistil.errors import EXIT_SIGINT, EXIT_SIGTERM, EXIT_USAGE, Interrupte
 
 if TYPE_CHECKING:
     from aligndistil.recipe import Recipe
+    from aligndistil.report import Comparison
 
 _OURS = "ALIGNDISTIL_LAUNCHED"
 """Set in processes that `start` started: the parent prints what went wrong, once."""
@@ -171,21 +172,25 @@ def train(recipe: Recipe, *, stage: str | None, fresh: bool, allow_code: bool) -
     """Run the pipeline in this process, and show what came out."""
     from aligndistil.engine.processes import launched_rank
     from aligndistil.pipeline import run_recipe
-    from aligndistil.report import rewards_rich, rich_table
 
     finished = run_recipe(recipe, stage=stage, fresh=fresh, allow_code=allow_code)
     if launched_rank() != 0:
         return
-    rich.print()
     if finished.comparison is not None:
-        rich.print(rich_table(finished.comparison.table))
-        if finished.comparison.table.rewards:
-            rich.print()
-            rich.print(rewards_rich(finished.comparison.table.rewards))
+        show(finished.comparison.table, finished.run / "report", finished.comparison.files)
+    rich.get_console().print(escape(f"model   {finished.final}"), soft_wrap=True)
+
+
+def show(table: Comparison, folder: Path, files: Iterable[Path]) -> None:
+    """Print a comparison, and where its files are."""
+    from aligndistil.report import rewards_rich, rich_table
+
+    for shown in (rich_table(table), *([rewards_rich(table.rewards)] if table.rewards else [])):
         rich.print()
-        names = ", ".join(file.name for file in finished.comparison.files)
-        rich.print(escape(f"report  {finished.run / 'report'}/ ({names})"))
-    rich.print(escape(f"model   {finished.final}"))
+        rich.print(shown)
+    rich.print()
+    names = ", ".join(file.name for file in files)
+    rich.get_console().print(escape(f"report  {folder}/ ({names})"), soft_wrap=True)
 
 
 def environment_report() -> dict[str, Any]:

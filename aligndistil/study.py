@@ -4,27 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import rich
-from rich.markup import escape
 
 from aligndistil import launcher, shipped
 from aligndistil.artefacts.outputs import check_folder
 from aligndistil.errors import UserError
 from aligndistil.files import is_aside
 from aligndistil.recipe import Recipe, load_recipe
-from aligndistil.report import (
-    Comparison,
-    combine,
-    draw_pictures,
-    is_run,
-    read_runs,
-    rewards_rich,
-    rich_table,
-    write_report,
-)
+from aligndistil.report import combine, draw_pictures, is_run, read_runs, write_report
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,15 +29,6 @@ class Options:
     jobs: int = 1
     """Seeds that are trained at the same time."""
     allow_code: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Compared:
-    """What was compared, and where the files are."""
-
-    table: Comparison
-    folder: Path
-    files: list[Path] = field(default_factory=list)
 
 
 def compare(given: Sequence[str], options: Options) -> int:
@@ -66,41 +47,30 @@ def compare(given: Sequence[str], options: Options) -> int:
         from aligndistil.engine.processes import launched_rank
 
         if launched_rank() == 0:
-            _show(_of_recipe(recipe, options))
+            _report_on_recipe(recipe, options)
         return 0
     _check_runs(given, options)
-    _show(_of_runs([Path(path) for path in given], options.out))
+    _report_on_runs([Path(path) for path in given], options.out)
     return 0
 
 
-def _of_recipe(path: Path, options: Options) -> Compared:
+def _report_on_recipe(path: Path, options: Options) -> None:
     base = load_recipe(path, options.overrides).output_dir
     runs = [base] if options.seeds == 1 else [_seed_folder(base, k) for k in range(options.seeds)]
-    return _written(runs, options.out or base / "report")
+    _report(runs, options.out or base / "report")
 
 
-def _of_runs(paths: Sequence[Path], out: Path | None) -> Compared:
+def _report_on_runs(paths: Sequence[Path], out: Path | None) -> None:
     """Nothing is trained and no model is loaded."""
     # Where several runs meet, or another program's lies, is not the place of the report.
     own = len(paths) == 1 and is_run(paths[0])
-    return _written(paths, out or (paths[0] / "report" if own else Path("report")))
+    _report(paths, out or (paths[0] / "report" if own else Path("report")))
 
 
-def _written(runs: Sequence[Path], folder: Path) -> Compared:
+def _report(runs: Sequence[Path], folder: Path) -> None:
     table, logs = combine(read_runs(runs))
     files = write_report(folder, table)
-    return Compared(table, folder, [*files, *draw_pictures(folder, table, logs)])
-
-
-def _show(compared: Compared) -> None:
-    rich.print()
-    rich.print(rich_table(compared.table))
-    if compared.table.rewards:
-        rich.print()
-        rich.print(rewards_rich(compared.table.rewards))
-    rich.print()
-    names = ", ".join(file.name for file in compared.files)
-    rich.get_console().print(escape(f"report  {compared.folder}/ ({names})"), soft_wrap=True)
+    launcher.show(table, folder, [*files, *draw_pictures(folder, table, logs)])
 
 
 def _is_run(name: str) -> bool:

@@ -51,7 +51,7 @@ def read_logs(path: Path) -> list[Log]:
     if path.is_file():
         return [_theirs(path) if path.suffix == ".json" else _ours(path)]
     logs = _in_folder(path) if path.is_dir() else []
-    for seed in () if path.exists() else _seeds(path.parent):
+    for seed in () if path.exists() else seed_folders(path.parent):
         logs += _in_folder(seed / path.name)
     if logs:
         return logs
@@ -70,14 +70,15 @@ def _in_folder(path: Path) -> list[Log]:
         return [_theirs(state)]
     # A stage that was trained again is kept as STAGE.old-1; a stage's name has no dot.
     stages = [found for found in sorted(path.glob(f"*/{METRICS}")) if "." not in found.parent.name]
-    seeds = _seeds(path)
+    seeds = seed_folders(path)
     logs = [_ours(found) for found in stages if found.parent not in seeds]
     for seed in seeds:
         logs += _in_folder(seed)
     return logs
 
 
-def _seeds(path: Path) -> list[Path]:
+def seed_folders(path: Path) -> list[Path]:
+    """`path`/seed-0, seed-1 ..., in order."""
     found = [folder for folder in path.glob("seed-*") if _is_seed(folder.name) and folder.is_dir()]
     return sorted(found, key=lambda folder: _number(folder.name))
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from aligndistil.artefacts import Done, RunFolder
 from aligndistil.errors import UserError
-from aligndistil.report.logs import METRICS, STATE, Log, read_logs
+from aligndistil.report.logs import METRICS, STATE, Log, read_logs, seed_folders
 from aligndistil.report.results import Comparison, ModelResult, load_results
 
 REPORT = Path("report") / "comparison.json"
@@ -102,12 +102,6 @@ def _with_notes(run: Run, notes: Sequence[str]) -> Run:
 def is_run(path: Path) -> bool:
     """Whether `path` is a run of ours that has been compared, or holds seeds of one."""
     return any((folder / REPORT).is_file() for folder in (path, *seed_folders(path)))
-
-
-def seed_folders(path: Path) -> list[Path]:
-    """`path`/seed-0, seed-1 ..., in order."""
-    found = [folder for folder in path.glob("seed-*") if folder.name[5:].isdecimal() and folder.is_dir()]
-    return sorted(found, key=lambda folder: int(folder.name[5:]))
 
 
 def _ours(path: Path, group: Path) -> Run:
