@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +21,7 @@ Array = NDArray[np.float64]
 UNITS = {"step": "steps", "tokens": "tokens", "seconds": "seconds"}
 """What x counts; any other x is a metric."""
 WINDOWS = 12
-"""By default a line averages over a twelfth of the shortest curve, and a curve of fewer than 24 points is as it is."""
+"""By default a line averages over a twelfth of its curve, and a curve of fewer than 24 points is as it is."""
 BOOKKEEPING = {"step", "split"}
 
 
@@ -28,10 +30,24 @@ class Method:
     """One curve's logs: the same training with one or several seeds."""
 
     names: tuple[str, ...]
-    """What it can be called, from short to unmistakable."""
+    """What it can be called, from short to unmistakable; notes on the terminal have the third."""
     logs: tuple[Log, ...]
     asked: str
     """The argument it came from."""
+
+
+class Usual(NamedTuple):
+    """How far a moving average looks to either side where no number of steps is asked for."""
+
+    steps: float
+    windows: int
+    """How many such averages stand side by side in a curve of the usual length."""
+
+    def on(self, steps: Array) -> float:
+        """The same for all curves, but no wider than fits into its own, and no narrower than to the next point."""
+        if self.steps == 0 or len(steps) < 2 * self.windows:
+            return 0.0
+        return max(min(self.steps, _reach(steps, self.windows)), float(np.median(np.diff(steps))))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -63,10 +79,16 @@ class Curve:
         """(P,) standard deviation over seeds, with S - 1 in the denominator; None of one seed."""
         return self.values.std(axis=0, ddof=1) if self.seeds > 1 else None
 
-    def smoothed(self, reach: float, *, x_too: bool = False) -> Curve:
+    def reach(self, asked: float | Usual) -> float:
+        """The steps on either side that `asked` is for this curve; 0 where no points are so near to each other."""
+        steps = asked.on(self.steps) if isinstance(asked, Usual) else float(asked)
+        return steps if (np.diff(self.steps) <= steps).any() else 0.0
+
+    def smoothed(self, reach: float | Usual, *, x_too: bool = False) -> Curve:
         """Each seed's moving average over the points within `reach` steps on either side."""
-        values = moving_average(self.steps, self.values, reach)
-        return replace(self, values=values, x=moving_average(self.steps, self.x, reach) if x_too else self.x)
+        steps = self.reach(reach)
+        values = moving_average(self.steps, self.values, steps)
+        return replace(self, values=values, x=moving_average(self.steps, self.x, steps) if x_too else self.x)
 
 
 class Found(NamedTuple):
@@ -77,18 +99,26 @@ class Found(NamedTuple):
 
 
 def read_methods(runs: Sequence[str | Path]) -> list[Method]:
-    """The logs of `runs`, seeds of the same stage together. `LABEL=RUN` gives the name. Raises as `read_logs` does."""
-    grouped: dict[tuple[Path, str], tuple[str, str, dict[Path, Log]]] = {}
+    """The logs of `runs`, seeds of the same stage together. `LABEL=RUN` gives the name.
+
+    Raises UserError for a log that two of `runs` hold, and as `read_logs` does.
+    """
+    grouped: dict[tuple[str, Path, str], tuple[str, dict[Path, Log]]] = {}
+    read_before: set[Path] = set()
     for run in map(str, runs):
         label, path = _label_and_path(run)
-        for log in read_logs(path):
-            _, _, logs = grouped.setdefault((log.group, log.stage), (label, run, {}))
-            logs[log.path.resolve()] = log
+        logs = {log.path.resolve(): log for log in read_logs(path)}
+        for place, log in logs.items():
+            if place in read_before:
+                raise UserError(f"{log.path.parent} was given twice")
+            grouped.setdefault((label, log.group, log.stage), (run, {}))[1][place] = log
+        read_before |= logs.keys()
     if not grouped:
         raise UserError("give at least one run: a run folder, a stage folder, a metrics.jsonl or TRL's output folder")
+    same_stage = len({stage for _, _, stage in grouped}) == 1
     return [
-        Method(_names(label, next(iter(logs.values()))), tuple(logs.values()), run)
-        for label, run, logs in grouped.values()
+        Method(_names(label, next(iter(logs.values())), same_stage), tuple(logs.values()), run)
+        for (label, _, _), (run, logs) in grouped.items()
     ]
 
 
@@ -97,19 +127,32 @@ def _label_and_path(run: str) -> tuple[str, Path]:
     return (label, Path(path)) if equals and not Path(run).exists() else ("", Path(run))
 
 
-def _names(label: str, log: Log) -> tuple[str, ...]:
+def _names(label: str, log: Log, same_stage: bool) -> tuple[str, ...]:
+    """Without a label the stage, or the run where all are the same stage; run/stage; and one folder more each time.
+
+    None of them is of a seed: `log` is that of one of several.
+    """
     stage = log.stage or log.run
     if label:
-        return (label, label, f"{label}/{stage}", f"{label}/{stage} ({log.group})")
-    return (stage, log.run, f"{log.run}/{stage}" if log.stage else log.run, str(log.path.parent))
+        return (label, f"{label}/{stage}", f"{label}/{stage}", f"{label}/{stage} ({log.group})")
+    folders = [*log.group.parts[:-1], log.run, *([log.stage] if log.stage else [])]
+    full = "/".join(folders[-2:]) if log.stage else log.run
+    return (stage, log.run if same_stage else full, full, *("/".join(folders[-n:]) for n in range(3, len(folders) + 1)))
 
 
 def _labels(methods: Sequence[Method]) -> list[str]:
-    """The shortest kind of name that tells the methods apart."""
-    for names in zip(*(method.names for method in methods), strict=True):
-        if len(set(names)) == len(methods):
-            return list(names)
-    return [method.names[-1] for method in methods]
+    """The shortest name of each that no other has."""
+    lengths = [0] * len(methods)
+    while True:
+        labels = [method.names[length] for method, length in zip(methods, lengths, strict=True)]
+        often = Counter(labels)
+        longer = [
+            length + (often[label] > 1 and length + 1 < len(method.names))
+            for method, label, length in zip(methods, labels, lengths, strict=True)
+        ]
+        if longer == lengths:
+            return labels
+        lengths = longer
 
 
 def metrics_in(methods: Sequence[Method]) -> list[str]:
@@ -246,10 +289,14 @@ def _guess(metric: str, there: Sequence[str]) -> str:
     return f"{guess} The metrics are {listed(near)}" if guess else f"; the metrics are {listed(near)}"
 
 
-def default_reach(curves: Sequence[Curve], windows: int = WINDOWS) -> float:
-    """Half a twelfth of the steps of the shortest curve, the same for all; 0 where no curve has points that close."""
-    reach = float(min(curve.steps[-1] - curve.steps[0] for curve in curves) // (2 * windows))
-    return reach if any((np.diff(curve.steps) <= reach).any() for curve in curves) else 0.0
+def default_reach(curves: Sequence[Curve], windows: int = WINDOWS) -> Usual:
+    """Half a twelfth of the steps of the curve of middle length (the shorter of two), of those that have the points."""
+    reaches = [_reach(curve.steps, windows) for curve in curves if len(curve.steps) >= 2 * windows]
+    return Usual(statistics.median_low(reaches) if reaches else 0.0, windows)
+
+
+def _reach(steps: Array, windows: int) -> float:
+    return float((steps[-1] - steps[0]) // (2 * windows))
 
 
 def moving_average(at: Array, values: Array, reach: float) -> Array:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import io
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from aligndistil.artefacts.files import write_bytes
 from aligndistil.errors import UserError
-from aligndistil.report.curves import UNITS, Array, Curve
-from aligndistil.report.labels import End, label_beside, label_in_margin
-from aligndistil.report.palette import GROUND, INK, MUTED, Look, looks
+from aligndistil.files import write_bytes
+from aligndistil.report.captions import caption_of
+from aligndistil.report.curves import UNITS, Array, Curve, Usual
+from aligndistil.report.labels import End, column_height, label_beside, label_in_margin
+from aligndistil.report.palette import GROUND, INK, MUTED, looks
 from aligndistil.report.panels import panel_of
-from aligndistil.report.thresholds import Reached, Threshold
+from aligndistil.report.thresholds import Threshold
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -60,15 +60,20 @@ FORMATS: dict[str, dict[str, Any]] = {
 }
 X_AXES = {"step": "optimizer steps", "tokens": "tokens trained on", "seconds": "seconds of training"}
 WIDTH, HEIGHT, LINE = 7.6, 4.2, 0.175
-"""Inches: the figure, the axes with their labels, a line of the caption."""
-CHARACTERS = 108
-"""In a line of the caption."""
+"""Inches: the figure, the axes with their labels where few names stand beside them, a line of the caption."""
+AROUND = 1.0
+"""Inches above and below the axes, for the title and what x is."""
 FEW = 24
 """A line of fewer points shows them."""
 
 
 def curve_figure(
-    curves: Sequence[Curve], metric: str, x: str = "step", *, reach: float = 0.0, threshold: Threshold | None = None
+    curves: Sequence[Curve],
+    metric: str,
+    x: str = "step",
+    *,
+    reach: float | Usual = 0.0,
+    threshold: Threshold | None = None,
 ) -> Figure:
     """Draw `curves` (as `curves_of` gives them) smoothed over `reach` steps on either side.
 
@@ -80,21 +85,25 @@ def curve_figure(
     from matplotlib.figure import Figure
 
     against = x not in UNITS
-    caption = _caption(curves, metric, x, reach, threshold)
+    caption = caption_of(curves, metric, x, reach, threshold)
     with matplotlib.rc_context(STYLE):
         below = (len(caption) + 1) * LINE if caption else 0.0
-        figure = Figure(figsize=(WIDTH, HEIGHT + below), dpi=100)
-        share = below / (HEIGHT + below)
+        above = HEIGHT if against else max(HEIGHT, AROUND + column_height(len(curves)))
+        figure = Figure(figsize=(WIDTH, above + below), dpi=100)
+        share = below / (above + below)
         figure.set_layout_engine("constrained", rect=(0, share, 1, 1 - share), w_pad=0.1, h_pad=0.1)
         axes = figure.subplots()
         _name_axes(axes, metric, x)
         smooth = [curve.smoothed(reach, x_too=against) for curve in curves]
-        (_draw_paths if against else _draw_lines)(axes, curves, smooth, reach)
+        if against:
+            _draw_paths(axes, smooth)
+        else:
+            _draw_lines(axes, curves, smooth, reach)
         if threshold is not None:
             _mark(axes, smooth, threshold)
         _label(axes, smooth, against)
         figure.text(
-            0.1 / WIDTH, 0.5 * LINE / (HEIGHT + below), "\n".join(caption), va="bottom", fontsize=8.5, color=MUTED,
+            0.1 / WIDTH, 0.5 * LINE / (above + below), "\n".join(caption), va="bottom", fontsize=8.5, color=MUTED,
             linespacing=1.35, parse_math=False,
         )  # fmt: skip
         figure.draw_without_rendering()
@@ -140,22 +149,22 @@ def _format(axis: Axis, percent: bool, whole: bool = False) -> None:
         axis.set_major_formatter(EngFormatter(sep=""))
 
 
-def _draw_lines(axes: Axes, curves: Sequence[Curve], smooth: Sequence[Curve], reach: float) -> None:
+def _draw_lines(axes: Axes, curves: Sequence[Curve], smooth: Sequence[Curve], reach: float | Usual) -> None:
     for raw, curve, look in zip(curves, smooth, looks(len(curves)), strict=True):
         x, mean, deviation = curve.mean_x, curve.mean, curve.deviation
         if deviation is not None:
             axes.fill_between(x, mean - deviation, mean + deviation, color=look.line, alpha=0.16, lw=0, zorder=2)
-        elif reach > 0:
+        elif raw.reach(reach) > 0:
             axes.plot(x, raw.mean, color=look.line, lw=0.8, alpha=0.3, zorder=2, label="_values")
         dots = "." if len(x) < FEW else None
         axes.plot(x, mean, color=look.line, ls=look.dashes, lw=2, marker=dots, ms=8, zorder=3, label=curve.label)
-        _dot(axes, x[-1], mean[-1], look)
+        _dot(axes, x[-1], mean[-1], look.dot(6.5, GROUND))
     right = max(float(curve.mean_x[-1]) for curve in curves)
     left = min(float(curve.mean_x[0]) for curve in curves)
     axes.set_xlim(min(0.0, left), right * 1.005 if right > 0 else 1.0)
 
 
-def _draw_paths(axes: Axes, curves: Sequence[Curve], smooth: Sequence[Curve], reach: float) -> None:
+def _draw_paths(axes: Axes, smooth: Sequence[Curve]) -> None:
     for curve, look in zip(smooth, looks(len(smooth)), strict=True):
         x, mean, deviation = curve.mean_x, curve.mean, curve.deviation
         for one_x, values in zip(curve.x, curve.values, strict=True) if curve.seeds > 1 else ():
@@ -166,16 +175,18 @@ def _draw_paths(axes: Axes, curves: Sequence[Curve], smooth: Sequence[Curve], re
             axes.errorbar(
                 x[-1], mean[-1], xerr=spread_x[-1], yerr=deviation[-1], color=look.line, lw=1.1, capsize=2.5, zorder=4
             )
-        _dot(axes, x[0], mean[0], look, hollow=True)
-        _dot(axes, x[-1], mean[-1], look)
+        # Whatever tells curves apart elsewhere: here a hollow marker is a beginning.
+        _dot(axes, x[0], mean[0], look._replace(fill="none").dot(6.5, GROUND))
+        _dot(axes, x[-1], mean[-1], look._replace(fill="full").dot(6.5))
     axes.margins(x=0.06, y=0.08)
     left, right = axes.get_xlim()
-    axes.set_xlim(min(left, 0.0) if left < 0.3 * right else left, right + 0.18 * (right - left))  # room for the names
+    if left < 0.3 * right:
+        left = 0.0 if min(curve.x.min() for curve in smooth) >= 0 else min(left, 0.0)
+    axes.set_xlim(left, right + 0.18 * (right - left))  # room for the names
 
 
-def _dot(axes: Axes, x: float, y: float, look: Look, hollow: bool = False) -> None:
-    fill, edge = (GROUND, look.line) if hollow else (look.line, GROUND)
-    axes.plot(x, y, look.marker, ms=6.5, color=look.line, mfc=fill, mec=edge, mew=1.0, zorder=5, clip_on=False)
+def _dot(axes: Axes, x: float, y: float, dot: dict[str, Any]) -> None:
+    axes.plot(x, y, ls="none", zorder=5, clip_on=False, **dot)
 
 
 def _mark(axes: Axes, smooth: Sequence[Curve], threshold: Threshold) -> None:
@@ -183,12 +194,12 @@ def _mark(axes: Axes, smooth: Sequence[Curve], threshold: Threshold) -> None:
     for curve, one, look in zip(smooth, threshold.reached, looks(len(smooth)), strict=True):
         if one.x is not None:
             y = float(np.interp(one.x, curve.mean_x, curve.mean))
-            axes.plot(one.x, y, look.marker, ms=6, mfc=GROUND, mec=look.line, mew=1.4, zorder=5, label="_reached")
+            axes.plot(one.x, y, ls="none", zorder=5, label="_reached", **look._replace(fill="none").dot(6, GROUND))
 
 
 def _label(axes: Axes, smooth: Sequence[Curve], against: bool) -> None:
     ends = [
-        End(curve.label, float(curve.mean_x[-1]), float(curve.mean[-1]), look.text)
+        End(curve.label, float(curve.mean_x[-1]), float(curve.mean[-1]), look)
         for curve, look in zip(smooth, looks(len(smooth)), strict=True)
     ]
     if against:
@@ -205,61 +216,3 @@ def _drawn(curve: Curve) -> list[Array]:
         end, arm = paths[-1][-1], np.linspace(-1, 1, 21)[:, None]
         paths += [end + arm * side * np.array(paths)[:-1, -1].std(axis=0, ddof=1) for side in np.eye(2)]
     return paths
-
-
-def _caption(curves: Sequence[Curve], metric: str, x: str, reach: float, threshold: Threshold | None) -> list[str]:
-    told = [f"{metric}{'' if x in UNITS else f' against {x}'}. {_what_is_drawn(curves, x, reach)}"]
-    if threshold is not None:
-        told.append(
-            f"{in_words(threshold, x)} "
-            + "; ".join(needed(one, x).replace(" ", "\N{NO-BREAK SPACE}") for one in threshold.fastest_first)
-            + "."
-        )
-    return [line for text in told for line in textwrap.wrap(text, CHARACTERS, break_on_hyphens=False)]
-
-
-def _what_is_drawn(curves: Sequence[Curve], x: str, reach: float) -> str:
-    parts = []
-    several = max(curve.seeds for curve in curves) > 1
-    number = _number_of_seeds(curves)
-    if x not in UNITS:
-        parts.append("Each path runs from the first step (hollow) to the last (filled).")
-        if several:
-            parts.append(f"Heavy: mean over {number}; light: each seed; cross: one standard deviation over the seeds.")
-    elif several:
-        parts.append(f"Line: mean over {number}; band: one standard deviation over the seeds on either side.")
-        if x != "step":
-            parts.append(f"{UNITS[x].capitalize()} are the mean over the seeds at the same step.")
-    elif reach > 0:
-        parts.append("Light: the values that were logged.")
-    if reach > 0:
-        parts.append(f"{'Each seed smoothed' if several else 'Smoothed'}: mean over {reach:g} steps on either side.")
-    return " ".join(parts)
-
-
-def _number_of_seeds(curves: Sequence[Curve]) -> str:
-    """`3 seeds`; where it differs, `3 (a, b) or 1 (c) seeds`."""
-    counts = sorted({curve.seeds for curve in curves}, reverse=True)
-    if len(counts) == 1:
-        return f"{counts[0]} seeds"
-    named = [f"{n} ({', '.join(curve.label for curve in curves if curve.seeds == n)})" for n in counts]
-    return " or ".join(named) + " seeds"
-
-
-def in_words(threshold: Threshold, x: str) -> str:
-    """The threshold and how it was chosen, as the beginning of a sentence."""
-    return f"{UNITS[x].capitalize()} to reach {threshold.value:.3g} ({threshold.chosen}):"
-
-
-def needed(one: Reached, x: str) -> str:
-    """What one method needs, and how many times what the fastest does."""
-    if one.x is None:
-        return f"{one.label} never, in {amount(one.last_x)}"
-    if one.from_the_start:
-        return f"{one.label} from its first point"
-    return f"{one.label} {amount(one.x)}" + (f" ({one.ratio:.1f}x)" if one.ratio is not None else "")
-
-
-def amount(x: float) -> str:
-    """A number of steps, tokens or seconds."""
-    return f"{x:,.0f}" if x >= 100 or x == int(x) else f"{x:.3g}"

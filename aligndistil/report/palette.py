@@ -16,6 +16,8 @@ DASHES: tuple[Any, ...] = (
     (0, (2.5, 2.5)),
 )
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+FILLS = ("full", "none", "left", "top", "right", "bottom")
+"""How much of a marker is filled, in matplotlib's words: the first seven wholly, the next seven not at all."""
 GROUND = "#FFFFFF"
 """The background is opaque: dark text and colours chosen for white stay legible on a dark page."""
 INK = "#262626"
@@ -31,15 +33,35 @@ class Look(NamedTuple):
     text: str
     dashes: Any
     marker: str
+    fill: str
+
+    def dot(self, size: float, ground: str = "none") -> dict[str, Any]:
+        """How matplotlib draws the marker; `ground` is the colour of what is not filled, by default see-through."""
+        full, hollow = self.fill == "full", self.fill == "none"
+        return {
+            "marker": self.marker,
+            "ms": size + (1 if self.marker in "PX" else 0),  # these have less of an area
+            "color": self.line,
+            "fillstyle": "full" if hollow else self.fill,
+            "mfc": ground if hollow else self.line,
+            "mfcalt": ground,
+            "mec": GROUND if full else self.line,
+            "mew": 0.8 if full else 1.2,
+        }
 
 
 def looks(number: int) -> list[Look]:
-    """One a method. After seven the colours come again with other dashes."""
+    """One a method. After seven the colours come again with other dashes, another marker and another fill of it."""
     n = len(COLOURS)
-    shifted = [(i, (i + i // n) % n) for i in range(number)]
     return [
-        Look(darkened(COLOURS[i % n], LINE_CONTRAST), darkened(COLOURS[i % n], TEXT_CONTRAST), DASHES[j], MARKERS[j])
-        for i, j in shifted
+        Look(
+            line=darkened(COLOURS[i % n], LINE_CONTRAST),
+            text=darkened(COLOURS[i % n], TEXT_CONTRAST),
+            dashes=DASHES[(i + i // n) % n],
+            marker=MARKERS[(i + i // n) % n],
+            fill=FILLS[i // n % len(FILLS)],
+        )
+        for i in range(number)
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,9 @@ from rich.console import RenderableType
 from rich.markup import escape
 from rich.table import Table
 
+from aligndistil.artefacts.outputs import check_file
+from aligndistil.errors import UserError
+from aligndistil.report.captions import amount, in_words
 from aligndistil.report.curves import (
     UNITS,
     WINDOWS,
@@ -22,7 +26,7 @@ from aligndistil.report.curves import (
     metric_by_step,
     read_methods,
 )
-from aligndistil.report.figures import amount, check_suffix, curve_figure, in_words, save_figure
+from aligndistil.report.figures import check_suffix, curve_figure, save_figure
 from aligndistil.report.panels import panel_of
 from aligndistil.report.thresholds import Reached, Threshold, steps_to
 
@@ -75,10 +79,14 @@ def plot_runs(
     `x` is step, tokens, seconds or a metric; `kl` is the KL that the runs have. The default metric is the reward of
     the policy's samples, and against a KL the gold reward where there is one. `window` is the number of steps on
     either side that the moving average takes in. Without `threshold` one is chosen for metrics that training raises,
-    where there are several methods. Raises UserError as `read_methods`, `curves_of` and `save_figure` do.
+    where there are several methods. Raises UserError for a threshold that is no number, and as `read_methods`,
+    `curves_of` and `save_figure` do.
     """
     if out is not None:
         check_suffix(out)
+        check_file(out)
+    if threshold is not None and not math.isfinite(threshold):
+        raise UserError(f"--threshold: {threshold} is no value that a curve can reach: give a finite number")
     methods = read_methods(runs)
     if x == "kl":
         x = _most_common(methods, KLS)

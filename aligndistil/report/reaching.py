@@ -42,9 +42,9 @@ def with_steps_to_reward(
 ) -> Comparison:
     """`steps_to_reward` of every row that has the curve, and the threshold they are counted to.
 
-    Curves are moving averages over a twelfth of the shortest. Without `value`, `steps_to` chooses it, which takes two
-    curves. Rows of several seeds are given the mean over seeds, where all get there; a row that begins there is given
-    none. A note says so when no row has the `metric` that was asked for.
+    Curves are moving averages over a twelfth of the curve of middle length. Without `value`, `steps_to` chooses it,
+    which takes two curves. Rows of several seeds are given the mean over seeds, where all get there; a row that begins
+    there is given none. A note says so when no row has the `metric` that was asked for.
     """
     comparison = comparison.model_copy(update={"threshold_metric": metric, "threshold_value": value})
     methods = methods_of(logs)

@@ -8,8 +8,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
-from aligndistil.files import write_text
 from aligndistil.errors import UserError
+from aligndistil.files import write_text
 
 INITIAL = "initial"
 """The row of the model that training began from."""

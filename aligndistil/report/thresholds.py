@@ -11,6 +11,8 @@ import numpy as np
 from aligndistil.report.curves import Array, Curve
 
 SHARE = 0.9
+LONG = 0.5
+"""A curve of fewer steps than this share of the longest has just begun."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +48,18 @@ def steps_to(curves: Sequence[Curve], value: float | None = None) -> Threshold |
     """The x that each curve, taken as it is (smooth it before), needs to `value`, and the ratios to the fastest.
 
     The value is approached from the side of the curves' starts; where it lies among them, in the direction that the
-    curves go. Without one, each curve that rises has come 90 % of
-    its own way somewhere, and the lowest of these values is taken, which they all get to; None when no curve rises.
+    curves go. Without one, each curve that rises has come 90 % of its own way somewhere, and the lowest of these values
+    is taken, which they all get to; a run that has just begun does not lower it. None when no curve rises.
     """
     ends = [(float(curve.mean[0]), float(curve.mean[-1])) for curve in curves]
     chosen, rising = "as asked", value is None or _rising(ends, value)
     if value is None:
-        risen = [first + SHARE * (last - first) for first, last in ends if last > first]
+        long = max(curve.steps[-1] for curve in curves) * LONG
+        risen = [
+            first + SHARE * (last - first)
+            for curve, (first, last) in zip(curves, ends, strict=True)
+            if last > first and curve.steps[-1] >= long
+        ]
         if not risen:
             return None
         value = min(risen)

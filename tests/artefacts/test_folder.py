@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 from aligndistil.artefacts import Done, Environment, RunFolder, StageFolder
-from aligndistil.files import aside_of, write_text
 from aligndistil.errors import UserError
+from aligndistil.files import aside_of, write_text
 
 ENVIRONMENT = Environment.collect(world_size=2, devices=["H200"])
 

@@ -1,5 +1,6 @@
 """Training logs from disk, ours and TRL's, and the curves made of them."""
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,20 @@ def test_a_stage_folder_and_its_file_are_the_same_log(tmp_path):
     for given in (path, path.parent):
         (log,) = read_logs(given)
         assert (log.path, log.run, log.stage, len(log.lines)) == (path, "run", "dpo", 2)
-    assert len(read_methods([path, path.parent])) == 1
+
+
+def test_a_log_that_is_given_twice_is_refused_whatever_it_is_called(tmp_path):
+    path = log_of(tmp_path / "run" / "dpo", sampled([0.1, 0.2]))
+    for twice in ([path, path.parent], [f"a={path.parent}", f"b={path.parent}"], [tmp_path / "run", path]):
+        with pytest.raises(UserError, match=f"{path.parent} was given twice"):
+            read_methods(twice)
+
+
+def test_seeds_that_are_given_different_labels_are_different_methods(tmp_path):
+    for seed in (0, 1):
+        log_of(tmp_path / f"seed-{seed}" / "dpo", sampled([seed]))
+    methods = read_methods([f"first={tmp_path / 'seed-0'}", f"second={tmp_path / 'seed-1'}"])
+    assert [(method.names[0], len(method.logs)) for method in methods] == [("first", 1), ("second", 1)]
 
 
 def test_folders_of_seeds_are_one_method_in_the_order_of_numbers(tmp_path):
@@ -249,9 +263,18 @@ def test_labels_are_as_short_as_tells_them_apart(tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     assert labels(two) == ["dpo", "simpo"]
     assert labels(one, two / "dpo") == ["one", "two"]
-    assert labels(one, two) == ["one/dpo", "two/dpo", "two/simpo"]
+    assert labels(one, two) == ["one/dpo", "two/dpo", "simpo"]
     assert labels(f"AlignDistil={one}", f"DPO, beta 0.1={two / 'dpo'}") == ["AlignDistil", "DPO, beta 0.1"]
     assert labels(f"mine={two}") == ["mine/dpo", "mine/simpo"]
+    assert labels(f"mine={two}", f"AlignDistil={one}") == ["mine/dpo", "mine/simpo", "AlignDistil"]
+
+
+def test_only_those_of_the_same_name_get_a_longer_one_and_it_is_not_of_a_seed(tmp_path):
+    for seed, folder in itertools.product((0, 1), ("a/out", "b/out")):
+        log_of(tmp_path / folder / f"seed-{seed}" / "dpo", sampled([0.1]))
+    log_of(tmp_path / "b" / "out" / "seed-0" / "kto", sampled([0.1]))
+    found = curves_of(read_methods([tmp_path / "a" / "out", tmp_path / "b" / "out"]), "num_tokens").curves
+    assert [one.label for one in found] == ["a/out/dpo", "b/out/dpo", "kto"]
 
 
 def test_a_moving_average_takes_what_is_within_reach_on_either_side():
@@ -261,11 +284,35 @@ def test_a_moving_average_takes_what_is_within_reach_on_either_side():
     assert moving_average(at, values, 0).tolist() == values.tolist()
 
 
-def test_by_default_all_curves_are_smoothed_over_a_twelfth_of_the_shortest():
+def reaches(*curves: Curve, windows: int = 12) -> list[float]:
+    usual = default_reach(curves, windows)
+    return [one.reach(usual) for one in curves]
+
+
+def test_by_default_all_curves_are_smoothed_over_a_twelfth_of_the_usual_length():
     long, short = curve("long", [[0.0] * 481]), curve("short", [[0.0] * 97])
-    assert default_reach([long, short]) == 4  # 96 // 24 on either side
-    assert default_reach([curve("few", [[0.0] * 23])]) == 0
-    assert default_reach([curve("far apart", [[0.0] * 3], [0, 50, 100])]) == 0
+    assert reaches(long, short) == [4, 4]  # 96 // 24 on either side, of the shorter of two
+    assert reaches(long, long, short) == [20, 20, 4]  # a short one sets its own window only
+    assert reaches(long, windows=4) == [60]
+    assert reaches(curve("few", [[0.0] * 23])) == [0]
+    assert reaches(curve("few", [[0.0] * 24])) == [0]  # 23 // 24
+    assert reaches(curve("far apart", [[0.0] * 3], [0, 50, 100])) == [0]
+
+
+def test_a_curve_that_has_just_begun_leaves_the_others_smooth():
+    begun = curve("begun", [[0.0] * 3])
+    assert reaches(*[curve("done", [[0.0] * 94])] * 2, begun) == [3, 3, 0]
+    usual = default_reach([curve("done", [[0.0] * 94]), begun])
+    assert curve("begun", [[1.0, 5.0, 0.0]]).smoothed(usual).values.tolist() == [[1.0, 5.0, 0.0]]
+
+
+def test_a_curve_of_every_fourth_step_is_averaged_over_its_neighbours():
+    every = curve("every step", [[0.0] * 94])
+    fourth = curve("every fourth", [[0.0, 6.0] * 12], [1.0 + 4 * i for i in range(24)])
+    assert reaches(every, fourth) == [3, 4]
+    assert fourth.smoothed(default_reach([every, fourth])).values[0, :3].tolist() == [3.0, 2.0, 4.0]
+    assert fourth.reach(3) == 0  # what is asked for is what is done
+    assert fourth.reach(4.0) == 4
 
 
 # ---- thresholds

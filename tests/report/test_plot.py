@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import sys
 from itertools import combinations, pairwise
 from pathlib import Path
@@ -18,6 +19,7 @@ from rich.console import Console
 from aligndistil.cli import main
 from aligndistil.errors import UserError
 from aligndistil.report import Curve, curve_figure, plot_runs, save_figure, steps_to
+from aligndistil.report.curves import default_reach
 from aligndistil.report.labels import spread
 from aligndistil.report.palette import GROUND, INK, MUTED, contrast, looks
 
@@ -104,6 +106,25 @@ def test_seeds_are_a_mean_line_in_a_band_of_one_sample_standard_deviation():
 def test_different_numbers_of_seeds_are_said_for_each_method():
     figure = curve_figure([curve("a", [[1.0, 4.0], [2.0, 4.0]]), curve("b", [[1.0, 1.0]])], REWARD)
     assert "mean over 2 (a) or 1 (b) seeds" in caption(figure)
+    many = [curve(f"a method of two seeds, {i}", [[1.0, 4.0], [2.0, 4.0]]) for i in range(9)]
+    assert "mean over 2 (9 curves) or 1 (b) seeds" in caption(curve_figure([*many, curve("b", [[1.0, 1.0]])], REWARD))
+
+
+def test_the_caption_says_who_is_smoothed_over_what_and_who_is_not():
+    every = [rising(label, 1.0, points=94) for label in ("a", "b")]
+    fourth = Curve("c", np.arange(1.0, 94, 4), np.arange(1.0, 94, 4)[None], np.zeros((1, 24)))
+    begun = curve("d", [[0.0, 1.0]])
+    figure = curve_figure([*every, fourth, begun], REWARD, reach=default_reach([*every, fourth, begun]))
+    assert "Smoothed: mean over 3 steps on either side (4: c). Not smoothed, too few points: d." in caption(figure)
+    assert len([one for one in figure.axes[0].lines if one.get_label() == "_values"]) == 3
+    assert points(line(figure, "d")) == [(1, 0.0), (2, 1.0)]
+    without = curve_figure([*every, fourth, begun], REWARD)
+    assert "moothed" not in caption(without)
+    some = [curve(f"begun number {i:02}", [[0.0, 1.0]]) for i in range(20)]
+    assert re.search(
+        r"begun number 05(, begun number 0\d)* and \d+ more\.",
+        caption(curve_figure([*every, *some], "a", reach=default_reach([*every, *some]))),
+    )
 
 
 def test_against_a_metric_a_method_is_a_path_with_a_cross_at_its_end():
@@ -117,6 +138,7 @@ def test_against_a_metric_a_method_is_a_path_with_a_cross_at_its_end():
     assert up.get_segments()[0].tolist() == [[6.0, 2 - 2**0.5], [6.0, 2 + 2**0.5]]
     assert figure.axes[0].get_xlabel() == "KL (nats a response)"
     assert "gold_reward against kl/policy_teacher." in caption(figure)
+    assert figure.axes[0].get_xlim()[0] == 0.0  # a KL is never less
 
 
 def test_a_threshold_is_marked_where_it_is_reached_and_stands_in_the_caption():
@@ -127,7 +149,10 @@ def test_a_threshold_is_marked_where_it_is_reached_and_stands_in_the_caption():
     # 2 * 12 / 48 and 1 * 24 / 48, the first point being step 1.
     marked = [points(one) for one in figure.axes[0].lines if one.get_label() == "_reached"]
     assert marked == [[(13.0, 0.5)], [(25.0, 0.5)]]
-    assert "Steps to reach 0.5 (as asked): fast 13 (1.0x); slow 25 (1.9x)." in caption(figure)
+    assert caption(figure).endswith("Steps to reach 0.5 (as asked): fast 13 (1.0x); slow 25 (1.9x).")
+    seeds = [curve("seeds", [[0.0, 1.0, 2.0], [0.0, 0.0, 4.0]])]
+    counted = "Counted on the mean line; a comparison's table has the mean of each seed's own."
+    assert caption(curve_figure(seeds, REWARD, threshold=steps_to(seeds, 1.0))).endswith(f"seeds 3 (1.0x). {counted}")
 
 
 # ---- names at the ends
@@ -152,6 +177,29 @@ def test_names_of_lines_that_end_together_do_not_overlap_and_stay_on_the_page():
     for text in names(figure):
         assert box(text).x0 > figure.axes[0].get_window_extent().x1
         assert box(text).x1 <= figure.bbox.x1
+
+
+def test_a_column_of_many_names_fits_beside_the_axes_and_no_line_of_it_hides_the_data():
+    curves = [rising(f"method number {i}", 1 + 0.001 * i) for i in range(40)]
+    figure, few = curve_figure(curves, REWARD), curve_figure(curves[:3], REWARD)
+    assert figure.get_figheight() > few.get_figheight()
+    assert overlaps(figure) == []
+    frame = figure.axes[0].get_window_extent()
+    for text in names(figure):
+        assert frame.y0 <= box(text).y0
+        assert box(text).y1 <= frame.y1
+        assert box(text).x1 <= figure.bbox.x1
+        assert text.arrow_patch is None
+    pieces = [one for one in figure.axes[0].lines if one.get_label() == "_sample"]
+    drawn = [line(figure, one.label) for one in curves]
+    for of in (Line2D.get_color, lambda one: str(one._unscaled_dash_pattern)):
+        assert [of(one) for one in pieces] == [of(one) for one in drawn]
+    assert all(text.arrow_patch is not None for text in names(few))
+
+
+def test_a_name_is_not_tied_across_the_data_to_a_line_that_has_just_begun():
+    figure = curve_figure([rising("done", 1.0), curve("begun", [[0.0, 1.0]])], REWARD)
+    assert [text.arrow_patch for text in names(figure)] == [None, None]
 
 
 def test_names_at_the_ends_of_paths_do_not_overlap():
@@ -196,6 +244,16 @@ def test_lines_and_words_stand_out_from_an_opaque_ground():
 def test_in_grey_print_each_of_49_methods_differs_in_colour_and_dashes_and_seven_in_dashes_alone():
     assert len({(look.line, str(look.dashes)) for look in looks(49)}) == 49
     assert len({str(look.dashes) for look in looks(7)}) == len({look.marker for look in looks(7)}) == 7
+
+
+def test_in_grey_print_42_markers_differ_and_those_of_one_colour_in_their_fill_too():
+    assert len({(look.marker, look.fill) for look in looks(42)}) == 42
+    assert {look.fill for look in looks(7)} == {"full"}
+    assert {look.fill for look in looks(14)[7:]} == {"none"}
+    first, eighth = looks(8)[0], looks(8)[7]
+    assert first.line == eighth.line
+    assert first.marker != eighth.marker
+    assert eighth.dot(7)["mfc"] == "none"
 
 
 @pytest.mark.parametrize("suffix", [".png", ".svg", ".pdf"])
@@ -249,7 +307,7 @@ def test_the_command_draws_prints_ratios_and_says_where_the_picture_is(command, 
     assert (code, err) == (0, "")
     words = " ".join(out.split())
     # The means run 0.1 above seed 0: 90 % of the way from 0.1 to 1.02, where the slower ends, is 0.928.
-    assert "Steps to reach 0.928 (90 % of the way from the start to the lowest final value):" in words
+    assert "Steps to reach 0.928 (90 % of the way" in words
     assert "fast 10 1.0x 11, 10, 9" in words
     assert "slow 22 2.2x never, 22, 20" in words
     assert out.strip().endswith("reward-token_mean.png")
@@ -274,6 +332,9 @@ def test_a_wrong_suffix_a_wrong_metric_and_a_missing_run_are_one_sentence_and_ex
             "did you mean `reward/token_mean`? The metrics are `reward/token_mean`",
         ),
         ((tmp_path / "no",), "there is no such file or folder"),
+        ((f"a={run / 'a'}", f"b={run / 'a'}"), "run/a was given twice"),
+        ((run, "--threshold", "nan"), "--threshold: nan is no value that a curve can reach: give a finite number"),
+        ((run, "--threshold=-inf"), "--threshold: -inf is no value"),
     ):
         code, out, err = command(*arguments)
         assert (code, out) == (2, "")
