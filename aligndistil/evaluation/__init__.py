@@ -1,10 +1,11 @@
 """What trained models are worth, on the same held-out prompts and pairs.
 
-`plan` says what a recipe's comparison measures, `build` reads what it is measured on, `model` measures one model,
-`rewards` ranks pairs.
+`plan` says what a recipe's comparison measures, `build` reads the `bench` it is measured on, `model` measures one
+model, `rewards` ranks pairs.
 """
 
-from aligndistil.evaluation.build import Bench, bench_of, evaluator_of
+from aligndistil.evaluation.bench import Bench
+from aligndistil.evaluation.build import bench_of, evaluator_of
 from aligndistil.evaluation.model import Evaluator, Measured, ModelToEvaluate, PairValues
 from aligndistil.evaluation.plan import INITIAL, Plan, initial_model, plan_of
 from aligndistil.evaluation.rewards import AllPairs, Reward, rewards_of

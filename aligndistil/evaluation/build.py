@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
@@ -14,6 +12,7 @@ from aligndistil.batch import DataKind, Row
 from aligndistil.data import Examples, gives, load_examples
 from aligndistil.engine.processes import Processes
 from aligndistil.engine.scalar import Scorer as RewardModel
+from aligndistil.evaluation.bench import Bench
 from aligndistil.evaluation.model import Evaluator
 from aligndistil.evaluation.plan import Plan
 from aligndistil.launch import scorer_of
@@ -45,27 +44,6 @@ class _Reader:
         return same and self.stop_ids == other.stop_ids
 
 
-@dataclass(frozen=True, slots=True)
-class Bench:
-    """What the models of a comparison are asked."""
-
-    tokenizer: PreTrainedTokenizerBase
-    stop_ids: frozenset[int]
-    prompts: list[list[int]]
-    pairs: _Pairs
-    """By split; chosen and rejected, each pair."""
-    foreign_pairs: dict[str, _Pairs]
-    """The same pairs as another tokenizer has them, by the name of the scalar model that reads it."""
-
-    def content_hash(self) -> str:
-        """SHA-256 of the tokens that are asked, and of those that end an answer."""
-        return _hash([sorted(self.stop_ids), self.prompts, _tokens(self.pairs)])
-
-    def foreign_hash(self, name: str) -> str:
-        """The same of what a scalar model reads otherwise; empty for one that reads what all do."""
-        return _hash([_tokens(self.foreign_pairs[name])]) if name in self.foreign_pairs else ""
-
-
 def bench_of(recipe: Recipe, plan: Plan, locate: Callable[[str], str]) -> Bench:
     """Read the data of a plan; no model is loaded. Raises UserError when data or tokenizers cannot be read."""
     settings, judge = recipe.report, plan.judge
@@ -89,10 +67,7 @@ def evaluator_of(
     """What measures every model of the plan."""
     settings, judge = recipe.report, plan.judge
     return Evaluator(
-        tokenizer=bench.tokenizer,
-        stop_ids=bench.stop_ids,
-        prompts=bench.prompts,
-        pairs=bench.pairs,
+        bench=bench,
         given=[chosen for chosen, _ in bench.pairs.get("eval", [])[: settings.samples]],
         params=SamplingParams(settings.max_new_tokens or judge.data.max_response_length),
         batch_size=settings.batch_size,
@@ -100,19 +75,7 @@ def evaluator_of(
         processes=processes,
         scorer=scorer_of(judge.data),
         reward=reward,
-        foreign_pairs=bench.foreign_pairs,
     )
-
-
-def _tokens(pairs: _Pairs) -> dict[str, object]:
-    return {
-        split: [[(list(row.prompt_ids), list(row.response_ids)) for row in pair] for pair in given]
-        for split, given in pairs.items()
-    }
-
-
-def _hash(told: object) -> str:
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
 def _pairs(

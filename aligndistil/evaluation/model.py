@@ -7,12 +7,13 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TypeAlias, TypeVar
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from aligndistil.batch import Row
 from aligndistil.engine.policy import FrozenModel, Policy, on_device
 from aligndistil.engine.processes import Processes
 from aligndistil.engine.scalar import Scorer as RewardModel
+from aligndistil.evaluation.bench import Bench, Pairs
 from aligndistil.evaluation.samples import decode, summarise
 from aligndistil.evaluation.terms import Divergence, LogProbability, response_scores, sequence_sums
 from aligndistil.models import shared_vocab
@@ -23,7 +24,6 @@ Scorer = Callable[[Sequence[str]], list[float]]
 """Texts of responses to rewards."""
 PairValues: TypeAlias = tuple[float, float]
 """What a model says of the chosen and of the rejected response of a pair."""
-Pairs: TypeAlias = Mapping[str, Sequence[Sequence[Row]]]
 _Result = TypeVar("_Result")
 
 
@@ -49,13 +49,9 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Evaluator:
-    """The prompts, pairs and settings that all models of a table share. Measuring is collective."""
+    """What all models of a table are asked, and how. Measuring is collective."""
 
-    tokenizer: PreTrainedTokenizerBase
-    stop_ids: frozenset[int]
-    prompts: Sequence[Sequence[int]]
-    pairs: Pairs
-    """By split; chosen and rejected, each pair."""
+    bench: Bench
     given: Sequence[Row]
     """Responses of the data: divergences are measured on them too."""
     params: SamplingParams
@@ -66,25 +62,23 @@ class Evaluator:
     """The exact reward of a text."""
     reward: RewardModel | None = None
     """Scores the samples; on this process's device."""
-    foreign_pairs: Mapping[str, Pairs] = field(default_factory=dict)
-    """The same pairs as another tokenizer has them, by the name of the scalar model that reads it."""
 
     def measure(self, subject: ModelToEvaluate) -> Measured:
         """Log-probabilities of the pairs, divergences, and what one sample for each prompt is like."""
         models = [subject.model, subject.initial, subject.kl_to]
-        vocab = shared_vocab(models, self.tokenizer)
+        vocab = shared_vocab(models, self.bench.tokenizer)
         device = self.processes.device
         policy = Policy(on_device(subject.model, device).eval(), vocab)
         others = {Role.REFERENCE: FrozenModel(on_device(subject.initial, device), vocab)}
         if subject.kl_to is not subject.initial:
             others[Role.TEACHER] = FrozenModel(on_device(subject.kl_to, device), vocab)
-        pairs = self._of_pairs(self.pairs, lambda rows: self._sums(LogProbability(), policy, {}, rows)["logp"])
+        pairs = self._of_pairs(self.bench.pairs, lambda rows: self._sums(LogProbability(), policy, {}, rows)["logp"])
         metrics = self._divergences(policy, others, self.given, "_data")
-        if not self.prompts:
+        if not self.bench.prompts:
             return Measured(metrics, pairs)
-        samples = self._share_out(len(self.prompts), lambda places: self._answers(subject.model, vocab, places))
-        rows = [Row(prompt, sample.token_ids) for prompt, sample in zip(self.prompts, samples, strict=True)]
-        texts = decode(self.tokenizer, samples)
+        samples = self._share_out(len(self.bench.prompts), lambda places: self._answers(subject.model, vocab, places))
+        rows = [Row(prompt, sample.token_ids) for prompt, sample in zip(self.bench.prompts, samples, strict=True)]
+        texts = decode(self.bench.tokenizer, samples)
         rewards = self._rewards(rows, texts)
         metrics = self._divergences(policy, others, rows) | metrics | summarise(samples, texts)
         metrics |= {name: _mean(values) for name, values in rewards.items()}
@@ -92,7 +86,7 @@ class Evaluator:
 
     def measure_scores(self, model: RewardModel, name: str) -> Measured:
         """All that a model with a scalar head says: its scores of the pairs."""
-        pairs = self.foreign_pairs.get(name, self.pairs)
+        pairs = self.bench.foreign_pairs.get(name, self.bench.pairs)
         return Measured({}, self._of_pairs(pairs, lambda rows: self._scores(model, rows)))
 
     def _of_pairs(self, given: Pairs, read: Callable[[Sequence[Row]], list[float]]) -> dict[str, list[PairValues]]:
@@ -132,27 +126,27 @@ class Evaluator:
         self, samples: Sequence[Sample], texts: Sequence[str], rewards: Mapping[str, Sequence[float]]
     ) -> list[dict[str, object]]:
         shown: list[dict[str, object]] = []
-        for i, (prompt, sample) in enumerate(zip(self.prompts, samples, strict=True)):
-            asked = self.tokenizer.decode(list(prompt))
+        for i, (prompt, sample) in enumerate(zip(self.bench.prompts, samples, strict=True)):
+            asked = self.bench.tokenizer.decode(list(prompt))
             row = {"prompt": asked, "response": texts[i], "finished": sample.finished}
             shown.append(row | {name: values[i] for name, values in rewards.items()})
         return shown
 
     def _answers(self, model: PreTrainedModel, vocab: int, places: Sequence[int]) -> list[Sample]:
         rollout = TransformersRollout(
-            lambda: nullcontext(model), self.stop_ids, self.tokenizer.pad_token_id, vocab, self.batch_size
+            lambda: nullcontext(model), self.bench.stop_ids, self.bench.tokenizer.pad_token_id, vocab, self.batch_size
         )
         seeds = [sample_seed(self.seed, "report", place) for place in places]
-        return rollout.generate([self.prompts[place] for place in places], self.params, seeds)
+        return rollout.generate([self.bench.prompts[place] for place in places], self.params, seeds)
 
     def _sums(
         self, measure: Objective, policy: Policy, others: Mapping[Role, FrozenModel], rows: Sequence[Row]
     ) -> dict[str, list[float]]:
-        pad, device = self.tokenizer.pad_token_id, self.processes.device
+        pad, device = self.bench.tokenizer.pad_token_id, self.processes.device
         return sequence_sums(measure, policy, others, rows, batch_size=self.batch_size, pad_id=pad, device=device)
 
     def _scores(self, model: RewardModel, rows: Sequence[Row]) -> list[float]:
-        pad, device = self.tokenizer.pad_token_id, self.processes.device
+        pad, device = self.bench.tokenizer.pad_token_id, self.processes.device
         return response_scores(model, rows, batch_size=self.batch_size, pad_id=pad, device=device)
 
     def _on_rows(self, rows: Sequence[Row], read: Callable[[Sequence[Row]], list[_Result]]) -> list[_Result]:

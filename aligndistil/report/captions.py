@@ -5,7 +5,8 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 
-from aligndistil.report.curves import UNITS, Curve, Usual
+from aligndistil.report.curves import UNITS, Curve
+from aligndistil.report.smoothing import Usual
 from aligndistil.report.thresholds import Reached, Threshold
 
 CHARACTERS = 108

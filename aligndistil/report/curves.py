@@ -10,18 +10,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from aligndistil.errors import UserError
 from aligndistil.report.logs import Log, read_logs
 from aligndistil.report.panels import EVAL, KNOWN, off_policy, panel_of, sampled, split_and_name
-
-Array = NDArray[np.float64]
+from aligndistil.report.smoothing import WINDOWS, Array, Usual, half_window, moving_average
 
 UNITS = {"step": "steps", "tokens": "tokens", "seconds": "seconds"}
 """What x counts; any other x is a metric."""
-WINDOWS = 12
-"""By default a line averages over a twelfth of its curve, and a curve of fewer than 24 points is as it is."""
 BOOKKEEPING = {"step", "split"}
 
 
@@ -34,20 +30,6 @@ class Method:
     logs: tuple[Log, ...]
     asked: str
     """The argument it came from."""
-
-
-class Usual(NamedTuple):
-    """How far a moving average looks to either side where no number of steps is asked for."""
-
-    steps: float
-    windows: int
-    """How many such averages stand side by side in a curve of the usual length."""
-
-    def on(self, steps: Array) -> float:
-        """The same for all curves, but no wider than fits into its own, and no narrower than to the next point."""
-        if self.steps == 0 or len(steps) < 2 * self.windows:
-            return 0.0
-        return max(min(self.steps, _reach(steps, self.windows)), float(np.median(np.diff(steps))))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -291,18 +273,5 @@ def _guess(metric: str, there: Sequence[str]) -> str:
 
 def default_reach(curves: Sequence[Curve], windows: int = WINDOWS) -> Usual:
     """Half a twelfth of the steps of the curve of middle length (the shorter of two), of those that have the points."""
-    reaches = [_reach(curve.steps, windows) for curve in curves if len(curve.steps) >= 2 * windows]
+    reaches = [half_window(curve.steps, windows) for curve in curves if len(curve.steps) >= 2 * windows]
     return Usual(statistics.median_low(reaches) if reaches else 0.0, windows)
-
-
-def _reach(steps: Array, windows: int) -> float:
-    return float((steps[-1] - steps[0]) // (2 * windows))
-
-
-def moving_average(at: Array, values: Array, reach: float) -> Array:
-    """Centred mean over the points within `reach` of each, `at` ascending (P,), values (..., P)."""
-    first = np.searchsorted(at, at - reach, side="left")
-    after = np.searchsorted(at, at + reach, side="right")
-    sums = np.concatenate([np.zeros((*values.shape[:-1], 1)), np.cumsum(values, axis=-1)], axis=-1)
-    averaged: Array = (sums[..., after] - sums[..., first]) / (after - first)
-    return np.where(after - first == 1, values, averaged)  # one point is itself, without rounding

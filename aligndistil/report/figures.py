@@ -12,10 +12,11 @@ import numpy as np
 from aligndistil.errors import UserError
 from aligndistil.files import write_bytes
 from aligndistil.report.captions import caption_of
-from aligndistil.report.curves import UNITS, Array, Curve, Usual
+from aligndistil.report.curves import UNITS, Curve
 from aligndistil.report.labels import End, column_height, label_beside, label_in_margin
 from aligndistil.report.palette import GROUND, INK, MUTED, looks
 from aligndistil.report.panels import panel_of
+from aligndistil.report.smoothing import Array, Usual
 from aligndistil.report.thresholds import Threshold
 
 if TYPE_CHECKING:

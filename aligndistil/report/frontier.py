@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from aligndistil.report.columns import BY_METRIC
-from aligndistil.report.curves import Array
 from aligndistil.report.figures import STYLE, save_figure
 from aligndistil.report.labels import End, label_beside
 from aligndistil.report.palette import MUTED, looks
 from aligndistil.report.results import Comparison, ModelResult
+from aligndistil.report.smoothing import Array
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from aligndistil.report.curves import Array
 from aligndistil.report.palette import GROUND, Look
+from aligndistil.report.smoothing import Array
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from aligndistil.files import write_bytes
-from aligndistil.report.curves import WINDOWS, moving_average
 from aligndistil.report.palette import COLOURS
 from aligndistil.report.panels import PANELS, Line, Panel, off_policy, sampled
+from aligndistil.report.smoothing import WINDOWS, moving_average
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

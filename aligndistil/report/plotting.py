@@ -18,7 +18,6 @@ from aligndistil.errors import UserError
 from aligndistil.report.captions import amount, in_words
 from aligndistil.report.curves import (
     UNITS,
-    WINDOWS,
     Curve,
     Method,
     curves_of,
@@ -28,6 +27,7 @@ from aligndistil.report.curves import (
 )
 from aligndistil.report.figures import check_suffix, curve_figure, save_figure
 from aligndistil.report.panels import panel_of
+from aligndistil.report.smoothing import WINDOWS
 from aligndistil.report.thresholds import Reached, Threshold, steps_to
 
 if TYPE_CHECKING:

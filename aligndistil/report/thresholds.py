@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from aligndistil.report.curves import Array, Curve
+from aligndistil.report.curves import Curve
+from aligndistil.report.smoothing import Array
 
 SHARE = 0.9
 LONG = 0.5

@@ -13,7 +13,7 @@ from toyland import build_model, build_tokenizer
 
 from aligndistil.batch import Batch, Row
 from aligndistil.engine.processes import Processes
-from aligndistil.evaluation import Evaluator, Measured, ModelToEvaluate, distinct_n, summarise
+from aligndistil.evaluation import Bench, Evaluator, Measured, ModelToEvaluate, distinct_n, summarise
 from aligndistil.rollout import Sample, SamplingParams, TransformersRollout, sample_seed
 
 PROMPTS = [[5, 6], [7, 8, 9], [10], [11, 12, 13, 14], [15]]
@@ -26,11 +26,10 @@ ALONE = Processes(0, 1, torch.device("cpu"))
 
 
 def evaluator(**settings: Any) -> Evaluator:
+    asked = {"prompts": PROMPTS, "pairs": {"eval": PAIRS}}
+    asked |= {name: settings.pop(name) for name in ("prompts", "pairs", "foreign_pairs") if name in settings}
     defaults: dict[str, Any] = {
-        "tokenizer": build_tokenizer(),
-        "stop_ids": frozenset({1}),
-        "prompts": PROMPTS,
-        "pairs": {"eval": PAIRS},
+        "bench": Bench(build_tokenizer(), frozenset({1}), **asked),
         "given": [chosen for chosen, _ in PAIRS],
         "params": SamplingParams(8),
         "batch_size": 2,

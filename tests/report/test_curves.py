@@ -10,7 +10,8 @@ import pytest
 
 from aligndistil.errors import UserError
 from aligndistil.report import curves_of, read_logs, read_methods, steps_to
-from aligndistil.report.curves import Curve, default_reach, moving_average
+from aligndistil.report.curves import Curve, default_reach
+from aligndistil.report.smoothing import moving_average
 
 Lines = list[dict[str, Any]]
 

@@ -9,9 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation, Text
 
-from aligndistil.report.curves import Array
 from aligndistil.report.labels import CROWD, SMALL, End, column_height, label_beside, spread
 from aligndistil.report.palette import looks
+from aligndistil.report.smoothing import Array
 
 
 @pytest.fixture
