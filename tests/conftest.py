@@ -6,6 +6,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -22,6 +23,8 @@ os.environ["HF_HOME"] = home = tempfile.mkdtemp(prefix="aligndistil-tests-")
 atexit.register(shutil.rmtree, home, ignore_errors=True)
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A shell starts background jobs that ignore SIGINT, and so would the processes that tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ModelFolder = Callable[..., str]
 
