@@ -10,7 +10,7 @@ import pytest
         ("data.reverse_preferences=true", ("data", "reverse_preferences"), True),
         ("train.adam_betas=[0.8, 0.9]", ("train", "adam_betas"), [0.8, 0.9]),
         ("engine={zero_stage: 0}", ("engine", "zero_stage"), 0),
-        ("model.revision='1'", ("model", "revision"), "1"),
+        ("model.chat_template='1'", ("model", "chat_template"), "1"),
         ("data.train.path=a=b", ("data", "train", 0, "path"), "a=b"),
         ("train.seed = 3", ("train", "seed"), 3),
     ],

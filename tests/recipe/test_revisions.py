@@ -41,9 +41,25 @@ def test_other_models_keep_their_names(recipe_file: RecipeFile, tmp_path: Path) 
         assert loaded.stages["first"].models[Role.REFERENCE] == path
 
 
-def test_a_local_model_has_none(recipe_file: RecipeFile, tmp_path: Path) -> None:
+@pytest.mark.parametrize("path", ["builtin:tiny", "./mine", "owner/name"])
+def test_a_model_that_is_not_on_the_hub_has_none(recipe_file: RecipeFile, tmp_path: Path, path: str) -> None:
     (tmp_path / "owner" / "name").mkdir(parents=True)
-    assert load_recipe(recipe_file(recipe({"first": dpo()}))).stages["first"].model.path == "owner/name"
+    content = recipe({"first": dpo()}) | {"model": {"path": path, "revision": "v1"}}
+    with pytest.raises(
+        UserError, match=r"toy.yaml:\d+:3: model.revision: .* is not on the Hub, and has no revisions; rem"
+    ):
+        load_recipe(recipe_file(content))
+    content = {"data": DATA, "stages": {"first": dpo(model={"path": path, "revision": "v1"})}}
+    with pytest.raises(
+        UserError, match=r"toy.yaml:\d+:\d+: stages.first.model.revision: .* is not on the Hub, and has no"
+    ):
+        load_recipe(recipe_file(content))
+
+
+def test_a_stage_with_another_model_does_not_inherit_it(recipe_file: RecipeFile) -> None:
+    stage = load_recipe(recipe_file(recipe({"first": dpo(model={"path": "builtin:tiny"})}))).stages["first"]
+    assert (stage.model.path, stage.model.revision) == ("builtin:tiny", None)
+    assert stage.models[Role.REFERENCE] == "owner/name@v1"
 
 
 def test_a_stage_with_a_revision_of_its_own_means_its_own(recipe_file: RecipeFile) -> None:
