@@ -116,23 +116,22 @@ def _compared_with(groups: Sequence[Sequence[Run]], of: Callable[[Comparison], s
 def _notes(groups: Sequence[Sequence[Run]], names: Sequence[str], compared_with: Sequence[str]) -> list[str]:
     runs = [run for group in groups for run in group]
     ours = [run for run in runs if _is_ours(run)]
-    notes = dict.fromkeys(note for run in runs for note in run.comparison.notes if not note.startswith(NO_STEPS))
+    notes = [note for run in runs for note in run.comparison.notes if not note.startswith(NO_STEPS)]
     if len({run.comparison.measured_on for run in ours}) > 1:
-        notes[
+        notes.append(
             "The runs were not measured on the same prompts and pairs with the same settings: "
             "differences between their rows are not of the models alone."
-        ] = None
-    for name in compared_with:
-        if name.startswith(EACH_OWN):
-            notes[f"What is measured with {name} cannot be compared between runs: it is another model in each."] = None
-    if len(ours) < len(runs):
-        theirs = [
-            _their_name(name, group, groups)
-            for name, group in zip(names, groups, strict=True)
-            if not _is_ours(group[0])
-        ]
-        notes[f"{', '.join(theirs)}: the last values that its own trainer logged, on its own data."] = None
-    return list(notes)
+        )
+    notes += [
+        f"What is measured with {name} cannot be compared between runs: it is another model in each."
+        for name in compared_with
+        if name.startswith(EACH_OWN)
+    ]
+    foreign = [(name, group) for name, group in zip(names, groups, strict=True) if not _is_ours(group[0])]
+    if foreign:
+        theirs = ", ".join(_their_name(name, group, groups) for name, group in foreign)
+        notes.append(f"{theirs}: the last values that its own trainer logged, on its own data.")
+    return list(dict.fromkeys(notes))
 
 
 def _their_name(name: str, group: Sequence[Run], groups: Sequence[Sequence[Run]]) -> str:
