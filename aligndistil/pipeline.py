@@ -24,7 +24,7 @@ from aligndistil.models import model_exists, model_hash
 from aligndistil.progress import RunView
 from aligndistil.recipe import Recipe, Stage, changed_sections, stage_fingerprint, stage_of
 
-RESULT_VERSION = "1"
+RESULT_VERSION = "2"
 """Raised when the same recipe gives other weights than before, so that finished stages are trained again."""
 
 

@@ -98,8 +98,8 @@ def write_case(case: Case, rows: list[dict[str, Any]], model: Path, folder: Path
         "train": {
             "learning_rate": case.learning_rate,
             "lr_scheduler": "cosine",
-            # The engine rounds up: half a step less gives the same number whatever the division leaves behind.
-            "warmup_ratio": max(0.0, case.warmup_steps - 0.5) / case.steps,
+            # The two warm up differently (transformers' first step has a rate of 0), so neither does.
+            "warmup_ratio": 0.0,
             "max_steps": case.steps,
             "batch_size": case.batch_size,
             "micro_batch_size": case.micro_batch_size,

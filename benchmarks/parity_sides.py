@@ -38,7 +38,6 @@ class Case:
     batch_size: int
     micro_batch_size: int
     learning_rate: float
-    warmup_steps: int
     order: list[list[int]] = field(default_factory=list)
     """Rows of the data file for each step, in the order in which our sampler draws them."""
 
@@ -210,7 +209,6 @@ def _trl_arguments(case: Case, folder: Path) -> dict[str, Any]:
         "gradient_accumulation_steps": case.batch_size // case.micro_batch_size,
         "learning_rate": case.learning_rate,
         "lr_scheduler_type": "cosine",
-        "warmup_steps": case.warmup_steps,
         "optim": "adamw_torch",
         "adam_beta1": 0.9,
         "adam_beta2": 0.95,

@@ -192,7 +192,6 @@ def case_of(name: str, arguments: argparse.Namespace) -> Case:
         batch_size=size,
         micro_batch_size=(arguments.micro_batch_size or size) if paired else size,
         learning_rate=arguments.learning_rate,
-        warmup_steps=arguments.steps // 10,
         order=[sampler.batch(step) for step in range(arguments.steps)],
     )
 

@@ -93,12 +93,16 @@ def _adamw(model: PreTrainedModel, train: recipe.Train, learning_rate: float) ->
 
 
 def _schedule(optimizer: torch.optim.Optimizer, train: recipe.Train, steps: int) -> LambdaLR:
-    """From 0 up to the learning rate over the warm-up, then as `train.lr_scheduler` says, down to its floor."""
+    """Up to the learning rate in the last step of the warm-up, then as `train.lr_scheduler` says, down to its floor.
+
+    transformers' schedules take the first step with a rate of 0, so that it changes nothing; here the first of n steps
+    of warm-up has 1/n of the rate.
+    """
     warmup = math.ceil(train.warmup_ratio * steps)
 
     def share(step: int) -> float:
         if step < warmup:
-            return step / warmup
+            return (step + 1) / warmup
         if train.lr_scheduler == "constant":
             return 1.0
         done = min(1.0, (step - warmup) / max(1, steps - warmup))

@@ -153,7 +153,7 @@ class Train(Section):
     min_lr_ratio: float = Field(default=0.0, ge=0, le=1)
     """The floor of cosine and linear, as a share of learning_rate."""
     warmup_ratio: float = Field(default=0.1, ge=0, le=1)
-    """Share of the steps in which the learning rate rises from 0."""
+    """Share of the steps in which the learning rate rises: of n, the first has 1/n of it and the last all of it."""
     epochs: float = Field(default=1.0, gt=0)
     """Passes over the training data; give this or max_steps."""
     max_steps: int | None = Field(default=None, ge=1)

@@ -117,7 +117,7 @@ def test_generation_under_zero_3_gives_the_samples_of_stage_0_and_training_goes_
 def test_the_learning_rate_follows_its_formula(
     scheduler: str, floor: float, model_folder: ModelFolder, processes: Processes
 ) -> None:
-    """Ten steps, the first two of them warm-up: 0, 1/2, then from 1 towards the floor over the eight others."""
+    """Ten steps, the first two of them warm-up: 1/2, 1, then from 1 towards the floor over the eight others."""
     policy, frozen = models_of("dpo", model_folder)
     schedule = {"learning_rate": 1e-3, "lr_scheduler": scheduler, "min_lr_ratio": floor, "warmup_ratio": 0.2}
     train = {**schedule, "batch_size": 1, "micro_batch_size": 1}
@@ -131,17 +131,18 @@ def test_the_learning_rate_follows_its_formula(
         "linear": [1 - x for x in done],
         "constant": [1.0 for _ in done],
     }
-    expected = [0.0, 0.5] + [floor + (1 - floor) * shape for shape in shapes[scheduler]]
+    expected = [0.5, 1.0] + [floor + (1 - floor) * shape for shape in shapes[scheduler]]
     assert rates == pytest.approx([1e-3 * share for share in expected], rel=1e-9, abs=1e-15)
 
 
 @pytest.mark.parametrize("scheduler", ["cosine", "linear", "constant"])
 def test_a_schedule_may_be_all_warm_up(scheduler: str, model_folder: ModelFolder, processes: Processes) -> None:
+    """No step has a rate of 0: a run of one step would end with the model that it began with."""
     policy, frozen = models_of("dpo", model_folder)
     train = {"learning_rate": 1.0, "lr_scheduler": scheduler, "warmup_ratio": 1.0, "batch_size": 1}
     made = make_engine(objective("dpo"), policy, frozen, processes, train=train, engine={"zero_stage": 0}, steps=2)
     some = examples(1, made.objective.data)
-    assert [take_step(made, some, 1)[2] for _ in range(2)] == [0.0, 0.5]
+    assert [take_step(made, some, 1)[2] for _ in range(2)] == [0.5, 1.0]
     made.close()
 
 
