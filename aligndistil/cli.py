@@ -44,14 +44,15 @@ def train(
     local_rank: Annotated[int | None, typer.Option("--local_rank", "--local-rank", hidden=True)] = None,
 ) -> None:
     """Train the stages of a recipe that are not finished, and compare their models."""
-    from aligndistil import launcher
+    from aligndistil.commands.processes import must_start, process_count, start
+    from aligndistil.commands.train import train
 
     loaded = _load(recipe, overrides)
     if dry_run:
-        return _show_plan(loaded, stage, launcher.process_count(processes))
-    if launcher.must_start(processes):
-        raise typer.Exit(launcher.start(launcher.process_count(processes), sys.argv[1:]))
-    launcher.train(loaded, stage=stage, fresh=fresh, allow_code=allow_code)
+        return _show_plan(loaded, stage, process_count(processes))
+    if must_start(processes):
+        raise typer.Exit(start(process_count(processes), sys.argv[1:]))
+    train(loaded, stage=stage, fresh=fresh, allow_code=allow_code)
 
 
 @app.command()
@@ -65,9 +66,9 @@ def compare(
     allow_code: Annotated[bool, typer.Option("--allow-code", help="Permit rewards that are Python functions.")] = False,
 ) -> None:
     """Tables and pictures of a recipe's models, trained where they are not yet, or of finished runs."""
-    from aligndistil import study
+    from aligndistil.commands.compare import Options, compare
 
-    raise typer.Exit(study.compare(given, study.Options(overrides or (), seeds, out, processes, jobs, allow_code)))
+    raise typer.Exit(compare(given, Options(overrides or (), seeds, out, processes, jobs, allow_code)))
 
 
 @app.command()
@@ -78,12 +79,12 @@ def validate(
     processes: Annotated[int, typer.Option(min=1, help="Processes the recipe is meant for.")] = 1,
 ) -> None:
     """Check a recipe without training: keys, values, models, batches; with --rows the data too."""
-    from aligndistil import inspection
+    from aligndistil.commands import validate
 
     loaded = _load(recipe, overrides)
-    for line in inspection.check(loaded, processes):
+    for line in validate.check(loaded, processes):
         rich.print(line)
-    for text in inspection.rows(loaded, rows) if rows else ():
+    for text in validate.rows(loaded, rows) if rows else ():
         rich.print(text)
 
 
@@ -92,14 +93,14 @@ def objectives(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """List the objectives with their data, models and fields."""
-    from aligndistil import inspection
+    from aligndistil.commands.objectives import objectives_table
     from aligndistil.objectives import registry
 
     described = [objective.describe() for objective in registry().values()]
     if as_json:
         print(json.dumps(described, indent=2))
     else:
-        rich.print(inspection.objectives_table(described))
+        rich.print(objectives_table(described))
 
 
 @app.command()
@@ -138,10 +139,10 @@ def generate(
     seed: int = 0,
 ) -> None:
     """Look at a model: sample answers to prompts."""
-    from aligndistil import inspection
+    from aligndistil.commands.generate import answers
 
-    answers = inspection.answers(model, prompt, samples, seed, max_new_tokens, temperature, top_p)
-    for asked, answer, finished in answers:
+    sampled = answers(model, prompt, samples, seed, max_new_tokens, temperature, top_p)
+    for asked, answer, finished in sampled:
         rich.print(
             f"[bold cyan]{rich.markup.escape(asked)}[/]\n{rich.markup.escape(answer)}{'' if finished else ' […]'}\n"
         )
@@ -166,7 +167,7 @@ def inspect(
 @app.command()
 def env() -> None:
     """Print versions and devices, for a bug report."""
-    from aligndistil.launcher import environment_report
+    from aligndistil.commands.env import environment_report
 
     print(json.dumps(environment_report(), indent=2))
 
@@ -174,9 +175,9 @@ def env() -> None:
 @recipes_app.command("ls")
 def recipes_ls() -> None:
     """List the shipped recipes."""
-    from aligndistil import shipped
+    from aligndistil.commands import recipes
 
-    rich.print(shipped.recipes_table())
+    rich.print(recipes.recipes_table())
 
 
 @recipes_app.command("cp")
@@ -185,23 +186,23 @@ def recipes_cp(
     target: Annotated[Path, typer.Argument(help="Folder to copy to.")] = Path("."),
 ) -> None:
     """Copy a shipped recipe, with what it extends, to edit it."""
-    from aligndistil import shipped
+    from aligndistil.commands import recipes
 
-    for path in shipped.copy_recipe(name, target):
+    for path in recipes.copy_recipe(name, target):
         print(path)
 
 
 def _load(path: Path, overrides: list[str] | None):  # type: ignore[no-untyped-def]
-    from aligndistil import shipped
+    from aligndistil.commands import recipes
     from aligndistil.recipe import load_recipe
 
-    return load_recipe(shipped.find_recipe(path), overrides or ())
+    return load_recipe(recipes.find_recipe(path), overrides or ())
 
 
 def _show_plan(loaded, stage: str | None, processes: int) -> None:  # type: ignore[no-untyped-def]
-    from aligndistil import inspection
+    from aligndistil.commands.plan import plan
 
-    for text in inspection.plan(loaded, stage, processes):
+    for text in plan(loaded, stage, processes):
         rich.print(text)
 
 
@@ -225,7 +226,7 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        from aligndistil.launcher import report_error
+        from aligndistil.commands.processes import report_error
 
         report_error(error)
         sys.exit(error.exit_code)

@@ -120,11 +120,11 @@ def run_ours(case: Case, folder: Path, channel: Any) -> Result:
     import torch
     import transformers
 
-    from aligndistil.artefacts import StageFolder
     from aligndistil.engine.processes import start_processes
-    from aligndistil.launch import StageLaunch
-    from aligndistil.launch.feeds import mismatched
     from aligndistil.recipe import load_recipe
+    from aligndistil.run_folder import StageFolder
+    from aligndistil.training import StageLaunch
+    from aligndistil.training.batches import mismatched
 
     result = Result({"torch": torch.__version__, "transformers": transformers.__version__}, _status_mib("VmRSS"))
     stage = load_recipe(folder / "recipe.yaml").stages["parity"]

@@ -33,8 +33,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from aligndistil.commands.train import run_recipe
 from aligndistil.data.reviews import generate, gold_reward
-from aligndistil.pipeline import run_recipe
 from aligndistil.recipe import load_recipe
 
 DEMONSTRATIONS = 38_400

@@ -133,7 +133,7 @@ import json, os, sys, traceback
 os.environ.update(CUDA_VISIBLE_DEVICES="", DS_ACCELERATOR="cpu", TOKENIZERS_PARALLELISM="false")
 import deepspeed
 from aligndistil.errors import UserError
-from aligndistil.pipeline import run_recipe
+from aligndistil.commands.train import run_recipe
 from aligndistil.recipe import load_recipe
 
 def run(order):

@@ -11,19 +11,14 @@ import aligndistil
 ROOT = Path(aligndistil.__file__).parent
 
 LAYERS = [
-    ["errors", "assets", "files"],
-    ["maths", "batch"],
+    ["errors", "files", "assets", "maths", "batch"],
     ["objectives"],
     ["recipe"],
-    ["reduction"],
-    ["data", "models", "engine", "rollout", "artefacts", "progress", "train"],
-    ["launch"],
+    ["data", "models", "engine", "rollout", "run_folder", "progress"],
+    ["training"],
     ["evaluation", "report"],
-    ["comparison", "token_view"],
-    ["pipeline"],
-    ["shipped", "estimate"],
-    ["launcher", "inspection"],
-    ["study"],
+    ["token_view"],
+    ["commands"],
     ["cli"],
     ["__main__"],
 ]
@@ -34,7 +29,7 @@ HEAVY = {"transformers", "deepspeed", "datasets", "accelerate", "peft", "matplot
 
 
 def part_of(file: Path) -> str:
-    """`engine` for aligndistil/engine/config.py, `train` for aligndistil/train.py."""
+    """`engine` for aligndistil/engine/config.py, `batch` for aligndistil/batch.py."""
     return file.relative_to(ROOT).parts[0].removesuffix(".py")
 
 
@@ -76,9 +71,9 @@ def forbidden_packages(file: Path, source: str) -> list[str]:
     wrong = []
     if here in ("maths", "batch", "objectives", "recipe", "errors"):
         wrong += [f"{here} must not import {root}" for root in sorted(roots & HEAVY)]
-    trackers = here == "artefacts" and "tracker" in file.stem
+    trackers = here == "run_folder" and "tracker" in file.stem
     if not trackers and any("tensorboard" in name.split(".") for name in names):
-        wrong.append(f"{file.relative_to(ROOT)}: only the trackers of artefacts import tensorboard")
+        wrong.append(f"{file.relative_to(ROOT)}: only the trackers of run_folder import tensorboard")
     return wrong
 
 
@@ -143,7 +138,7 @@ def test_objectives_do_not_import_each_other() -> None:
         ("data/new.py", "import aligndistil.models.load"),
         ("data/new.py", "def f():\n    from aligndistil import engine"),
         ("recipe/new.py", "if TYPE_CHECKING:\n    import aligndistil.cli"),
-        ("pipeline.py", "from aligndistil.cli import app"),
+        ("commands/new.py", "from aligndistil.cli import app"),
         ("nonsense.py", ""),
         ("cli.py", "from aligndistil.nonsense import x"),
     ],
@@ -155,7 +150,7 @@ def test_a_wrong_arrow_would_be_found(file: str, source: str) -> None:
 @pytest.mark.parametrize(
     ("file", "source"),
     [
-        ("launch.py", "from aligndistil.data import x\nfrom aligndistil.engine.config import y"),
+        ("training/new.py", "from aligndistil.data import x\nfrom aligndistil.engine.config import y"),
         ("data/new.py", "from . import records\nfrom .records import x\nimport torch"),
         ("engine/new.py", "from aligndistil import __version__\nimport aligndistil"),
     ],
@@ -169,8 +164,8 @@ def test_a_right_arrow_is_allowed(file: str, source: str) -> None:
     [
         ("objectives/new.py", "import transformers.utils"),
         ("objectives/new.py", "def f():\n    from deepspeed import zero"),
-        ("train.py", "from torch.utils.tensorboard import SummaryWriter"),
-        ("artefacts/metrics.py", "from torch.utils import tensorboard"),
+        ("training/loop.py", "from torch.utils.tensorboard import SummaryWriter"),
+        ("run_folder/metrics.py", "from torch.utils import tensorboard"),
     ],
 )
 def test_a_misplaced_package_would_be_found(file: str, source: str) -> None:
@@ -178,7 +173,9 @@ def test_a_misplaced_package_would_be_found(file: str, source: str) -> None:
 
 
 def test_the_trackers_may_import_tensorboard() -> None:
-    assert forbidden_packages(ROOT / "artefacts/trackers.py", "from torch.utils.tensorboard import SummaryWriter") == []
+    assert (
+        forbidden_packages(ROOT / "run_folder/trackers.py", "from torch.utils.tensorboard import SummaryWriter") == []
+    )
 
 
 @pytest.mark.parametrize(

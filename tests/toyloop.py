@@ -13,7 +13,7 @@ from torch import Tensor
 from aligndistil.batch import Batch, DataKind, Row, collate
 from aligndistil.maths import Metric, mean_of
 from aligndistil.objectives.base import Loss, Objective, Prepared, Prepares, State
-from aligndistil.train import Job, LoopState, Round
+from aligndistil.training.loop import Job, LoopState, Round
 
 PERF = {"perf/step_seconds", "perf/tokens_per_second", "perf/peak_memory_gib"}
 

@@ -15,10 +15,10 @@ from aligndistil.engine.scalar import Scorer as RewardModel
 from aligndistil.evaluation.bench import Bench
 from aligndistil.evaluation.model import Evaluator
 from aligndistil.evaluation.plan import Plan
-from aligndistil.launch import scorer_of
 from aligndistil.models import load_tokenizer, stop_ids
 from aligndistil.recipe import Data, Model, Recipe
 from aligndistil.rollout import SamplingParams
+from aligndistil.training import scorer_of
 
 Split: TypeAlias = Literal["train", "eval"]
 _Pairs: TypeAlias = dict[str, list[list[Row]]]

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from aligndistil.artefacts.metrics import MetricsLog
 from aligndistil.errors import UserError
+from aligndistil.run_folder.metrics import MetricsLog
 
 METRICS = "metrics.jsonl"
 STATE = "trainer_state.json"

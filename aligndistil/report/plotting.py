@@ -13,7 +13,6 @@ from rich.console import RenderableType
 from rich.markup import escape
 from rich.table import Table
 
-from aligndistil.artefacts.outputs import check_file
 from aligndistil.errors import UserError
 from aligndistil.report.captions import amount, in_words
 from aligndistil.report.curves import (
@@ -29,6 +28,7 @@ from aligndistil.report.figures import check_suffix, curve_figure, save_figure
 from aligndistil.report.panels import panel_of
 from aligndistil.report.smoothing import WINDOWS
 from aligndistil.report.thresholds import Reached, Threshold, steps_to
+from aligndistil.run_folder.outputs import check_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

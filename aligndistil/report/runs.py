@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from aligndistil.artefacts import Done, RunFolder
 from aligndistil.errors import UserError
 from aligndistil.report.logs import METRICS, STATE, Log, read_logs, seed_folders
 from aligndistil.report.results import Comparison, ModelResult, load_results
+from aligndistil.run_folder import Done, RunFolder
 
 REPORT = Path("report") / "comparison.json"
 LOOKED_AT = ("checkpoint", "logging", "evaluation", "engine")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from aligndistil.artefacts import Done
+from aligndistil.run_folder import Done
 
 TOKENS, SECONDS, MEMORY = "num_tokens", "perf/step_seconds", "perf/peak_memory_gib"
 

@@ -14,12 +14,12 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from aligndistil import __version__
-from aligndistil.artefacts.outputs import check_file
 from aligndistil.engine.policy import on_device
 from aligndistil.files import write_text
 from aligndistil.models import load_model, load_tokenizer, shared_vocab, stop_ids
 from aligndistil.objectives.base import Role
 from aligndistil.progress import Steps
+from aligndistil.run_folder.outputs import check_file
 from aligndistil.token_view.responses import Response, Wanted, answer, choose
 from aligndistil.token_view.texts import Speller
 from aligndistil.token_view.trained import TrainedStage, find_stage

@@ -10,11 +10,11 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from aligndistil.artefacts import RunFolder
 from aligndistil.errors import UserError
 from aligndistil.objectives import registry
 from aligndistil.objectives.base import Need, Objective, Role
 from aligndistil.recipe import Data, Model, Rollout, stage_of
+from aligndistil.run_folder import RunFolder
 
 _RESOLVED = "recipe.resolved.yaml"
 

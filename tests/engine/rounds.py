@@ -18,7 +18,7 @@ from aligndistil.engine.processes import Processes
 from aligndistil.engine.scalar import gathered
 from aligndistil.models import load_model, load_scalar_model
 from aligndistil.objectives.base import Objective, Prepares, Role
-from aligndistil.train import Job, LoopState, Round, train
+from aligndistil.training.loop import Job, LoopState, Round, train
 
 ModelFolder = Callable[..., str]
 Folders = Mapping[str, str]

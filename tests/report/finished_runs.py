@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from aligndistil.artefacts import Done, RunFolder
 from aligndistil.report import Comparison, ModelResult, combine, read_runs, save_results
 from aligndistil.report.training import training_metrics
+from aligndistil.run_folder import Done, RunFolder
 
 STEPS = 40
 

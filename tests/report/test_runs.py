@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from finished_runs import STEPS, finished_run, table, trl_run
 
-from aligndistil.artefacts import RunFolder
 from aligndistil.errors import UserError
 from aligndistil.report import (
     RewardResult,
@@ -17,6 +16,7 @@ from aligndistil.report import (
     with_steps_to_reward,
 )
 from aligndistil.report.training import training_metrics
+from aligndistil.run_folder import RunFolder
 
 
 def test_what_training_took_is_what_done_json_and_metrics_jsonl_say(tmp_path: Path) -> None:

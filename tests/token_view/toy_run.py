@@ -6,8 +6,8 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from aligndistil.artefacts import Done, RunFolder
 from aligndistil.recipe import Recipe
+from aligndistil.run_folder import Done, RunFolder
 
 
 def finish(recipe: Recipe, models: Mapping[str, str]) -> Path:

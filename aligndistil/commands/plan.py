@@ -1,0 +1,111 @@
+"""`aligndistil train --dry-run`: what would be trained, and the memory that it needs, without training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rich.console import RenderableType
+from rich.markup import escape
+
+from aligndistil.commands.estimate import Memory, ModelSize, amount, amount_at_most, configuration, memory, model_size
+from aligndistil.commands.train import check_recipe, stages_wanted
+from aligndistil.commands.validate import with_existing_model
+from aligndistil.errors import ServiceError
+from aligndistil.evaluation import initial_model
+from aligndistil.objectives.base import Role
+from aligndistil.recipe import Recipe, Stage, stage_of
+from aligndistil.run_folder import RunFolder
+from aligndistil.training import is_code, load_stage_data
+
+
+def plan(recipe: Recipe, only: str | None, processes: int) -> Iterator[RenderableType]:
+    """What `train` would do: state, models, steps, tokens and memory of each stage."""
+    check_recipe(recipe, processes)
+    run = RunFolder(recipe.output_dir)
+    unread: set[str] = set()
+    for name in stages_wanted(recipe, only):
+        stage = recipe.stages[name]
+        state = "to train" if run.stage(name).read_done() is None else "was trained before"
+        yield f"[bold]{name}[/]: {stage.objective.name}, {state}"
+        sizes = _sizes(recipe, stage, unread)
+        yield f"  models  {_shown(stage, sizes)}"
+        yield f"  data    {_taken(recipe, stage, unread)}"
+        if sizes is not None:
+            policy, others = sizes
+            yield f"  memory  {_needed(memory(stage, policy, others, processes))}"
+    if unread:
+        yield (
+            "The Hub cannot be reached: sizes of its models and numbers of its rows are those that this package knows, "
+            "and every row counts as usable and as long as the recipe allows."
+        )
+    yield "Nothing was trained. Memory is an estimate, for the longest rows that the recipe allows, one GPU a process."
+
+
+def _needed(m: Memory) -> str:
+    parts = {
+        "weights": m.weights,
+        "gradients": m.gradients,
+        "optimizer": m.optimizer,
+        "DeepSpeed's buffers": m.buffers,
+        "frozen models": m.frozen,
+        "activations": m.activations,
+        "logits": m.logits,
+    }
+    told = ", ".join(f"{name} {gib:.2f}" for name, gib in parts.items())
+    sampling = f"; while sampling {m.generation:.2f} instead of the last two" if m.generation else ""
+    return f"{m.total:.2f} GiB a process: {told}{sampling}"
+
+
+def _sizes(recipe: Recipe, stage: Stage, unread: set[str]) -> tuple[ModelSize, dict[Role, ModelSize]] | None:
+    """None where a configuration is on the Hub and neither the Hub nor this package gives it."""
+    objective, trust = stage.objective, stage.model.trust_remote_code
+
+    def size(path: str, *, scalar: bool) -> ModelSize:
+        name = stage_of(path)
+        root = path if name is None else initial_model(recipe, recipe.stages[name])
+        if isinstance(configuration(root, trust), ServiceError):
+            unread.add(root)
+        return model_size(root, scalar=scalar, trust_remote_code=trust)
+
+    try:
+        policy = size(stage.model.path, scalar=objective.is_scalar)
+        models = {role: path for role, path in stage.models.items() if not is_code(path)}
+        return policy, {role: size(path, scalar=objective.needs[role].is_scalar) for role, path in models.items()}
+    except ServiceError:
+        return None
+
+
+def _shown(stage: Stage, sizes: tuple[ModelSize, dict[Role, ModelSize]] | None) -> str:
+    if sizes is None:
+        return "unknown: a configuration is on the Hub, which cannot be reached"
+    policy, others = sizes
+    told = [f"policy {escape(stage.model.path)} ({_millions(policy)})"]
+    for role, path in stage.models.items():
+        size = f" ({_millions(others[role])})" if role in others else ""
+        told.append(f"{role.value.replace('_', ' ')} {escape(path)}{size}")
+    return ", ".join(told)
+
+
+def _millions(size: ModelSize) -> str:
+    return f"{size.parameters / 1e6:,.1f} M"
+
+
+def _taken(recipe: Recipe, stage: Stage, unread: set[str]) -> str:
+    """Examples, steps and tokens of training; where the Hub does not give the data, no more than there can be."""
+    sources = {source.path for source in stage.data.train}
+    taken = None
+    if not unread & {initial_model(recipe, stage), *sources}:
+        try:
+            taken = amount(stage, load_stage_data(with_existing_model(recipe, stage), str).train)
+        except ServiceError:
+            unread |= sources
+    taken = taken or amount_at_most(stage)
+    if taken is None:
+        steps = f"{stage.train.max_steps} steps" if stage.train.max_steps else f"{stage.train.epochs:g} epoch(s)"
+        return f"{steps} of {stage.train.batch_size}; the data or the tokenizer are on the Hub, which cannot be reached"
+    sampled = f" and up to {taken.sampled:,} sampled" if taken.sampled else ""
+    at_most = "" if taken.exact else "at most "
+    return (
+        f"{at_most}{taken.examples:,} {taken.kind}, {taken.steps:,} steps of {stage.train.batch_size}, "
+        f"{at_most}{taken.tokens:,} tokens{sampled}"
+    )

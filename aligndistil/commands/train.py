@@ -1,0 +1,244 @@
+"""The stages of a recipe in order: skip what is done, continue what was interrupted, train the rest; then compare."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import rich
+import torch
+from rich.markup import escape
+
+from aligndistil.commands.compare import show
+from aligndistil.commands.measure import Comparison, compare_models, locate, text_of_file
+from aligndistil.data import content_hash
+from aligndistil.engine.processes import Processes, launched_rank, launched_world, start_processes
+from aligndistil.errors import Interrupted, UserError
+from aligndistil.files import write_text
+from aligndistil.models import model_exists, model_hash
+from aligndistil.progress import RunView
+from aligndistil.recipe import Recipe, Stage, changed_sections, stage_fingerprint, stage_of
+from aligndistil.run_folder import Done, Environment, RunFolder, StageFolder, setup_logging
+from aligndistil.run_folder.trackers import check_trackers
+from aligndistil.training import StageLaunch, is_code, source_of
+from aligndistil.training.stage import StopSignal
+
+RESULT_VERSION = "2"
+"""Raised when the same recipe gives other weights than before, so that finished stages are trained again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """What `run_recipe` leaves behind."""
+
+    run: Path
+    final: Path
+    """The model of the last stage that was asked for."""
+    comparison: Comparison | None
+    """None when the recipe has no eval data, or not all of its stages were asked for."""
+
+
+def train(recipe: Recipe, *, stage: str | None, fresh: bool, allow_code: bool) -> None:
+    """Run the recipe in this process, and show what came out."""
+    finished = run_recipe(recipe, stage=stage, fresh=fresh, allow_code=allow_code)
+    if launched_rank() != 0:
+        return
+    if finished.comparison is not None:
+        show(finished.comparison.table, finished.run / "report", finished.comparison.files)
+    rich.get_console().print(escape(f"model   {finished.final}"), soft_wrap=True)
+
+
+def run_recipe(recipe: Recipe, *, stage: str | None = None, fresh: bool = False, allow_code: bool = False) -> Finished:
+    """Train every stage of a recipe (or one stage and what it depends on) that is not finished, then compare.
+
+    `allow_code` permits rewards that are Python functions. Raises UserError for mistakes of the recipe that only show
+    with the data, the models or the processes at hand.
+    """
+    check_recipe(recipe, launched_world())
+    _check_code(recipe, allow_code)
+    wanted = stages_wanted(recipe, stage)
+    run = RunFolder(recipe.output_dir)
+    with ExitStack() as stack:
+        if launched_rank() == 0:
+            stack.enter_context(run.alone(recipe.name))
+            devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+            run.open(recipe.name, recipe.source_text, Environment.collect(world_size=launched_world(), devices=devices))
+        processes = start_processes()
+        stack.callback(processes.stop)
+        weights: dict[str, str] = {}
+        graph = {name: recipe.stages[name].inputs for name in wanted}
+        with StopSignal() as stop, RunView(recipe.name, graph, rank=processes.rank) as view:
+            for name in wanted:
+                weights[name] = _run_stage(recipe, name, run, processes, stop, weights, fresh, view)
+                _stop_between_stages(processes, stop, name)
+        final = run.stage(stage or wanted[-1]).final
+        # Not inside: what has been measured is kept, so SIGTERM may simply end a comparison.
+        comparison = None if stage else compare_models(recipe, run, processes, weights)
+        return Finished(run.path, final, comparison)
+
+
+def _stop_between_stages(processes: Processes, stop: StopSignal, finished: str) -> None:
+    if any(processes.gather(stop.requested)):
+        raise Interrupted(f"stopped after stage {finished}, which is finished; run the same command to go on")
+
+
+def check_recipe(recipe: Recipe, processes: int) -> None:
+    """What can be known before anything is loaded: batches divide, and local models exist."""
+    for stage in recipe.stages.values():
+        stage.check_processes(processes)
+        check_trackers(stage.logging.trackers, stage.where("logging", "trackers"))
+        named = {("model", "path"): stage.model.path} | {("models", role.value): p for role, p in stage.models.items()}
+        for where, path in named.items():
+            if stage_of(path) is None and not is_code(path):
+                _with_position(stage.where(*where), path)
+    for key, given in (("kl_to", recipe.report.kl_to), ("reward", recipe.report.reward)):
+        if given is not None and is_code(given):
+            raise UserError(f"{recipe.where('report', key)}: name a model; a Python function scores only in training")
+        if given is not None and stage_of(given) is None:
+            _with_position(recipe.where("report", key), given)
+
+
+def _check_code(recipe: Recipe, allowed: bool) -> None:
+    """Rewards that are Python functions need a permission, and are imported before anything is trained."""
+    for stage in recipe.stages.values():
+        for role, path in stage.models.items():
+            if is_code(path):
+                where = stage.where("models", role.value)
+                if not allowed:
+                    raise UserError(f"{where}: {path} is Python code; add --allow-code to run it")
+                _with_position(where, path, source_of)
+
+
+def _with_position(where: str, path: str, check: Callable[[str], object] = model_exists) -> None:
+    try:
+        check(path)
+    except UserError as error:
+        raise type(error)(f"{where}: {error}") from None
+
+
+def stages_wanted(recipe: Recipe, stage: str | None) -> list[str]:
+    """Names of the stages to run, in order: all of them, or one with what it depends on."""
+    if stage is None:
+        return list(recipe.stages)
+    if stage not in recipe.stages:
+        raise UserError(f"--stage {stage}: the recipe has no such stage; it has {', '.join(recipe.stages)}")
+    needed, waiting = set[str](), [stage]
+    while waiting:
+        name = waiting.pop()
+        needed.add(name)
+        waiting += recipe.stages[name].inputs
+    return [name for name in recipe.stages if name in needed]
+
+
+def _run_stage(
+    recipe: Recipe,
+    name: str,
+    run: RunFolder,
+    processes: Processes,
+    stop: StopSignal,
+    weights: dict[str, str],
+    fresh: bool,
+    view: RunView,
+) -> str:
+    """Train the stage unless it is done; what its final model's weights are called, as are those in `weights`."""
+    stage, folder = recipe.stages[name], run.stage(name)
+    fingerprint = _fingerprint(stage, weights)
+    processes.barrier()
+    done = folder.read_done()
+    if done is not None and done.fingerprint == fingerprint and folder.final.is_dir() and not fresh:
+        skipped = f"finished and unchanged, skipped ({done.step} steps, {folder.final})"
+        _say(processes, f"[green]✓[/] [bold]{name}[/]: {skipped}")
+        view.finish(name, done.step, done.seconds, done.metrics)
+        return done.weights
+    # The data may be refused: nothing of an earlier run is moved before it is accepted.
+    launch = StageLaunch(stage, folder, lambda path: locate(run, path), processes)
+    if processes.is_main:
+        _make_room(stage, folder, done, fingerprint, fresh)
+    processes.barrier()
+    setup_logging(processes.rank, folder.log_file(processes.rank))
+    _announce(stage, launch, processes)
+    view.start(name)
+    outcome = launch.run(lambda: stop.requested, view)
+    view.finish(name, outcome.steps, outcome.seconds, outcome.metrics)
+    became: str = processes.gather(model_hash(str(folder.final)) if processes.is_main else "")[0]
+    if processes.is_main:
+        folder.write_done(
+            Done(
+                fingerprint=fingerprint,
+                weights=became,
+                inputs={one: weights[one] for one in stage.inputs},
+                step=outcome.steps,
+                seconds=outcome.seconds,
+                metrics=outcome.metrics,
+                resolved=stage.resolved(),
+            )
+        )
+    processes.barrier()
+    return became
+
+
+def _make_room(stage: Stage, folder: StageFolder, done: Done | None, fingerprint: str, fresh: bool) -> None:
+    """Keep what an interrupted run of the same stage left; move what belongs to another version of it aside."""
+    started = folder.path / "started.json"
+    same = started.is_file() and json.loads(started.read_text())["fingerprint"] == fingerprint
+    if done is not None or fresh or not same or stage.checkpoint.resume == "never":
+        why = _why_again(stage, folder, done, same, fresh)
+        moved = folder.archive()
+        if moved is not None:
+            _print(f"[yellow]↻[/] [bold]{stage.name}[/]: {why}; the old folder is kept as {moved}")
+    folder.clear_unfinished()
+    folder.path.mkdir(parents=True, exist_ok=True)
+    write_text(started, json.dumps({"fingerprint": fingerprint}) + "\n")
+    folder.write_resolved(stage.resolved())
+
+
+def _why_again(stage: Stage, folder: StageFolder, done: Done | None, same: bool, fresh: bool) -> str:
+    if fresh:
+        return "trained again because of --fresh"
+    if done is None and same:
+        return "an unfinished run was here, and checkpoint.resume is never"
+    if done is None:
+        return "an unfinished run of another version of this stage was here"
+    if not folder.final.is_dir():
+        return "trained again because its final model is gone"
+    changes = changed_sections(done.resolved, stage.resolved())
+    return "trained again because " + ("; ".join(changes) or "its data, its models or this package changed")
+
+
+def _announce(stage: Stage, launch: StageLaunch, processes: Processes) -> None:
+    """Say what is about to be trained, and above all what it is compared with."""
+    compared = ", ".join(f"{role} {path}" for role, path in stage.models.items())
+    how = "on-policy" if stage.on_policy else f"on {launch.data.train.kind}"
+    _say(
+        processes,
+        f"[cyan]▶[/] [bold]{stage.name}[/]: {stage.objective.name} from {stage.model.path}"
+        + (f" against {compared}" if compared else "")
+        + f", {how}, {len(launch.data.train)} examples, {launch.total_steps} steps of {stage.train.batch_size}",
+    )
+    for line in launch.data.train.report.lines():
+        _say(processes, f"  {line}")
+
+
+def _say(processes: Processes, text: str) -> None:
+    if processes.is_main:
+        _print(text)
+
+
+def _print(text: str) -> None:
+    rich.get_console().print(text, soft_wrap=True)
+
+
+def _fingerprint(stage: Stage, weights: dict[str, str]) -> str:
+    contents = {source.model_dump_json(): content_hash(source) for source in stage.data.train}
+    for path in (stage.model.path, *stage.models.values()):
+        if is_code(path):
+            contents[path] = source_of(path)
+        elif stage_of(path) is None:
+            contents[path] = model_hash(path)
+    for named in (stage.model.chat_template, stage.engine.deepspeed):
+        contents |= text_of_file(named)
+    inputs = {name: weights[name] for name in stage.inputs}
+    return stage_fingerprint(stage, inputs, contents, RESULT_VERSION)

@@ -1,0 +1,21 @@
+"""The run folder: what was asked, on what machine, what came out. Only rank 0 writes here, logs apart."""
+
+from aligndistil.run_folder.card import model_card
+from aligndistil.run_folder.environment import Environment
+from aligndistil.run_folder.folder import Done, RunFolder, StageFolder
+from aligndistil.run_folder.logs import adopt_loggers, setup_logging
+from aligndistil.run_folder.metrics import MetricsLog
+from aligndistil.run_folder.trackers import Tracker, open_trackers
+
+__all__ = [
+    "Done",
+    "Environment",
+    "MetricsLog",
+    "RunFolder",
+    "StageFolder",
+    "Tracker",
+    "adopt_loggers",
+    "model_card",
+    "open_trackers",
+    "setup_logging",
+]

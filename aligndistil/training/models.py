@@ -1,0 +1,83 @@
+"""The models of a stage, loaded and put on the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from transformers import PreTrainedModel
+
+from aligndistil.engine.engine import Engine
+from aligndistil.engine.processes import Processes
+from aligndistil.engine.teacher_cache import CachedModel
+from aligndistil.errors import UserError
+from aligndistil.models import check_same_tokenizer, load_model, load_scalar_model, load_tokenizer, shared_vocab
+from aligndistil.objectives.base import Need, Role
+from aligndistil.recipe import Stage
+from aligndistil.training.data import StageData
+from aligndistil.training.python_reward import PythonReward, is_code
+from aligndistil.training.teacher_cache import cached_model, caches
+
+
+def build_engine(
+    stage: Stage, data: StageData, locate: Callable[[str], str], processes: Processes, total_steps: int
+) -> Engine:
+    """Load every model that the objective names. Raises UserError when one does not fit."""
+    needs, seed = stage.objective.needs, stage.train.seed
+    start = locate(stage.model.path)
+    if stage.objective.is_scalar:
+        policy = load_scalar_model(start, stage.model, trained=True, seed=seed)
+    else:
+        policy = load_model(start, stage.model, trained=True)
+    frozen: dict[Role, PreTrainedModel] = {}
+    critic: PreTrainedModel | None = None
+    reward: PythonReward | None = None
+    for role, path in stage.models.items():
+        if is_code(path):
+            reward = PythonReward(path, data.tokenizer)
+            continue
+        where = locate(path)
+        theirs = load_tokenizer(where, stage.model)
+        check_same_tokenizer(path, data.tokenizer, theirs, extra_allowed=needs[role].is_scalar)
+        if role is Role.CRITIC:
+            critic = load_scalar_model(where, stage.model, trained=True, seed=seed)
+        elif needs[role].is_scalar:
+            frozen[role] = load_scalar_model(where, stage.model, trained=False)
+        else:
+            frozen[role] = load_model(where, stage.model, trained=False)
+    if needs.get(Role.REWARD) is Need.NORMALIZED_SCORE:
+        _check_normalizable(stage, frozen.get(Role.REWARD))
+    vocab = shared_vocab([policy, *frozen.values(), *([critic] if critic else [])], data.tokenizer)
+    return Engine(
+        policy,
+        {role: _or_cached(model, role, vocab, stage, data, locate, processes) for role, model in frozen.items()},
+        stage.objective,
+        train=stage.train,
+        settings=stage.engine,
+        processes=processes,
+        total_steps=total_steps,
+        vocab=vocab,
+        critic=critic,
+        reward=reward,
+    )
+
+
+def _or_cached(
+    model: PreTrainedModel,
+    role: Role,
+    vocab: int,
+    stage: Stage,
+    data: StageData,
+    locate: Callable[[str], str],
+    processes: Processes,
+) -> PreTrainedModel | CachedModel:
+    if stage.objective.needs[role].is_scalar or not caches(stage):
+        return model
+    return cached_model(model, locate(stage.models[role]), vocab, stage, data, processes)
+
+
+def _check_normalizable(stage: Stage, reward: PreTrainedModel | None) -> None:
+    if reward is None or not hasattr(reward.config, "score_mean"):
+        raise UserError(
+            f"{stage.where('models', 'reward')}: the objective normalizes scores, and this reward has no mean and "
+            "standard deviation of its scores; train it as a stage with eval data, or switch the normalization off"
+        )

@@ -1,0 +1,110 @@
+"""A frozen model of a stage, read from the teacher cache, which is written first where it is not there."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import rich
+from filelock import FileLock
+from transformers import PreTrainedModel
+
+from aligndistil.batch import Batch, DataKind, Row, collate
+from aligndistil.data import Examples, cache_root
+from aligndistil.engine.head import Head, check_head
+from aligndistil.engine.policy import FrozenModel, on_device
+from aligndistil.engine.processes import Processes
+from aligndistil.engine.teacher_cache import (
+    CachedModel,
+    HiddenStates,
+    cache_bytes,
+    cache_name,
+    damage,
+    is_complete,
+    unique_rows,
+    write_cache,
+)
+from aligndistil.errors import UserError
+from aligndistil.models import model_hash
+from aligndistil.objectives.base import Prepares
+from aligndistil.progress import Steps
+from aligndistil.recipe import Stage
+from aligndistil.training.data import StageData
+
+_ROWS = 16
+"""Rows of similar length that the model is run on at once."""
+
+
+def caches(stage: Stage) -> bool:
+    """Whether the stage reads its frozen models from disk."""
+    return stage.engine.teacher_cache and not stage.on_policy and stage.objective.prepares is Prepares.NOTHING
+
+
+def cached_model(
+    model: PreTrainedModel, path: str, vocab: int, stage: Stage, data: StageData, processes: Processes
+) -> CachedModel:
+    """The model's head, with its hidden states on the rows of the stage. Collective.
+
+    Raises UserError when the disk has no room for them, or when they are not finite.
+    """
+    frozen = FrozenModel(on_device(model, processes.device), vocab)
+    check_head(model, frozen.head)
+    rows = unique_rows([*_rows(data.train), *(_rows(data.eval) if data.eval else [])])
+    name = cache_name(model_hash(path), model.dtype, stage.model.attn_implementation, rows)
+    folder = cache_root() / "hidden" / name
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(f"{folder}.lock")
+    if processes.is_main:
+        lock.acquire()
+    processes.barrier()
+    try:
+        if not _is_good(folder, path, processes):
+            _write(frozen, path, rows, data, processes, folder)
+        hidden = HiddenStates(folder)
+    finally:
+        lock.release()
+    return CachedModel(hidden, Head.of(model, vocab))
+
+
+def _is_good(folder: Path, path: str, processes: Processes) -> bool:
+    """Whether the cache is there and as it was written; a damaged one is removed. Collective: one process reads it."""
+    good = False
+    if processes.is_main and is_complete(folder):
+        damaged = damage(folder)
+        if damaged:
+            _say(f"the teacher cache of {path} is damaged and made again: in {folder}, {damaged}")
+            shutil.rmtree(folder)
+        good = damaged is None
+    answers: list[bool] = processes.gather(good)
+    return answers[0]
+
+
+def _write(model: FrozenModel, path: str, rows: list[Row], data: StageData, processes: Processes, folder: Path) -> None:
+    size = cache_bytes(rows, model.model.config.get_text_config().hidden_size, model.model.dtype)
+    # Of one moment for all: they refuse together, or not at all.
+    free: int = processes.gather(shutil.disk_usage(folder.parent).free)[0]
+    if processes.is_main:
+        _say(f"teacher cache of {path}: {len(rows):,} rows, {size / 2**20:,.1f} MiB in {folder.parent}")
+    if size > free:
+        raise UserError(
+            f"engine.teacher_cache: {folder.parent} has {free / 2**30:.1f} GiB left and the hidden states need "
+            f"{size / 2**30:.1f}; set HF_HOME to a larger disk, or leave the field out"
+        )
+
+    def pad(some: list[Row]) -> Batch:
+        return collate(some, DataKind.RESPONSES, data.tokenizer.pad_token_id)
+
+    by_length = sorted(rows, key=lambda row: len(row.prompt_ids) + len(row.response_ids))
+    batches = [by_length[start : start + _ROWS] for start in range(0, len(by_length), _ROWS)]
+    mine = sum(len(batch) for batch in batches[processes.rank :: processes.world])
+    with Steps("teacher cache", mine, unit="rows", rank=processes.rank) as steps:
+        for done in write_cache(folder, model, path, batches, pad, processes):
+            steps.advance(done)
+
+
+def _rows(examples: Examples) -> list[Row]:
+    return [row for i in range(len(examples)) for row in examples.rows(i)]
+
+
+def _say(text: str) -> None:
+    rich.get_console().print(f"  {text}", soft_wrap=True, highlight=False, markup=False)

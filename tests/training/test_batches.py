@@ -1,0 +1,237 @@
+"""Which examples fall to which process, and which samples are drawn."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+from toyland import build_model, build_tokenizer
+
+from aligndistil.batch import Batch, DataKind, Row
+from aligndistil.data import Examples, Sampler, load_examples
+from aligndistil.errors import UserError
+from aligndistil.recipe import Data
+from aligndistil.rollout import SamplingParams, TransformersRollout
+from aligndistil.training.batches import DataFeed, RolloutFeed, Share, eval_batches, mismatched
+
+
+@pytest.fixture
+def examples(pairs_file: Callable[..., str]) -> Callable[[DataKind], Examples]:
+    section = Data.model_validate({"train": {"path": pairs_file(7)}})
+    tokenizer = build_tokenizer()
+    return lambda kind: load_examples(section, "train", kind, tokenizer, frozenset({1}), tokenizer.chat_template)
+
+
+def test_processes_share_a_batch_without_overlap_or_gap(examples: Callable[[DataKind], Examples]) -> None:
+    pairs = examples(DataKind.PAIRS)
+    sampler = Sampler(len(pairs), 4, 0)
+    for step in range(5):  # a batch of 4 of 7 pairs crosses epochs
+        whole = DataFeed(pairs, sampler, Share(0, 1, 2), 0)(step)
+        parts = [DataFeed(pairs, sampler, Share(rank, 2, 2), 0)(step) for rank in range(2)]
+        assert [batch.ids_BT.tolist() for batch in whole.micro_batches] == [
+            batch.ids_BT.tolist() for part in parts for batch in part.micro_batches
+        ]
+        assert {whole.examples, *(part.examples for part in parts)} == {4}
+        assert all(batch.rows == 4 for batch in whole.micro_batches)
+
+
+def rollout_feed(
+    examples: Examples, rank: int, world: int, shown: list[Any], batch: int = 4, **several: int
+) -> RolloutFeed:
+    model = build_model(seed=0)
+    return RolloutFeed(
+        examples,
+        Sampler(len(examples), batch // 2, 0),
+        Share(rank, world, 2),
+        build_tokenizer(),
+        TransformersRollout(lambda: nullcontext(model), frozenset({1}), 0, 96, batch_size=2),
+        SamplingParams(8),
+        samples_per_prompt=2,
+        seed=0,
+        scorer=lambda texts: [float(len(text)) for text in texts],
+        show=lambda step, rows: shown.append((step, rows)),
+        **several,
+    )
+
+
+def test_the_samples_of_a_step_do_not_depend_on_the_number_of_processes(
+    examples: Callable[[DataKind], Examples],
+) -> None:
+    prompts = examples(DataKind.PROMPTS)
+    shown: list[Any] = []
+    whole = rollout_feed(prompts, 0, 1, shown)(3)
+    parts = [rollout_feed(prompts, rank, 2, [])(3) for rank in range(2)]
+    assert [batch.ids_BT.tolist() for batch in whole.micro_batches] == [
+        batch.ids_BT.tolist() for part in parts for batch in part.micro_batches
+    ]
+    assert whole.examples == 4
+    assert {batch.kind for batch in whole.micro_batches} == {DataKind.RESPONSES}
+    step, rows = shown[0]
+    assert step == 4  # the step that these samples make
+    assert [set(row) for row in rows] == [{"prompt", "response", "finished", "token_ids", "gold_reward"}] * 4
+    lengths = [len(row["token_ids"]) for row in rows]
+    total, count = whole.metrics["completions/mean_length"]
+    assert float(total / count) == sum(lengths) / 4
+    total, count = whole.metrics["completions/truncated_fraction"]
+    assert float(total / count) == sum(not row["finished"] for row in rows) / 4
+    total, count = whole.metrics["gold_reward"]
+    assert float(total / count) == pytest.approx(sum(row["gold_reward"] for row in rows) / 4)
+
+
+def test_the_samples_of_a_prompt_differ_also_when_it_comes_twice_in_a_step(
+    examples: Callable[[DataKind], Examples],
+) -> None:
+    prompts = examples(DataKind.PROMPTS)
+    shown: list[Any] = []
+    rollout_feed(prompts, 0, 1, shown, batch=28)(0)  # 14 prompts of 7: every one twice, each with two samples
+    drawn: dict[str, set[tuple[int, ...]]] = {}
+    for row in shown[0][1]:
+        drawn.setdefault(row["prompt"], set()).add(tuple(row["token_ids"]))
+    assert len(drawn) == 7
+    assert all(len(samples) >= 3 for samples in drawn.values())  # short ones may be equal by chance
+
+
+def texts(batch: Batch) -> list[tuple[int, ...]]:
+    """The tokens of each row, however wide the batch is."""
+    return [tuple(ids[real].tolist()) for ids, real in zip(batch.ids_BT, batch.attention_BT, strict=True)]
+
+
+def test_a_rollout_for_several_steps_gives_each_its_part_and_every_pass_all_of_it(
+    examples: Callable[[DataKind], Examples],
+) -> None:
+    feed = rollout_feed(examples(DataKind.PROMPTS), 0, 1, [], batch=12, minibatches=3, passes=4)
+    made = feed(0)
+    assert (feed.updates, made.examples, made.all_examples, len(made.micro_batches)) == (12, 4, 12, 6)
+    assert made.updates is not None
+    passes = [made.updates[start : start + 3] for start in range(0, 12, 3)]
+    assert passes[0] == [[0, 1], [2, 3], [4, 5]]
+    for steps in passes:
+        assert sorted(number for step in steps for number in step) == list(range(6))
+    assert len({tuple(sorted(map(tuple, steps))) for steps in passes}) > 1, "nothing was exchanged"
+    assert feed(0).updates == made.updates
+    assert feed(12).updates != made.updates, "the next rollout is exchanged otherwise"
+
+
+def test_the_steps_of_a_rollout_have_the_same_samples_whatever_the_number_of_processes(
+    examples: Callable[[DataKind], Examples],
+) -> None:
+    prompts, several = examples(DataKind.PROMPTS), {"batch": 12, "minibatches": 3, "passes": 3}
+
+    def steps(rank: int, world: int) -> list[list[tuple[int, ...]]]:
+        made = rollout_feed(prompts, rank, world, [], **several)(9)
+        return [[text for number in step for text in texts(made.micro_batches[number])] for step in made.parts]
+
+    whole, first, second = steps(0, 1), steps(0, 2), steps(1, 2)
+    assert len(whole) == 9
+    for all_of_it, one, other in zip(whole, first, second, strict=True):
+        assert len(one) == len(other) == 2
+        assert sorted(all_of_it) == sorted(one + other)
+    assert whole[0] == first[0] + second[0]
+
+
+def test_a_rollout_is_drawn_by_its_number_and_shown_once(examples: Callable[[DataKind], Examples]) -> None:
+    """Ten steps on, the second rollout of a feed of two steps each is the sixth of one that takes one."""
+    prompts, shown = examples(DataKind.PROMPTS), []
+    several = rollout_feed(prompts, 0, 1, shown, batch=8, minibatches=2)
+    single = rollout_feed(prompts, 0, 1, [], batch=8)
+    ours, theirs = several(10), single(5)
+    assert [texts(batch) for batch in ours.micro_batches] == [texts(batch) for batch in theirs.micro_batches]
+    assert [step for step, _ in shown] == [11]
+
+
+def row(prompt: int, response: int, label: bool = True) -> Row:
+    return Row([prompt, 9], [response, 1], label)
+
+
+@pytest.mark.parametrize("count", range(2, 10))
+def test_each_prompt_meets_the_response_of_the_next_row(count: int) -> None:
+    rows = [row(i, 50 + i, i % 3 == 0) for i in range(count)]
+    others = mismatched(rows)
+    assert others is not None
+    assert [other.prompt_ids for other in others] == [[i, 9] for i in range(count)]
+    assert [other.response_ids for other in others] == [[50 + (i + 1) % count, 1] for i in range(count)]
+    assert [other.label for other in others] == [one.label for one in rows]
+
+
+def test_a_row_with_the_same_prompt_is_passed_over_since_its_response_would_fit() -> None:
+    rows = [row(1, 51), row(1, 52), row(2, 53), row(2, 54), row(1, 55)]
+    others = mismatched(rows)
+    assert others is not None
+    assert [other.response_ids[0] for other in others] == [53, 53, 55, 55, 53]
+    assert mismatched([row(1, 51), row(1, 52)]) is None
+    assert mismatched([row(1, 51)]) is None
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_a_step_has_the_mismatched_rows_of_its_own_batch_in_equal_parts(
+    world: int, examples: Callable[[DataKind], Examples]
+) -> None:
+    unpaired = examples(DataKind.UNPAIRED)
+    sampler = Sampler(len(unpaired), 8, 0)
+    rows = [unpaired.rows(i)[0] for i in sampler.batch(3)]
+    expected = mismatched(rows)
+    assert expected is not None
+    parts = [DataFeed(unpaired, sampler, Share(rank, world, 2), 0, True)(3) for rank in range(world)]
+    found = [text for part in parts for batch in part.mismatched for text in texts(batch)]
+    assert found == [(*other.prompt_ids, *other.response_ids) for other in expected]
+    assert {len(part.mismatched) for part in parts} == {4 // world}
+    assert {text for part in parts for batch in part.micro_batches for text in texts(batch)}.isdisjoint(found)
+    plain = DataFeed(unpaired, sampler, Share(0, 1, 2), 0)(3)
+    assert plain.mismatched == ()
+
+
+def test_a_step_whose_prompts_are_all_the_same_is_noticed_beforehand() -> None:
+    class Same:
+        kind = DataKind.UNPAIRED
+
+        def rows(self, index: int) -> list[Row]:
+            return [row(1 if index < 4 else index, 50 + index)]
+
+    class InOrder(Sampler):
+        def _at(self, position: int) -> int:
+            return position
+
+    feed = DataFeed(Same(), InOrder(8, 2, 0), Share(0, 1, 2), 0, True)  # type: ignore[arg-type]
+    sentence = "train.batch_size: all 2 examples of step 1 have the same prompt, so that none can be compared"
+    with pytest.raises(UserError, match=sentence):
+        feed.check(4)
+    DataFeed(Same(), InOrder(8, 4, 0), Share(0, 1, 2), 0, False).check(2)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="all 4 examples of step 1"):
+        DataFeed(Same(), InOrder(8, 4, 0), Share(0, 1, 2), 0, True).check(2)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_mismatched_eval_rows_are_rotated_over_all_of_them_and_counted_once(
+    world: int, examples: Callable[[DataKind], Examples]
+) -> None:
+    unpaired = examples(DataKind.UNPAIRED)
+    shares = [eval_batches(unpaired, Share(rank, world, 2), 5, 0, mismatches=True) for rank in range(world)]
+    assert len({len(share) for share in shares}) == 1
+    found = [text for share in shares for batch, counts in share if counts for text in texts(batch)]
+    expected = mismatched([unpaired.rows(i)[0] for i in range(5)])
+    assert expected is not None
+    assert sorted(found) == sorted((*other.prompt_ids, *other.response_ids) for other in expected)
+    assert eval_batches(unpaired, Share(0, 1, 2), 1, 0, mismatches=True) == []
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize("limit", [None, 5, 1])
+def test_every_process_has_as_many_eval_batches_and_each_example_counts_once(
+    world: int, limit: int | None, examples: Callable[[DataKind], Examples]
+) -> None:
+    pairs = examples(DataKind.PAIRS)
+    shares = [eval_batches(pairs, Share(rank, world, 2), limit, 0) for rank in range(world)]
+    assert len({len(share) for share in shares}) == 1
+    counted = sum(batch.examples for share in shares for batch, counts in share if counts)
+    assert counted == (limit or 7)
+
+
+def test_sampling_draws_nothing_from_the_generator_of_the_run(examples: Callable[[DataKind], Examples]) -> None:
+    random.seed(0)
+    expected = random.random()
+    random.seed(0)
+    rollout_feed(examples(DataKind.PROMPTS), 0, 1, [])(0)
+    assert random.random() == expected

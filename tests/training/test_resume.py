@@ -1,0 +1,249 @@
+"""A run that was stopped or killed, at whatever moment, ends as one that was not: weights, metrics and samples."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from worlds import actor_critic, differences, left_behind, lines, off_policy, on_policy, unpaired
+
+from aligndistil.engine.checkpoint import checkpoints
+from aligndistil.engine.processes import Processes
+from aligndistil.errors import EXIT_SIGTERM, Interrupted
+from aligndistil.recipe import Stage, load_recipe
+from aligndistil.run_folder import Done, StageFolder
+from aligndistil.training import StageLaunch
+
+ModelFolder = Callable[..., str]
+
+
+@pytest.fixture
+def stage_of(recipe_file: Callable[..., Path]) -> Callable[[dict[str, Any]], Stage]:
+    def load(content: dict[str, Any]) -> Stage:
+        (stage,) = load_recipe(recipe_file(content)).stages.values()
+        return stage
+
+    return load
+
+
+def run(stage: Stage, path: Path, processes: Processes, stop_after: int | None = None) -> dict[str, Any] | None:
+    """What a run leaves behind; None when it was stopped after that many steps."""
+    folder = StageFolder(path)
+    asked = 0
+
+    def stop() -> bool:
+        nonlocal asked
+        asked += 1
+        return asked == stop_after
+
+    try:
+        outcome = StageLaunch(stage, folder, lambda model: model, processes).run(stop)
+    except Interrupted:
+        return None
+    done = Done(
+        fingerprint="", weights="", step=outcome.steps, seconds=outcome.seconds, metrics=outcome.metrics, resolved={}
+    )
+    folder.write_done(done)
+    return left_behind(path)
+
+
+def kinds(model_folder: ModelFolder, pairs_file: Callable[..., str], kind: str) -> dict[str, Any]:
+    model, data = model_folder(seed=0), pairs_file(10)
+    if kind == "on-policy":
+        return on_policy(model, model_folder(seed=1), model_folder(seed=2), data)
+    engine = {"zero_stage": int(kind[-1])}
+    if kind.startswith("actor-critic"):
+        reward, critic = (model_folder(seed=seed, scalar=True) for seed in (3, 4))
+        return actor_critic(model, reward, critic, data, engine=engine)
+    if kind.startswith("unpaired"):
+        return unpaired(model, data, engine=engine)
+    return off_policy(model, data, engine=engine)
+
+
+@pytest.mark.parametrize("kind", ["zero 0", "zero 2", "zero 3", "on-policy", "unpaired 0"])
+@pytest.mark.parametrize("stop_after", [5])
+def test_five_steps_and_five_more_are_ten(
+    kind: str,
+    stop_after: int,
+    stage_of: Callable[[dict[str, Any]], Stage],
+    model_folder: ModelFolder,
+    pairs_file: Callable[..., str],
+    processes: Processes,
+    tmp_path: Path,
+) -> None:
+    stage = stage_of(kinds(model_folder, pairs_file, kind))
+    straight = run(stage, tmp_path / "straight", processes)
+    assert run(stage, tmp_path / "twice", processes, stop_after) is None
+    assert checkpoints(tmp_path / "twice")[-1].name == "checkpoint-5"
+    again = run(stage, tmp_path / "twice", processes)
+    assert straight is not None
+    assert again is not None
+    assert list(differences(straight, again)) == []
+    assert [line["step"] for line in straight["lines"] if line["split"] == "train"] == [3, 6, 9, 10]
+    assert [line["step"] for line in straight["lines"] if line["split"] == "eval"] == [0, 4, 8, 10]
+    assert straight["lines"][-1]["step"] == 10
+
+
+@pytest.mark.parametrize("zero", [0, 2])
+def test_a_stop_inside_a_round_waits_for_its_end_and_both_models_go_on_from_there(
+    zero: int,
+    stage_of: Callable[[dict[str, Any]], Stage],
+    model_folder: ModelFolder,
+    pairs_file: Callable[..., str],
+    processes: Processes,
+    tmp_path: Path,
+) -> None:
+    stage = stage_of(kinds(model_folder, pairs_file, f"actor-critic {zero}"))
+    straight = run(stage, tmp_path / "straight", processes)
+    assert run(stage, tmp_path / "twice", processes, stop_after=3) is None
+    assert [path.name for path in checkpoints(tmp_path / "twice")] == ["checkpoint-4"]
+    again = run(stage, tmp_path / "twice", processes)
+    assert straight is not None
+    assert again is not None
+    assert list(differences(straight, again)) == []
+    training = [line for line in straight["lines"] if line["split"] == "train"]
+    assert [line["step"] for line in training] == [3, 6, 9, 10]
+    coefficients = [line["objective/kl_coef"] for line in training if "objective/kl_coef" in line]
+    assert len(coefficients) == 3  # of the rounds that start at 0, 4 and 8
+    assert len(set(coefficients)) == 3
+
+
+def test_a_stop_in_the_last_step_and_a_lost_export_lose_nothing(
+    stage_of: Callable[[dict[str, Any]], Stage],
+    model_folder: ModelFolder,
+    pairs_file: Callable[..., str],
+    processes: Processes,
+    tmp_path: Path,
+) -> None:
+    """Killed after the checkpoint of the last step, before the model was written: nothing is left to train."""
+    stage = stage_of(kinds(model_folder, pairs_file, "zero 0"))
+    straight = run(stage, tmp_path / "one", processes, stop_after=10)
+    (tmp_path / "one" / "final").rename(tmp_path / "lost")
+    again = run(stage, tmp_path / "one", processes)
+    assert straight is not None
+    assert again is not None
+    assert list(differences(straight, again)) == []
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_over_with_one_line_a_step(
+    stage_of: Callable[[dict[str, Any]], Stage],
+    model_folder: ModelFolder,
+    pairs_file: Callable[..., str],
+    processes: Processes,
+    tmp_path: Path,
+) -> None:
+    """The evaluation of step 0 was already written, and so was half a line."""
+    stage = stage_of(kinds(model_folder, pairs_file, "zero 0"))
+    straight = run(stage, tmp_path / "straight", processes)
+    assert straight is not None
+    killed = tmp_path / "killed"
+    killed.mkdir()
+    whole = (tmp_path / "straight" / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (killed / "metrics.jsonl").write_text(whole[0] + whole[1][:20])
+    again = run(stage, killed, processes)
+    assert again is not None
+    assert list(differences(straight, again)) == []
+
+
+def test_more_checkpoints_than_are_kept_are_removed(
+    stage_of: Callable[[dict[str, Any]], Stage],
+    model_folder: ModelFolder,
+    pairs_file: Callable[..., str],
+    processes: Processes,
+    tmp_path: Path,
+) -> None:
+    content = kinds(model_folder, pairs_file, "zero 0")
+    content["checkpoint"] = {"every": 3, "keep": 2}
+    run(stage_of(content), tmp_path / "one", processes)
+    assert [path.name for path in checkpoints(tmp_path / "one")] == ["checkpoint-6", "checkpoint-9"]
+
+
+def until(condition: Callable[[], bool], seconds: float = 120) -> None:
+    began = time.monotonic()
+    while not condition():
+        assert time.monotonic() - began < seconds
+        time.sleep(0.002)
+
+
+def test_sigterm_saves_a_checkpoint_and_ends_with_143(
+    runs: Any, recipe_file: Callable[..., Path], model_folder: ModelFolder, pairs_file: Callable[..., str]
+) -> None:
+    content = kinds(model_folder, pairs_file, "on-policy") | {"checkpoint": {}, "logging": {"every": 1}}
+    recipe = recipe_file(content)
+    stage = recipe.parent / "runs" / "toy" / "aligndistil"
+    process = runs.start(recipe)
+    log = stage / "metrics.jsonl"
+    until(lambda: log.is_file() and len(log.read_text().splitlines()) > 3)
+    os.kill(process, signal.SIGTERM)
+    assert runs.wait() == EXIT_SIGTERM
+    assert "a checkpoint is saved, run the same command to go on" in recipe.with_suffix(".log").read_text()
+    (saved,) = checkpoints(stage)
+    assert not (stage / "final").exists()
+    assert lines(stage)[-1]["step"] == int(saved.name.rpartition("-")[2])
+    runs.start(recipe)
+    assert runs.wait() == 0
+    assert [line["step"] for line in lines(stage) if line["split"] == "train"] == list(range(1, 11))
+
+
+def killed_until_finished(runs: Any, recipe: Path, kills: int, longest: float) -> int:
+    """The number of times it was really killed."""
+    killed = 0
+    for _ in range(kills):
+        process = runs.start(recipe)
+        # Where in the run it is killed is left to chance on purpose; what must come out is not.
+        time.sleep(random.uniform(0.05, longest))
+        with contextlib.suppress(ProcessLookupError):  # it had finished
+            os.kill(process, signal.SIGKILL)
+        killed += runs.wait() == -signal.SIGKILL
+    runs.start(recipe)
+    assert runs.wait() == 0, recipe.with_suffix(".log").read_text()[-3000:]
+    return killed
+
+
+def survives_kills(
+    runs: Any, recipe_file: Callable[..., Path], content: dict[str, Any], stages: list[str], kills: int
+) -> None:
+    straight, killed = recipe_file({**content, "name": "straight"}, "straight.yaml"), recipe_file(content)
+    began = time.monotonic()
+    runs.start(straight)
+    assert runs.wait() == 0, straight.with_suffix(".log").read_text()[-3000:]
+    times = killed_until_finished(runs, killed, kills, time.monotonic() - began)
+    assert times >= 1
+    for stage in stages:
+        folders = [recipe.parent / "runs" / name / stage for recipe, name in ((straight, "straight"), (killed, "toy"))]
+        one, other = map(left_behind, folders)
+        assert list(differences(one, other)) == [], f"{stage} after {times} kills"
+        assert not list(folders[1].glob("*.tmp"))
+
+
+@pytest.mark.parametrize("kind", ["on-policy", "actor-critic 0"])
+def test_a_run_killed_at_random_moments_ends_with_the_same_bits(
+    kind: str,
+    runs: Any,
+    recipe_file: Callable[..., Path],
+    model_folder: ModelFolder,
+    pairs_file: Callable[..., str],
+) -> None:
+    content = kinds(model_folder, pairs_file, kind)
+    survives_kills(runs, recipe_file, content, [content["objective"]["name"]], kills=4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["zero 0", "zero 2", "zero 3", "on-policy", "actor-critic 2", "unpaired 3"])
+def test_a_run_killed_many_times_ends_with_the_same_bits(
+    kind: str,
+    runs: Any,
+    recipe_file: Callable[..., Path],
+    model_folder: ModelFolder,
+    pairs_file: Callable[..., str],
+) -> None:
+    content = kinds(model_folder, pairs_file, kind)
+    content["checkpoint"] = {"every": 1}
+    survives_kills(runs, recipe_file, content, [content["objective"]["name"]], kills=25)

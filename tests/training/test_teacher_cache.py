@@ -1,0 +1,196 @@
+"""`engine.teacher_cache`: a stage that reads its teachers from disk trains as one that runs them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from aligndistil.data import cache_root
+from aligndistil.engine.policy import FrozenModel
+from aligndistil.engine.processes import Processes, start_processes
+from aligndistil.engine.teacher_cache import damage
+from aligndistil.errors import UserError
+from aligndistil.recipe import load_recipe
+from aligndistil.run_folder import StageFolder
+from aligndistil.training import StageLaunch, hidden_cache
+
+ModelFolder = Callable[..., str]
+
+
+@pytest.fixture(autouse=True)
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+
+
+def content_of(models: dict[str, str], data: str, model: dict[str, Any], engine: dict[str, Any]) -> dict[str, Any]:
+    """An off-policy stage with two frozen teachers."""
+    return {
+        "model": {"path": models["policy"], "dtype": "float32", **model},
+        "models": {"teacher": models["teacher"], "reverse_teacher": models["reverse_teacher"]},
+        "objective": {"name": "aligndistil", "r": 5},
+        "data": {"train": {"path": data}, "eval": {"path": data}},
+        "train": {"learning_rate": 1e-3, "batch_size": 2, "max_steps": 3},
+        "engine": {"zero_stage": 0, **engine},
+    }
+
+
+def losses_of(recipe: Path, folder: Path, processes: Processes) -> list[float]:
+    (stage,) = load_recipe(recipe).stages.values()
+    StageLaunch(stage, StageFolder(folder), lambda path: path, processes).run(lambda: False)
+    return [line["loss"] for line in StageFolder(folder).metrics.read()]
+
+
+@pytest.fixture
+def models(model_folder: ModelFolder) -> dict[str, str]:
+    return {role: model_folder(seed=seed) for seed, role in enumerate(("policy", "teacher", "reverse_teacher"))}
+
+
+@pytest.fixture
+def losses(
+    recipe_file: Callable[..., Path], pairs_file: Callable[..., str], models: dict[str, str], processes: Processes
+) -> Callable[..., list[float]]:
+    """Training losses of the stage."""
+    data = pairs_file(6)
+
+    def train(name: str, model: dict[str, Any] | None = None, **engine: Any) -> list[float]:
+        return losses_of(recipe_file(content_of(models, data, model or {}, engine)), Path(name), processes)
+
+    return train
+
+
+def caches() -> list[Path]:
+    return [about.parent for about in (cache_root() / "hidden").glob("*/about.json")]
+
+
+def test_a_cached_stage_learns_what_an_uncached_one_learns(
+    losses: Callable[..., list[float]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = losses("plain")
+    cached = losses("cached", teacher_cache=True)
+    assert cached == pytest.approx(plain, rel=1e-5)
+    assert capsys.readouterr().out.count("teacher cache of") == 2
+    assert len(caches()) == 2
+
+
+def test_a_second_stage_runs_no_teacher(losses: Callable[..., list[float]], monkeypatch: pytest.MonkeyPatch) -> None:
+    first = losses("first", teacher_cache=True)
+
+    def never(*_: object) -> None:
+        raise AssertionError("a teacher was run")
+
+    monkeypatch.setattr(FrozenModel, "read", never)
+    assert losses("second", teacher_cache=True) == first
+
+
+def test_another_attention_has_a_cache_of_its_own(losses: Callable[..., list[float]]) -> None:
+    losses("first", teacher_cache=True)
+    losses("second", {"attn_implementation": "eager"}, teacher_cache=True)
+    assert len(caches()) == 4
+
+
+@pytest.mark.parametrize(
+    ("harm", "said"),
+    [
+        (lambda content: bytes(len(content)), "0.bin is not what was written"),
+        (lambda content: content[: len(content) // 2], "0.bin has"),
+    ],
+    ids=["zeros", "cut"],
+)
+def test_a_damaged_cache_is_said_and_made_again(
+    harm: Callable[[bytes], bytes],
+    said: str,
+    losses: Callable[..., list[float]],
+    models: dict[str, str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    first = losses("first", teacher_cache=True)
+    parts = [folder / "0.bin" for folder in caches()]
+    contents = [part.read_bytes() for part in parts]
+    parts[0].write_bytes(harm(contents[0]))
+    capsys.readouterr()
+    assert losses("second", teacher_cache=True) == first
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "is damaged" in line]
+    assert any(f"the teacher cache of {models[role]} is damaged and made again" in line for role in models)
+    assert said in line
+    assert [part.read_bytes() for part in parts] == contents
+    assert losses("third", teacher_cache=True) == first
+    assert "teacher cache of" not in capsys.readouterr().out
+
+
+def test_a_teacher_that_is_not_finite_is_named(
+    losses: Callable[..., list[float]], models: dict[str, str], model_folder: ModelFolder, tmp_path: Path
+) -> None:
+    models["teacher"] = str(shutil.copytree(model_folder(seed=1, tied=False), tmp_path / "broken"))
+    weights = load_file(tmp_path / "broken/model.safetensors")
+    weights["model.embed_tokens.weight"][5:] = float("nan")  # words, and not the few tokens a model is checked on
+    save_file(weights, tmp_path / "broken/model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"the hidden states of .*/broken are not all finite"):
+        losses("first", teacher_cache=True)
+    left = [path.name for path in (cache_root() / "hidden").iterdir() if path.is_dir()]
+    assert left == [folder.name for folder in caches()]
+
+
+def on_two(recipe: str, folder: str, home: str) -> dict[str, Any]:
+    os.environ["HF_HOME"] = home
+    processes, read = start_processes(), list[str]()
+
+    def watched(folder: Path) -> str | None:
+        read.append(folder.name)
+        return damage(folder)
+
+    hidden_cache.damage = watched
+    first = losses_of(Path(recipe), Path(folder) / "first", processes)
+    processes.barrier()
+    if processes.is_main:
+        for part in (cache_root() / "hidden").glob("*/1.bin"):
+            part.write_bytes(bytes(part.stat().st_size))
+    processes.barrier()
+    second = losses_of(Path(recipe), Path(folder) / "second", processes)
+    third = losses_of(Path(recipe), Path(folder) / "third", processes)
+    processes.stop()
+    return {"same": first == second == third, "read": len(read)}
+
+
+def test_of_two_processes_one_checks_and_both_make_it_again(
+    models: dict[str, str],
+    recipe_file: Callable[..., Path],
+    pairs_file: Callable[..., str],
+    on_processes: Callable[..., list[Any]],
+    tmp_path: Path,
+) -> None:
+    recipe = recipe_file(content_of(models, pairs_file(6), {}, {"teacher_cache": True}))
+    answers = on_processes(on_two, str(recipe), str(tmp_path), str(tmp_path / "home"))
+    # Two teachers, in the second and in the third stage.
+    assert answers == [{"same": True, "read": 4}, {"same": True, "read": 0}]
+
+
+@pytest.mark.parametrize(
+    ("stage", "sentence"),
+    [
+        (
+            {"objective": {"name": "aligndistil"}, "rollout": {"max_new_tokens": 4}},
+            "the responses of this stage are sampled while it trains; remove the line",
+        ),
+        ({"objective": {"name": "sft"}}, "`sft` reads no frozen model on the rows of the data alone; remove the line"),
+        ({"objective": {"name": "kto"}}, "`kto` reads no frozen model on the rows of the data alone; remove the line"),
+    ],
+)
+def test_a_stage_that_cannot_use_it_refuses_it(
+    stage: dict[str, Any], sentence: str, recipe_file: Callable[..., Path]
+) -> None:
+    names = {"aligndistil": ("teacher", "reverse_teacher"), "kto": ("reference",), "sft": ()}
+    models = dict.fromkeys(names[stage["objective"]["name"]], "builtin:tiny")
+    content = {
+        "model": {"path": "builtin:tiny"},
+        "data": {"train": {"path": "builtin:reviews"}},
+        "stages": {"s": {**stage, **({"models": models} if models else {}), "engine": {"teacher_cache": True}}},
+    }
+    with pytest.raises(UserError) as caught:
+        load_recipe(recipe_file(content))
+    assert f"stages.s.engine.teacher_cache: {sentence}" in str(caught.value)
