@@ -44,7 +44,7 @@ def train(
     local_rank: Annotated[int | None, typer.Option("--local_rank", "--local-rank", hidden=True)] = None,
 ) -> None:
     """Train the stages of a recipe that are not finished, and compare their models."""
-    from aligndistil.commands.processes import must_start, process_count, start
+    from aligndistil.commands.launch import must_start, process_count, start
     from aligndistil.commands.train import train
 
     loaded = _load(recipe, overrides)
@@ -226,7 +226,7 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        from aligndistil.commands.processes import report_error
+        from aligndistil.commands.launch import report_error
 
         report_error(error)
         sys.exit(error.exit_code)

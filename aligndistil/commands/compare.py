@@ -10,7 +10,7 @@ from pathlib import Path
 import rich
 from rich.markup import escape
 
-from aligndistil.commands.processes import must_start, process_count, start, start_side_by_side
+from aligndistil.commands.launch import must_start, process_count, start, start_side_by_side
 from aligndistil.commands.recipes import find_recipe, shipped_recipes
 from aligndistil.errors import UserError
 from aligndistil.files import is_aside

@@ -16,8 +16,8 @@ from aligndistil.commands.estimate import (
     memory,
     model_size,
 )
+from aligndistil.commands.plan import plan
 from aligndistil.commands.recipes import shipped_recipes
-from aligndistil.commands.validate import plan
 from aligndistil.models import builtin_model
 from aligndistil.objectives.base import Role
 from aligndistil.recipe import load_recipe

@@ -82,7 +82,7 @@ def test_a_recipe_leaves_what_the_documentation_says(three: Path, told: Told) ->
 
 def test_every_metric_of_a_run_is_in_the_documentation(three: Path) -> None:
     done = run(three)
-    documented = (Path(__file__).parents[1] / "docs" / "metrics.md").read_text()
+    documented = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
     logged = {key for name in ("dpo", "policy") for line in lines(done.run / name) for key in line}
     missing = {name for name in logged - {"split"} if f"`{name}`" not in documented}
     assert missing == set()
@@ -450,7 +450,7 @@ def test_two_processes_give_the_losses_of_one_on_the_quickstart(
     on_processes: Callable[..., list[Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    recipe = Path(__file__).parents[1] / "recipes" / "quickstart.yaml"
+    recipe = Path(__file__).parents[2] / "recipes" / "quickstart.yaml"
     one = run(recipe, f"output_dir={tmp_path / 'one'}").run
     on_processes(run_here, str(recipe), [f"output_dir={tmp_path / 'two'}"], timeout=1500)
     for stage in load_recipe(recipe).stages.values():

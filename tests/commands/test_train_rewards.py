@@ -19,7 +19,7 @@ from aligndistil.errors import EXIT_USAGE, UserError
 from aligndistil.recipe import load_recipe
 
 ModelFolder = Callable[..., str]
-DOCUMENTED = (Path(__file__).parents[1] / "docs" / "metrics.md").read_text()
+DOCUMENTED = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
 LENGTH = "def words(*, responses, **told):\n    return [len(response.split()) - 3 for response in responses]\n"
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from aligndistil.commands import processes as launcher
+from aligndistil.commands import launch as launcher
 from aligndistil.errors import EXIT_SIGTERM, Interrupted
 
 TRAINING = """

@@ -18,7 +18,8 @@ from aligndistil.engine.teacher_cache import damage
 from aligndistil.errors import UserError
 from aligndistil.recipe import load_recipe
 from aligndistil.run_folder import StageFolder
-from aligndistil.training import StageLaunch, hidden_cache
+from aligndistil.training import StageLaunch
+from aligndistil.training import teacher_cache as hidden_cache
 
 ModelFolder = Callable[..., str]
 
