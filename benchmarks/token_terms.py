@@ -74,7 +74,7 @@ class Inputs(NamedTuple):
     batch: Batch
     hidden: Tensor
     head: Head
-    frozen: dict[Role, FrozenRole]
+    frozen: dict[str, FrozenRole]
 
 
 def make_inputs(case: Case) -> Inputs:
@@ -94,8 +94,8 @@ def make_inputs(case: Case) -> Inputs:
         nn.init.normal_(linear.weight, std=case.hidden**-0.5)
         return Head(linear, 1.0, None, case.vocab)
 
-    frozen: dict[Role, FrozenRole] = {
-        role: FrozenRole(states(), head()) for role in objective.needs if role is not Role.POLICY
+    frozen: dict[str, FrozenRole] = {
+        role: FrozenRole(states(), head()) for role in objective.needs if role != Role.POLICY
     }
     for given in frozen.values():
         given.head.linear.requires_grad_(False)
@@ -125,11 +125,11 @@ def plain(given: Inputs) -> float:
     return _backward(given, plain_aligndistil(given.objective, logps, ids))
 
 
-def plain_dpo(logps: dict[Role, Tensor], ids: Tensor) -> dict[str, Tensor]:
+def plain_dpo(logps: dict[str, Tensor], ids: Tensor) -> dict[str, Tensor]:
     return {"logp": _pick(logps[Role.POLICY], ids), "ref_logp": _pick(logps[Role.REFERENCE], ids)}
 
 
-def plain_aligndistil(objective: AlignDistil, logps: dict[Role, Tensor], ids: Tensor) -> dict[str, Tensor]:
+def plain_aligndistil(objective: AlignDistil, logps: dict[str, Tensor], ids: Tensor) -> dict[str, Tensor]:
     policy, teacher, reverse = (logps[role] for role in (Role.POLICY, Role.TEACHER, Role.REVERSE_TEACHER))
     tvd = (teacher.exp() - reverse.exp()).abs().sum(-1) / 2
     alpha = objective.r * tvd + objective.eps

@@ -33,7 +33,7 @@ from aligndistil.objectives.rto import RTO
 from aligndistil.objectives.simpo import SimPO
 from aligndistil.objectives.tdpo import TDPO
 
-Logits = Mapping[Role, Tensor]
+Logits = Mapping[str, Tensor]
 """What each model says at each position: logits (B, T, V), or the numbers (B, T) of a scalar head."""
 
 VARIANTS = [
@@ -58,7 +58,7 @@ def named(objective: Objective) -> str:
     return "-".join([objective.name, *(f"{k}={v}" for k, v in objective.model_dump(exclude_defaults=True).items())])
 
 
-def language_roles(objective: Objective) -> list[Role]:
+def language_roles(objective: Objective) -> list[str]:
     """Those whose distributions the loss reads, the policy first; none where a scalar head is trained alone."""
     return [role for role, need in objective.update_needs.items() if not need.is_scalar]
 
@@ -111,7 +111,7 @@ def _chunked(objective: Objective, batch: Batch, logits: Logits, chunk: int, *, 
     linear = nn.Linear(vocab, vocab, bias=False, dtype=dtype)
     linear.weight = nn.Parameter(torch.eye(vocab, dtype=dtype))
     head = Head(linear, 1.0, None, vocab)
-    read = [role for role, need in needs.items() if not need.is_scalar and role is not Role.POLICY]
+    read = [role for role, need in needs.items() if not need.is_scalar and role != Role.POLICY]
     frozen = {role: FrozenRole(_predictions(logits[role], batch), head) for role in read}
     flat = None if known is None else {name: value[where] for name, value in known.items()}
     plan = Plan(objective, head, batch.ids_BT[where], frozen, chunk, flat, preparing=preparing)
@@ -131,7 +131,7 @@ def critic_gradient_of(loss: Loss, leaf: Tensor) -> Tensor:
 
 
 def _read(
-    terms_of: Callable[[TokenChunk], dict[str, Tensor]], needs: Mapping[Role, Need], batch: Batch, logits: Logits
+    terms_of: Callable[[TokenChunk], dict[str, Tensor]], needs: Mapping[str, Need], batch: Batch, logits: Logits
 ) -> dict[str, Tensor]:
     where = batch.response_BT
     ids = batch.ids_BT[where]
@@ -142,7 +142,7 @@ def _read(
     return {**_scattered(terms_of(TokenChunk(ids, logp, whole)), where), **_scalars(needs, batch, logits)}
 
 
-def _scalars(needs: Mapping[Role, Need], batch: Batch, logits: Logits) -> dict[str, Tensor]:
+def _scalars(needs: Mapping[str, Need], batch: Batch, logits: Logits) -> dict[str, Tensor]:
     """A value is what is said before the token, a score what is said after it."""
     where = batch.response_BT
     return _scattered(
@@ -181,8 +181,8 @@ def ragged_batch(kind: DataKind, examples: int = 3, vocab: int = 11, seed: int =
 
 
 def random_logits(
-    objective: Objective, batch: Batch, vocab: int = 11, seed: int = 0, needs: Mapping[Role, Need] | None = None
-) -> dict[Role, Tensor]:
+    objective: Objective, batch: Batch, vocab: int = 11, seed: int = 0, needs: Mapping[str, Need] | None = None
+) -> dict[str, Tensor]:
     """Of every role; those of the trained models require a gradient."""
     generator = torch.Generator().manual_seed(seed)
     logits = {}

@@ -57,7 +57,7 @@ class World:
             after = tables[0].logsumexp(-1)
         return torch.cat(tables)
 
-    def expected_gradient(self, objective: Objective, policy: Tensor, frozen: Mapping[Role, Tensor]) -> Tensor:
+    def expected_gradient(self, objective: Objective, policy: Tensor, frozen: Mapping[str, Tensor]) -> Tensor:
         """(S, V) the gradient of the objective's loss that samples of the policy give on average."""
         leaf = policy.detach().clone().requires_grad_()
         tables = {Role.POLICY: leaf, **frozen}

@@ -157,17 +157,17 @@ def model_size(path: str, *, scalar: bool = False, trust_remote_code: bool = Fal
     )
 
 
-def memory(stage: Stage, policy: ModelSize, others: Mapping[Role, ModelSize], processes: int) -> Memory:
+def memory(stage: Stage, policy: ModelSize, others: Mapping[str, ModelSize], processes: int) -> Memory:
     """GiB per process; see the module for what is counted."""
     half = pick_dtype(stage.model.dtype) == torch.bfloat16
     width = 2 if half else 4
     zero, world = stage.engine.zero_stage or int(half), processes
-    trained = [policy, *(size for role, size in others.items() if role is Role.CRITIC)]
+    trained = [policy, *(size for role, size in others.items() if role == Role.CRITIC)]
     p = sum(size.parameters for size in trained)
     # In bfloat16 gradients are summed in float32, and the optimizer keeps a float32 copy beside its two moments.
     optimizer = p * (12 if half else 8)
     staged = 4 if zero == 1 else width
-    frozen = sum(size.parameters for role, size in others.items() if role is not Role.CRITIC)
+    frozen = sum(size.parameters for role, size in others.items() if role != Role.CRITIC)
     return Memory(
         weights=p * width / (world if zero == 3 else 1) / GIB,
         gradients=p * 4 / (world if zero >= 2 else 1) / GIB,

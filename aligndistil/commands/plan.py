@@ -56,7 +56,7 @@ def _needed(m: Memory) -> str:
     return f"{m.total:.2f} GiB a process: {told}{sampling}"
 
 
-def _sizes(recipe: Recipe, stage: Stage, unread: set[str]) -> tuple[ModelSize, dict[Role, ModelSize]] | None:
+def _sizes(recipe: Recipe, stage: Stage, unread: set[str]) -> tuple[ModelSize, dict[str, ModelSize]] | None:
     """None where a configuration is on the Hub and neither the Hub nor this package gives it."""
     objective, trust = stage.objective, stage.model.trust_remote_code
 
@@ -75,14 +75,14 @@ def _sizes(recipe: Recipe, stage: Stage, unread: set[str]) -> tuple[ModelSize, d
         return None
 
 
-def _shown(stage: Stage, sizes: tuple[ModelSize, dict[Role, ModelSize]] | None) -> str:
+def _shown(stage: Stage, sizes: tuple[ModelSize, dict[str, ModelSize]] | None) -> str:
     if sizes is None:
         return "unknown: a configuration is on the Hub, which cannot be reached"
     policy, others = sizes
     told = [f"policy {escape(stage.model.path)} ({_millions(policy)})"]
     for role, path in stage.models.items():
         size = f" ({_millions(others[role])})" if role in others else ""
-        told.append(f"{role.value.replace('_', ' ')} {escape(path)}{size}")
+        told.append(f"{role.replace('_', ' ')} {escape(path)}{size}")
     return ", ".join(told)
 
 

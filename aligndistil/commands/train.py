@@ -90,7 +90,7 @@ def check_recipe(recipe: Recipe, processes: int) -> None:
     for stage in recipe.stages.values():
         stage.check_processes(processes)
         check_trackers(stage.logging.trackers, stage.where("logging", "trackers"))
-        named = {("model", "path"): stage.model.path} | {("models", role.value): p for role, p in stage.models.items()}
+        named = {("model", "path"): stage.model.path} | {("models", role): p for role, p in stage.models.items()}
         for where, path in named.items():
             if stage_of(path) is None and not is_code(path):
                 _with_position(stage.where(*where), path)
@@ -106,7 +106,7 @@ def _check_code(recipe: Recipe, allowed: bool) -> None:
     for stage in recipe.stages.values():
         for role, path in stage.models.items():
             if is_code(path):
-                where = stage.where("models", role.value)
+                where = stage.where("models", role)
                 if not allowed:
                     raise UserError(f"{where}: {path} is Python code; add --allow-code to run it")
                 _with_position(where, path, source_of)

@@ -32,7 +32,7 @@ class Engine:
     def __init__(
         self,
         policy: PreTrainedModel,
-        frozen: Mapping[Role, PreTrainedModel | CachedModel],
+        frozen: Mapping[str, PreTrainedModel | CachedModel],
         objective: Objective,
         *,
         train: recipe.Train,
@@ -51,8 +51,8 @@ class Engine:
         if critic is not None:
             self._critic = self._trained(critic, True, train.critic_learning_rate or train.learning_rate)
         self.zero_stage: int = self._policy.zero_stage
-        self._frozen: dict[Role, FrozenModel | CachedModel] = {}
-        self._scorers: dict[Role, Scorer] = {}
+        self._frozen: dict[str, FrozenModel | CachedModel] = {}
+        self._scorers: dict[str, Scorer] = {}
         for role, model in frozen.items():
             if isinstance(model, CachedModel):
                 self._frozen[role] = model
@@ -85,7 +85,7 @@ class Engine:
         self._shard(model)
         return frozen
 
-    def _freeze_scalar(self, model: PreTrainedModel, role: Role) -> ScalarModel:
+    def _freeze_scalar(self, model: PreTrainedModel, role: str) -> ScalarModel:
         normalized = self.objective.needs[role] is Need.NORMALIZED_SCORE
         scorer = ScalarModel(on_device(model, self.processes.device), normalized=normalized)
         self._shard(model)
@@ -107,10 +107,10 @@ class Engine:
                 terms[scalar_term(role, need)] = scalar_output(self._scalar(role, batch), batch, need)
         return terms
 
-    def _scalar(self, role: Role, batch: Batch) -> Tensor:
+    def _scalar(self, role: str, batch: Batch) -> Tensor:
         if role in self._scorers:
             return self._scorers[role].scores(batch)
-        trained = self._policy if role is Role.POLICY else self._critic
+        trained = self._policy if role == Role.POLICY else self._critic
         assert trained is not None
         outputs_BT: Tensor = trained.engine(batch)
         return outputs_BT

@@ -76,7 +76,7 @@ class Policy(nn.Module):
         self,
         batch: Batch,
         objective: Objective,
-        frozen: Mapping[Role, FrozenRole],
+        frozen: Mapping[str, FrozenRole],
         gathered: Callable[[], AbstractContextManager[Any]] = nullcontext,
         preparing: bool = False,
     ) -> dict[str, Tensor]:

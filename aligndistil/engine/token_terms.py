@@ -47,7 +47,7 @@ class Plan:
     head: Head
     ids: Tensor
     """(n,) response tokens."""
-    frozen: Mapping[Role, FrozenRole]
+    frozen: Mapping[str, FrozenRole]
     chunk: int
     known: Mapping[str, Tensor] | None
     """(n,) derivative of the loss in each term, up to one common factor; None when it is not known yet."""
@@ -55,7 +55,7 @@ class Plan:
     """Makes the frozen heads' weights whole under ZeRO-3."""
     preparing: bool = False
     """Whether the terms are for `Objective.prepare`."""
-    frozen_logp: dict[Role, Tensor] = field(default_factory=dict)
+    frozen_logp: dict[str, Tensor] = field(default_factory=dict)
     names: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -68,7 +68,7 @@ class Plan:
             yield slice(start, min(start + self.chunk, len(self.ids)))
 
     @property
-    def needs(self) -> Mapping[Role, Need]:
+    def needs(self) -> Mapping[str, Need]:
         return self.objective.needs if self.preparing else self.objective.update_needs
 
     @property
@@ -131,9 +131,9 @@ class _TokenTerms(torch.autograd.Function):
         return (*sums.results(1.0), None)
 
 
-def _frozen_chunk(plan: Plan, rows: slice, first_pass: bool) -> tuple[dict[Role, Tensor], dict[Role, Tensor]]:
+def _frozen_chunk(plan: Plan, rows: slice, first_pass: bool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Log-probability of the tokens, and of the whole vocabulary where needed, for every frozen role."""
-    logps: dict[Role, Tensor] = {}
+    logps: dict[str, Tensor] = {}
     for role, frozen in plan.frozen.items():
         whole = plan.needs[role] is Need.DISTRIBUTION
         if not whole and not first_pass:
@@ -148,7 +148,7 @@ def _frozen_chunk(plan: Plan, rows: slice, first_pass: bool) -> tuple[dict[Role,
 
 
 def _terms_only(
-    plan: Plan, hidden: Tensor, rows: slice, logp: dict[Role, Tensor], logps: dict[Role, Tensor]
+    plan: Plan, hidden: Tensor, rows: slice, logp: dict[str, Tensor], logps: dict[str, Tensor]
 ) -> dict[str, Tensor]:
     logits = plan.head.finish(plan.head.project(hidden))
     if plan.policy_need is Need.DISTRIBUTION:
@@ -163,8 +163,8 @@ def _terms_and_gradient(
     plan: Plan,
     hidden: Tensor,
     rows: slice,
-    logp: dict[Role, Tensor],
-    logps: dict[Role, Tensor],
+    logp: dict[str, Tensor],
+    logps: dict[str, Tensor],
     cotangent: Mapping[str, Tensor],
 ) -> tuple[dict[str, Tensor], Tensor]:
     """The terms of a chunk, and the gradient (n, all rows of the head) of sum(cotangent * term) in the raw product."""
@@ -183,8 +183,8 @@ def _gradient_in_logits(
     plan: Plan,
     logits: Tensor,
     rows: slice,
-    logp: dict[Role, Tensor],
-    logps: dict[Role, Tensor],
+    logp: dict[str, Tensor],
+    logps: dict[str, Tensor],
     cotangent: Mapping[str, Tensor],
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Overwrites `logits` (n, V). Through the log-softmax l of z: dz = dl - softmax(z) * sum(dl)."""

@@ -69,7 +69,7 @@ class Evaluator:
         vocab = shared_vocab(models, self.bench.tokenizer)
         device = self.processes.device
         policy = Policy(on_device(subject.model, device).eval(), vocab)
-        others = {Role.REFERENCE: FrozenModel(on_device(subject.initial, device), vocab)}
+        others: dict[str, FrozenModel] = {Role.REFERENCE: FrozenModel(on_device(subject.initial, device), vocab)}
         if subject.kl_to is not subject.initial:
             others[Role.TEACHER] = FrozenModel(on_device(subject.kl_to, device), vocab)
         pairs = self._of_pairs(self.bench.pairs, lambda rows: self._sums(LogProbability(), policy, {}, rows)["logp"])
@@ -97,7 +97,7 @@ class Evaluator:
         return found
 
     def _divergences(
-        self, policy: Policy, others: Mapping[Role, FrozenModel], rows: Sequence[Row], suffix: str = ""
+        self, policy: Policy, others: Mapping[str, FrozenModel], rows: Sequence[Row], suffix: str = ""
     ) -> dict[str, float]:
         """Means over rows of the sequence sums of KL(policy || other); none without rows."""
         if not rows:
@@ -140,7 +140,7 @@ class Evaluator:
         return rollout.generate([self.bench.prompts[place] for place in places], self.params, seeds)
 
     def _sums(
-        self, measure: Objective, policy: Policy, others: Mapping[Role, FrozenModel], rows: Sequence[Row]
+        self, measure: Objective, policy: Policy, others: Mapping[str, FrozenModel], rows: Sequence[Row]
     ) -> dict[str, list[float]]:
         pad, device = self.bench.tokenizer.pad_token_id, self.processes.device
         return sequence_sums(measure, policy, others, rows, batch_size=self.batch_size, pad_id=pad, device=device)

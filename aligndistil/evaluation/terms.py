@@ -21,15 +21,15 @@ class Divergence(Objective):
     data = DataKind.RESPONSES
     paper = "Zhang et al. 2025, arXiv 2503.02832, Table 3"
     name: Literal["divergence"] = "divergence"
-    others: tuple[Role, ...] = (Role.REFERENCE,)
+    others: tuple[str, ...] = (Role.REFERENCE,)
 
     @property
-    def needs(self) -> dict[Role, Need]:
+    def needs(self) -> dict[str, Need]:
         return dict.fromkeys((Role.POLICY, *self.others), Need.DISTRIBUTION)
 
     def token_terms(self, chunk: TokenChunk) -> dict[str, Tensor]:
         policy = chunk.logps[Role.POLICY]
-        return {role.value: kl_divergence(policy, chunk.logps[role]) for role in self.others}
+        return {role: kl_divergence(policy, chunk.logps[role]) for role in self.others}
 
 
 class LogProbability(Objective):
@@ -40,7 +40,7 @@ class LogProbability(Objective):
     name: Literal["log_probability"] = "log_probability"
 
     @property
-    def needs(self) -> dict[Role, Need]:
+    def needs(self) -> dict[str, Need]:
         return {Role.POLICY: Need.LOGP}
 
     def token_terms(self, chunk: TokenChunk) -> dict[str, Tensor]:
@@ -59,7 +59,7 @@ def batches_by_length(rows: Sequence[Row], size: int, pad_id: int) -> Iterator[t
 def sequence_sums(
     measure: Objective,
     policy: Policy,
-    others: Mapping[Role, FrozenModel],
+    others: Mapping[str, FrozenModel],
     rows: Sequence[Row],
     *,
     batch_size: int,

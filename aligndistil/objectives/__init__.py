@@ -12,6 +12,7 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from aligndistil.objectives.base import Objective
+from aligndistil.objectives.types import ROLES
 
 GROUP = "aligndistil.objectives"
 
@@ -28,6 +29,11 @@ def registry() -> dict[str, type[Objective]]:
         if by_name.setdefault(name, cls) is not cls:
             raise ValueError(f"two objectives are named {name!r}: {by_name[name].__module__} and {cls.__module__}")
     return dict(sorted(by_name.items()))
+
+
+def roles() -> dict[str, str]:
+    """Every role that a recipe's `models` may name, and what it is: those of `Role`, and those objectives add."""
+    return ROLES | {role: text for cls in registry().values() for role, text in cls.roles.items()}
 
 
 def _classes_of(module: Any) -> list[type[Objective]]:

@@ -73,7 +73,7 @@ class AlignDistil(Objective):
         return self
 
     @property
-    def needs(self) -> dict[Role, Need]:
+    def needs(self) -> dict[str, Need]:
         return dict.fromkeys((Role.POLICY, Role.TEACHER, self._other), Need.DISTRIBUTION)
 
     @property

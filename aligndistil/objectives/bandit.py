@@ -44,9 +44,9 @@ class Bandit(Objective):
     """Eq. 42 as printed, whose KL term does not hold the policy near the teacher; false is what its footnote 2 says."""
 
     @property
-    def needs(self) -> dict[Role, Need]:
+    def needs(self) -> dict[str, Need]:
         """The loss reads log-probabilities alone; the distributions are for the exact KL that is logged."""
-        whole = {Role.POLICY: Need.DISTRIBUTION, Role.TEACHER: Need.DISTRIBUTION}
+        whole: dict[str, Need] = {Role.POLICY: Need.DISTRIBUTION, Role.TEACHER: Need.DISTRIBUTION}
         return {**whole, Role.REVERSE_TEACHER: Need.LOGP}
 
     def token_terms(self, chunk: TokenChunk) -> dict[str, Tensor]:

@@ -16,20 +16,25 @@ from torch import Tensor
 from aligndistil.batch import Batch, DataKind
 from aligndistil.objectives.types import (
     Expected,
+    ImplicitReward,
     Loss,
+    MetricInfo,
     Need,
     OnPolicy,
     Prepared,
     Prepares,
     Role,
     State,
+    TermInfo,
     TokenChunk,
     scalar_term,
 )
 
 __all__ = [
     "Expected",
+    "ImplicitReward",
     "Loss",
+    "MetricInfo",
     "Need",
     "Objective",
     "OnPolicy",
@@ -37,6 +42,7 @@ __all__ = [
     "Prepares",
     "Role",
     "State",
+    "TermInfo",
     "TokenChunk",
     "scalar_term",
 ]
@@ -51,18 +57,31 @@ class Objective(BaseModel):
     """What an example of its batches is. On-policy, a rollout turns PROMPTS into RESPONSES."""
     on_policy: ClassVar[OnPolicy] = OnPolicy.NEVER
     prepares: ClassVar[Prepares] = Prepares.NOTHING
+    groups: ClassVar[bool] = False
+    """Whether `prepare` compares the samples of one prompt with each other: it is then given whole groups (see
+    `Batch.group_B`), and `rollout.samples_per_prompt` must be 2 or more."""
+    implicit_reward: ClassVar[ImplicitReward] = ImplicitReward.NONE
+    """The reward that the trained policy stands for."""
+    roles: ClassVar[Mapping[str, str]] = {}
+    """Roles of its own, beside those of `Role`: a name, and what that model is."""
+    terms: ClassVar[Mapping[str, TermInfo]] = {}
+    """What `token_terms` and `preparation_terms` return, for the page that shows tokens."""
+    metrics: ClassVar[Mapping[str, MetricInfo]] = {}
+    """Everything that `loss` and `prepare` measure."""
+    headline: ClassVar[tuple[str, ...]] = ("loss",)
+    """The metrics to watch while it trains, the most telling one first."""
     paper: ClassVar[str]
     """Where the objective comes from."""
 
     name: str
 
     @property
-    def needs(self) -> dict[Role, Need]:
+    def needs(self) -> dict[str, Need]:
         """The roles this objective reads, with these hyperparameters."""
         raise NotImplementedError
 
     @property
-    def update_needs(self) -> dict[Role, Need]:
+    def update_needs(self) -> dict[str, Need]:
         """The roles that `loss` reads; `prepare` reads all of `needs`."""
         return self.needs
 
@@ -126,6 +145,7 @@ class Objective(BaseModel):
             "on_policy": str(cls.on_policy),
             "prepares": str(cls.prepares),
             "models": {str(role): str(need) for role, need in example.needs.items()},
+            "metrics": {name: info.definition for name, info in cls.metrics.items()},
             "fields": {
                 key: {"default": info.default, "description": info.description or ""}
                 for key, info in cls.model_fields.items()

@@ -38,7 +38,7 @@ class DPO(Objective):
     """Assumed share of flipped preferences (conservative DPO); 0 is DPO."""
 
     @property
-    def needs(self) -> dict[Role, Need]:
+    def needs(self) -> dict[str, Need]:
         return {Role.POLICY: Need.LOGP, Role.REFERENCE: Need.LOGP}
 
     def token_terms(self, chunk: TokenChunk) -> dict[str, Tensor]:

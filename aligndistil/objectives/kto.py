@@ -60,7 +60,7 @@ class KTO(Objective):
     """Weight of the loss of undesirable ones; where one label is rarer, its weight makes up for it."""
 
     @property
-    def needs(self) -> dict[Role, Need]:
+    def needs(self) -> dict[str, Need]:
         return {Role.POLICY: Need.LOGP, Role.REFERENCE: Need.LOGP}
 
     def token_terms(self, chunk: TokenChunk) -> dict[str, Tensor]:

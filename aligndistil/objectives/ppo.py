@@ -90,14 +90,14 @@ class PPO(Objective):
         return {key: value for key, value in given.items() if value is not None or key != "kl_horizon"}
 
     @property
-    def needs(self) -> dict[Role, Need]:
+    def needs(self) -> dict[str, Need]:
         """The reward reads log-probabilities alone; the distributions are for the exact KL that is logged."""
         score = Need.NORMALIZED_SCORE if self.normalize_reward else Need.SCORE
-        whole = {Role.POLICY: Need.DISTRIBUTION, Role.REFERENCE: Need.DISTRIBUTION}
+        whole: dict[str, Need] = {Role.POLICY: Need.DISTRIBUTION, Role.REFERENCE: Need.DISTRIBUTION}
         return {**whole, Role.REWARD: score, Role.CRITIC: Need.VALUE}
 
     @property
-    def update_needs(self) -> dict[Role, Need]:
+    def update_needs(self) -> dict[str, Need]:
         return {Role.POLICY: Need.LOGP, Role.CRITIC: Need.VALUE}
 
     def token_terms(self, chunk: TokenChunk) -> dict[str, Tensor]:

@@ -40,8 +40,8 @@ class Reinforce(Objective):
     """The beta that the DPO models were trained with; the reward is beta0 (log pi_teacher - log pi_reverse_teacher)."""
 
     @property
-    def needs(self) -> dict[Role, Need]:
-        whole = {Role.POLICY: Need.DISTRIBUTION, Role.TEACHER: Need.DISTRIBUTION}
+    def needs(self) -> dict[str, Need]:
+        whole: dict[str, Need] = {Role.POLICY: Need.DISTRIBUTION, Role.TEACHER: Need.DISTRIBUTION}
         return {**whole, Role.REVERSE_TEACHER: Need.LOGP}
 
     def token_terms(self, chunk: TokenChunk) -> dict[str, Tensor]:

@@ -30,7 +30,7 @@ class RewardModel(Objective):
     name: Literal["reward_model"] = "reward_model"
 
     @property
-    def needs(self) -> dict[Role, Need]:
+    def needs(self) -> dict[str, Need]:
         return {Role.POLICY: Need.SCORE}
 
     def token_terms(self, chunk: TokenChunk) -> dict[str, Tensor]:

@@ -94,14 +94,14 @@ class RTO(Objective):
         return {**given, **dict.fromkeys(_ONLY_V3)}
 
     @property
-    def needs(self) -> dict[Role, Need]:
+    def needs(self) -> dict[str, Need]:
         """The reward reads log-probabilities alone; the distributions are for the exact KL that is logged."""
-        whole = {Role.POLICY: Need.DISTRIBUTION, Role.REFERENCE: Need.DISTRIBUTION}
-        score = {Role.REWARD: Need.SCORE} if self.version == "v3" else {}
+        whole: dict[str, Need] = {Role.POLICY: Need.DISTRIBUTION, Role.REFERENCE: Need.DISTRIBUTION}
+        score: dict[str, Need] = {Role.REWARD: Need.SCORE} if self.version == "v3" else {}
         return {**whole, Role.TEACHER: Need.LOGP, **score, Role.CRITIC: Need.VALUE}
 
     @property
-    def update_needs(self) -> dict[Role, Need]:
+    def update_needs(self) -> dict[str, Need]:
         return {Role.POLICY: Need.LOGP, Role.CRITIC: Need.VALUE}
 
     def token_terms(self, chunk: TokenChunk) -> dict[str, Tensor]:

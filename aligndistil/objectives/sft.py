@@ -26,7 +26,7 @@ class SFT(Objective):
     name: Literal["sft"] = "sft"
 
     @property
-    def needs(self) -> dict[Role, Need]:
+    def needs(self) -> dict[str, Need]:
         return {Role.POLICY: Need.LOGP}
 
     def token_terms(self, chunk: TokenChunk) -> dict[str, Tensor]:

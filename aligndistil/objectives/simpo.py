@@ -61,7 +61,7 @@ class SimPO(Objective):
         return self.gamma_beta_ratio * self.beta
 
     @property
-    def needs(self) -> dict[Role, Need]:
+    def needs(self) -> dict[str, Need]:
         return {Role.POLICY: Need.LOGP}
 
     def token_terms(self, chunk: TokenChunk) -> dict[str, Tensor]:

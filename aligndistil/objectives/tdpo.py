@@ -60,7 +60,7 @@ class TDPO(Objective):
         return {key: value for key, value in given.items() if value is not None or key != "alpha"}
 
     @property
-    def needs(self) -> dict[Role, Need]:
+    def needs(self) -> dict[str, Need]:
         return {Role.POLICY: Need.DISTRIBUTION, Role.REFERENCE: Need.DISTRIBUTION}
 
     def token_terms(self, chunk: TokenChunk) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from torch import Tensor
 
@@ -13,16 +13,29 @@ from aligndistil.maths import Metric
 
 
 class Role(StrEnum):
-    """A model that takes part in a step. POLICY and CRITIC are trained; the others are frozen."""
+    """The roles of the objectives in this package. POLICY and CRITIC are trained; every other role is frozen.
+
+    A role is a name: an objective may read others, which it describes in `Objective.roles`.
+    """
 
     POLICY = "policy"
     REFERENCE = "reference"
     TEACHER = "teacher"
     REVERSE_TEACHER = "reverse_teacher"
     REWARD = "reward"
-    """Scores whole responses; frozen."""
     CRITIC = "critic"
-    """Predicts returns; trained beside the policy, from the model that the recipe names."""
+
+
+ROLES: dict[str, str] = {
+    Role.REFERENCE: "What the policy is kept close to.",
+    Role.TEACHER: "What the policy learns from.",
+    Role.REVERSE_TEACHER: "Trained on reversed preferences; it and the teacher span the token-level reward.",
+    Role.REWARD: "What scores responses: a model with a scalar head, or `python:MODULE:FUNCTION`, which needs "
+    "`--allow-code`.",
+    Role.CRITIC: "What the critic starts from, which is trained beside the policy: a model with a scalar head, or a "
+    "language model, which is given a new one.",
+}
+"""What each of these roles is, for people."""
 
 
 class Need(StrEnum):
@@ -63,7 +76,7 @@ class Prepares(StrEnum):
     """The step's own samples, which several optimizer steps may then share."""
 
 
-def scalar_term(role: Role, need: Need) -> str:
+def scalar_term(role: str, need: Need) -> str:
     """The name under which `loss` and `prepare` find a scalar head's (B, T) output: `reward_score`, `critic_value`."""
     return f"{role}_{'value' if need is Need.VALUE else 'score'}"
 
@@ -74,10 +87,44 @@ class TokenChunk:
 
     ids: Tensor
     """(n,) the tokens themselves."""
-    logp: Mapping[Role, Tensor]
+    logp: Mapping[str, Tensor]
     """(n,) log-probability of the token, for every role that is needed."""
-    logps: Mapping[Role, Tensor]
+    logps: Mapping[str, Tensor]
     """(n, V) log-probabilities, for roles needed as a DISTRIBUTION."""
+
+
+class MetricInfo(NamedTuple):
+    """What a metric is, for tables, pictures and people."""
+
+    unit: str
+    """`nats`, `share`, ...; empty for a pure number."""
+    definition: str
+    """One sentence, in Markdown."""
+    title: str = ""
+    """On a picture; empty is the metric's own name."""
+    axis: str = ""
+    """The label of its axis; empty is made of title and unit."""
+    better: Literal["more", "less"] | None = None
+    """What training is for, so that methods can be compared by how soon they have it."""
+    on_samples: bool = False
+    """Whether it says something of the policy only on the policy's own samples."""
+
+
+class TermInfo(NamedTuple):
+    """What a per-token term is, for the page that shows tokens."""
+
+    label: str
+    meaning: str
+
+
+class ImplicitReward(StrEnum):
+    """What a trained policy says a response is worth, where its objective gives it a reward."""
+
+    NONE = "none"
+    LOG_RATIO = "log_ratio"
+    """log pi(y|x) - log pi_ref(y|x), as in DPO; a constant factor ranks no pair differently."""
+    MEAN_LOGP = "mean_logp"
+    """log pi(y|x) / |y|, as in SimPO."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,29 +25,29 @@ CODE = "python:"
 """How the path of a reward starts that is a function instead of a model."""
 
 
-def named_roles(objective: Objective) -> list[Role]:
+def named_roles(objective: Objective) -> list[str]:
     """The roles that `models` must name."""
-    return [role for role in objective.needs if role is not Role.POLICY]
+    return [str(role) for role in objective.needs if role != Role.POLICY]
 
 
 def models_needed(
     objective: Objective, models: Models, own: Node, merged: Node, problems: list[Problem]
-) -> dict[Role, str]:
+) -> dict[str, str]:
     """The models of just the roles that the objective needs. `own` is what the stage wrote, without defaults."""
     needed = named_roles(objective)
-    given = {Role(key): path for key, path in models.model_dump().items() if path is not None}
+    given = {key: path for key, path in models.model_dump().items() if path is not None}
     for role in needed:
         if role not in given:
             text = f"`{objective.name}` needs this model: give a folder, a Hub id, `builtin:NAME` or `stage:NAME`"
             place = own if own.child("models") is not None else merged
             node, _ = place.deepest(("models",))
             path = node.path if node.path[-1:] == ("models",) else (*own.path, "models")
-            problems.append(Problem(node.at, (*path, role.value), text))
+            problems.append(Problem(node.at, (*path, role), text))
     for role in given:
-        if role not in needed and own.find(("models", role.value)) is not None:
+        if role not in needed and own.find(("models", role)) is not None:
             reads = f"it reads {listed(needed)}" if needed else "it compares with no other model"
             text = f"`{objective.name}` does not read this model ({reads}); remove the line"
-            problems.append(_at_key(own, ("models", role.value), text))
+            problems.append(_at_key(own, ("models", role), text))
     return {role: given[role] for role in needed if role in given}
 
 

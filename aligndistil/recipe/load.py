@@ -188,7 +188,7 @@ def _check_defaults_are_used(defaults: Node, drafts: dict[str, _Draft], problems
     if len(objectives) < len(drafts):
         return
     defaults = without_nulls(defaults)
-    needed = {role.value for objective in objectives for role in named_roles(objective)}
+    needed = {role for objective in objectives for role in named_roles(objective)}
     models = defaults.child("models")
     for key, node in ((models.mapping if models else None) or {}).items():
         if key in Models.model_fields and key not in needed:
@@ -222,7 +222,7 @@ def _check_overrides_reach_a_stage(defaults: Node, layered: dict[str, Node], pro
 def _order(drafts: dict[str, _Draft], tree: Node, problems: list[Problem]) -> list[str]:
     references = {}
     for name, draft in drafts.items():
-        used = {role.value for role in named_roles(draft.objective)} if draft.objective else set(Models.model_fields)
+        used = {role for role in named_roles(draft.objective)} if draft.objective else set(Models.model_fields)
         nodes = [node for node in references_of(draft.merged) if node.path[-2] == "model" or node.path[-1] in used]
         references[name] = nodes
     reported = [tree.find(("report", key)) for key in ("kl_to", "reward")]

@@ -14,7 +14,7 @@ NOT_INHERITED = ("name", "output_dir")
 """Through `extends`: two recipes that shared them would write over each other's run folder."""
 INSTEAD_OF = {"epochs": "max_steps", "max_steps": "epochs"}
 """A layer that gives one of the two takes away the other of the layer below."""
-PATH_KEYS = {"path", "chat_template", "deepspeed", "kl_to", *(role.value for role in Role)}
+PATH_KEYS = {"path", "chat_template", "deepspeed", "kl_to", *(role for role in Role)}
 FREE_FORM = {"deepspeed"}
 """Not ours to read: a null in there is a value."""
 

@@ -58,7 +58,7 @@ def _of_stage(stage: Stage, known: Mapping[str, set[str]], defaults: Node) -> St
     path, revision = _revision_of(stage, defaults)
     revisions = {**known, path: {revision}} if revision is not None else known
     pinned = {"path": _pinned(path, revisions, stage.where("model", "path")), "revision": None}
-    models = {role: _pinned(path, revisions, stage.where("models", role.value)) for role, path in stage.models.items()}
+    models = {role: _pinned(path, revisions, stage.where("models", role)) for role, path in stage.models.items()}
     return replace(stage, model=stage.model.model_copy(update=pinned), models=models)
 
 

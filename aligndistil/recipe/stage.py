@@ -38,7 +38,7 @@ class Stage:
     name: str
     objective: Objective
     model: Model
-    models: dict[Role, str]
+    models: dict[str, str]
     """Just the frozen roles that the objective needs."""
     data: Data
     rollout: Rollout | None
@@ -96,7 +96,7 @@ class Stage:
         plain: dict[str, Any] = {
             name: None if section is None else section.model_dump(mode="json") for name, section in sections.items()
         }
-        plain["models"] = {role.value: path for role, path in self.models.items()}
+        plain["models"] = {role: path for role, path in self.models.items()}
         if self.train.max_steps is not None:
             del plain["train"]["epochs"]
         return plain

@@ -104,8 +104,8 @@ def _settings(stage: TrainedStage) -> list[list[Any]]:
 
 
 def _distribution(stage: TrainedStage, name: str) -> dict[str, str]:
-    known = {Role.POLICY.value: "this stage", TARGET: "what it learns"}
-    path = known.get(name) or stage.named[Role(name)]
+    known = {Role.POLICY: "this stage", TARGET: "what it learns"}
+    path = known.get(name) or stage.named[name]
     return {"key": name, "label": name.replace("_", " "), "path": path.removeprefix("stage:")}
 
 

@@ -28,9 +28,9 @@ class TrainedStage:
     objective: Objective
     model: Model
     """How models are loaded; `path` is the trained one."""
-    named: dict[Role, str]
+    named: dict[str, str]
     """The frozen language models, as the recipe names them."""
-    paths: dict[Role, str]
+    paths: dict[str, str]
     """Where they lie."""
     data: Data
     rollout: Rollout | None
@@ -63,11 +63,11 @@ def _is_finished(folder: Path) -> bool:
     return (folder / "done.json").is_file() and (folder / "final").is_dir()
 
 
-def _frozen(role: Role, need: Need) -> bool:
-    return role is not Role.POLICY and not need.is_scalar
+def _frozen(role: str, need: Need) -> bool:
+    return role != Role.POLICY and not need.is_scalar
 
 
-def _locate(run: RunFolder, role: Role, path: str, trained_with: Mapping[str, str]) -> str:
+def _locate(run: RunFolder, role: str, path: str, trained_with: Mapping[str, str]) -> str:
     name = stage_of(path)
     if name is None:
         return path
@@ -102,9 +102,7 @@ def _read(folder: Path) -> TrainedStage:
         model = Model.model_validate(plain["model"])
         data = Data.model_validate(plain["data"])
         rollout = None if plain.get("rollout") is None else Rollout.model_validate(plain["rollout"])
-        named = {
-            role: str(plain["models"][role.value]) for role, need in objective.needs.items() if _frozen(role, need)
-        }
+        named = {role: str(plain["models"][role]) for role, need in objective.needs.items() if _frozen(role, need)}
         seed = int(plain["train"]["seed"])
     except (KeyError, TypeError, ValidationError) as error:
         raise UserError(

@@ -73,18 +73,18 @@ class _Watched(Objective):
         return watched
 
     @property
-    def needs(self) -> dict[Role, Need]:
+    def needs(self) -> dict[str, Need]:
         models = [role for role, need in self._objective.needs.items() if not need.is_scalar]
         return dict.fromkeys(models, Need.DISTRIBUTION)
 
     def token_terms(self, chunk: TokenChunk) -> dict[str, Tensor]:
         objective = self._objective
-        frozen = [role for role in self.needs if role is not Role.POLICY]
-        distributions = {role.value: chunk.logps[role] for role in frozen}
+        frozen = [role for role in self.needs if role != Role.POLICY]
+        distributions = {role: chunk.logps[role] for role in frozen}
         target = objective.target_logps(chunk)
         if target is not None:
             distributions[TARGET] = target
-        distributions[Role.POLICY.value] = chunk.logps[Role.POLICY]
+        distributions[Role.POLICY] = chunk.logps[Role.POLICY]
         self._seen.note(chunk, distributions)
         terms = {} if objective.prepares is Prepares.NOTHING else objective.preparation_terms(chunk)
         terms = terms | objective.token_terms(chunk)
@@ -100,7 +100,7 @@ class Viewer:
         self,
         objective: Objective,
         policy: PreTrainedModel,
-        frozen: Mapping[Role, PreTrainedModel],
+        frozen: Mapping[str, PreTrainedModel],
         vocab: int,
         top: int = 6,
     ) -> None:

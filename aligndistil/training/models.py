@@ -28,7 +28,7 @@ def build_engine(
         policy = load_scalar_model(start, stage.model, trained=True, seed=seed)
     else:
         policy = load_model(start, stage.model, trained=True)
-    frozen: dict[Role, PreTrainedModel] = {}
+    frozen: dict[str, PreTrainedModel] = {}
     critic: PreTrainedModel | None = None
     reward: PythonReward | None = None
     for role, path in stage.models.items():
@@ -38,7 +38,7 @@ def build_engine(
         where = locate(path)
         theirs = load_tokenizer(where, stage.model)
         check_same_tokenizer(path, data.tokenizer, theirs, extra_allowed=needs[role].is_scalar)
-        if role is Role.CRITIC:
+        if role == Role.CRITIC:
             critic = load_scalar_model(where, stage.model, trained=True, seed=seed)
         elif needs[role].is_scalar:
             frozen[role] = load_scalar_model(where, stage.model, trained=False)
@@ -63,7 +63,7 @@ def build_engine(
 
 def _or_cached(
     model: PreTrainedModel,
-    role: Role,
+    role: str,
     vocab: int,
     stage: Stage,
     data: StageData,

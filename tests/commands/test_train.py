@@ -384,7 +384,7 @@ class Poison(Objective):
     seen: ClassVar[list[int]] = []
 
     @property
-    def needs(self) -> dict[Role, Need]:
+    def needs(self) -> dict[str, Need]:
         return {Role.POLICY: Need.LOGP}
 
     def token_terms(self, chunk: Any) -> dict[str, torch.Tensor]:

@@ -47,13 +47,13 @@ class World:
         torch.manual_seed(0)
         self.objective = objective
         self.batch = ragged_batch(objective.data, examples, vocab).to(device)
-        self.hidden: dict[Role, Tensor] = {}
-        self.heads: dict[Role, Head] = {}
+        self.hidden: dict[str, Tensor] = {}
+        self.heads: dict[str, Head] = {}
         for extra, role in enumerate(language_roles(objective)):
             # every role has padding of its own
             linear = nn.Linear(hidden, vocab + padding * (extra + 1), bias=bias, dtype=dtype, device=device)
             nn.init.normal_(linear.weight, std=1.5)
-            linear.requires_grad_(role is Role.POLICY)
+            linear.requires_grad_(role == Role.POLICY)
             self.hidden[role] = torch.randn(*self.batch.ids_BT.shape, hidden, device=device).to(dtype)
             self.heads[role] = Head(linear, scale, softcap, vocab)
         self.hidden[Role.POLICY].requires_grad_()
@@ -65,7 +65,7 @@ class World:
     def leaves(self) -> list[Tensor]:
         return [self.hidden[Role.POLICY], *self.heads[Role.POLICY].linear.parameters()]
 
-    def logits(self, role: Role) -> Tensor:
+    def logits(self, role: str) -> Tensor:
         head = self.heads[role]
         return head.finish(head.linear(self.hidden[role]).flatten(0, 1)).unflatten(0, self.batch.ids_BT.shape)
 
@@ -79,7 +79,7 @@ class World:
     def chunked(self, chunk: int, known: Mapping[str, Tensor] | None) -> Loss:
         where = self.batch.response_BT
         states = {role: hidden[:, :-1][where[:, 1:]] for role, hidden in self.hidden.items()}
-        frozen = {role: FrozenRole(states[role], head) for role, head in self.heads.items() if role is not Role.POLICY}
+        frozen = {role: FrozenRole(states[role], head) for role, head in self.heads.items() if role != Role.POLICY}
         flat = None if known is None else {name: value[where] for name, value in known.items()}
         plan = Plan(self.objective, self.heads[Role.POLICY], self.batch.ids_BT[where], frozen, chunk, flat)
         terms = token_terms(plan, states[Role.POLICY])

@@ -144,7 +144,7 @@ def whole_weights(engine: Engine) -> Iterator[dict[str, dict[str, Tensor]]]:
         yield {name: dict(model.named_parameters()) for name, model in models.items()}
 
 
-def plain_models(case: Case) -> dict[Role, Any]:
+def plain_models(case: Case) -> dict[str, Any]:
     roles = [role for role in case.goal.needs if role not in (Role.POLICY, Role.CRITIC)]
     paths = {Role.POLICY: case.policy, **dict(zip(roles, case.frozen, strict=True))}
     paths |= {Role.CRITIC: case.critic} if case.critic else {}
@@ -156,7 +156,7 @@ def plain_models(case: Case) -> dict[Role, Any]:
     return models
 
 
-def outputs(models: dict[Role, Any], goal: Objective, batch: Batch) -> dict[Role, Tensor]:
+def outputs(models: dict[str, Any], goal: Objective, batch: Batch) -> dict[str, Tensor]:
     """Logits (B, T, V) of every language model, and (B, T) of every scalar head."""
     found = {}
     for role, model in models.items():

@@ -91,7 +91,7 @@ def seeded(build: Callable[..., PreTrainedModel], seed: int, **settings: Any) ->
     return build(**settings).double().eval()
 
 
-Models = dict[Role, PreTrainedModel]
+Models = dict[str, PreTrainedModel]
 Found = Mapping[str, Tensor]
 
 
@@ -114,7 +114,7 @@ def plain(objective: Objective, batch: Batch, models: Models, found: Found) -> T
 
 def chunked(objective: Objective, batch: Batch, models: Models, chunk: int | None, found: Found) -> Tensor:
     policy = Policy(models[Role.POLICY], VOCAB, chunk)
-    frozen = {role: FrozenModel(m, VOCAB).read(batch) for role, m in models.items() if role is not Role.POLICY}
+    frozen = {role: FrozenModel(m, VOCAB).read(batch) for role, m in models.items() if role != Role.POLICY}
     return objective.loss(batch, {**policy(batch, objective, frozen), **found}).per_example
 
 
@@ -203,7 +203,7 @@ def test_terms_are_zero_outside_the_response_and_need_no_gradient_in_evaluation(
     models = {role: seeded(llama, seed) for seed, role in enumerate(objective.needs)}
     batch = ragged_batch(objective.data, vocab=VOCAB)
     policy = Policy(models[Role.POLICY], VOCAB, 7)
-    frozen = {role: FrozenModel(m, VOCAB).read(batch) for role, m in models.items() if role is not Role.POLICY}
+    frozen = {role: FrozenModel(m, VOCAB).read(batch) for role, m in models.items() if role != Role.POLICY}
     trained = policy(batch, objective, frozen)
     with torch.no_grad():
         evaluated = policy(batch, objective, frozen)

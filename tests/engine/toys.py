@@ -67,7 +67,7 @@ def make_engine(
     named = {role: path for role, path in zip(roles, frozen, strict=True) if path}
     options = section(policy, **(model or {}))
 
-    def load(role: Role, path: str, trained: bool) -> Any:
+    def load(role: str, path: str, trained: bool) -> Any:
         return (load_scalar_model if goal.needs[role].is_scalar else load_model)(path, options, trained=trained)
 
     return Engine(
@@ -97,14 +97,14 @@ def take_step(engine: Engine, some: Sequence[Sequence[Row]], micro: int) -> tupl
     return float(engine.processes.sum(total)) / len(some), info.grad_norm, info.learning_rate
 
 
-def plain_loss(goal: Objective, models: dict[Role, Any], batch: Batch) -> Tensor:
+def plain_loss(goal: Objective, models: dict[str, Any], batch: Batch) -> Tensor:
     """(E,) from log-softmax of all logits of all models."""
     where = batch.response_BT[:, 1:]
     ids = batch.ids_BT[:, 1:][where]
-    logps: dict[Role, Tensor] = {}
+    logps: dict[str, Tensor] = {}
     for role, model in models.items():
         logits = model(input_ids=batch.ids_BT, attention_mask=batch.attention_BT.long()).logits[:, :-1][where]
-        logps[role] = torch.log_softmax(logits.float() if role is Role.POLICY else logits.float().detach(), -1)
+        logps[role] = torch.log_softmax(logits.float() if role == Role.POLICY else logits.float().detach(), -1)
     logp = {role: values.gather(-1, ids[:, None]).squeeze(-1) for role, values in logps.items()}
     whole = {role: logps[role] for role, need in goal.needs.items() if need is Need.DISTRIBUTION}
     terms = goal.token_terms(TokenChunk(ids, logp, whole))
@@ -113,10 +113,10 @@ def plain_loss(goal: Objective, models: dict[Role, Any], batch: Batch) -> Tensor
     return goal.loss(batch, spread).per_example
 
 
-def plain_models(goal: Objective, policy: str, frozen: Sequence[str]) -> dict[Role, Any]:
-    roles = [role for role in goal.needs if role is not Role.POLICY]
+def plain_models(goal: Objective, policy: str, frozen: Sequence[str]) -> dict[str, Any]:
+    roles = [role for role in goal.needs if role != Role.POLICY]
     named = {Role.POLICY: policy, **dict(zip(roles, frozen, strict=True))}
-    return {role: load_model(path, section(path), trained=role is Role.POLICY) for role, path in named.items()}
+    return {role: load_model(path, section(path), trained=role == Role.POLICY) for role, path in named.items()}
 
 
 def plain_training(

@@ -116,7 +116,7 @@ def read_kto(content: Content) -> Iterator[Case]:
         )
 
 
-def _samples(inputs: Content) -> tuple[Batch, dict[Role, Tensor]]:
+def _samples(inputs: Content) -> tuple[Batch, dict[str, Tensor]]:
     """Left-padded samples of a policy, with the teachers of the contrastive reward."""
     ids, response = torch.tensor(inputs["sequences"]), about_tokens(torch.tensor(inputs["position_mask"])).bool()
     batch = Batch(DataKind.RESPONSES, ids, ids != 0, response, torch.ones(len(ids), dtype=torch.bool))

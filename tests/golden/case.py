@@ -24,7 +24,7 @@ class Case:
     name: str
     objective: Objective
     batch: Batch
-    logits: dict[Role, Tensor]
+    logits: dict[str, Tensor]
     order: list[int]
     loss: float | None = None
     gradient: Tensor | None = None

@@ -23,14 +23,14 @@ CASES = [pytest.param(case, id=f"{path.stem}-{case.name}") for path in WHOLE for
 def on_leaf(case: Case) -> tuple[Tensor, Logits]:
     """The policy's logits as the file has them, and the logits of the batch, in its order of rows."""
     leaf = case.logits[Role.POLICY].clone().requires_grad_()
-    return leaf, {role: (leaf if role is Role.POLICY else z)[case.order] for role, z in case.logits.items()}
+    return leaf, {role: (leaf if role == Role.POLICY else z)[case.order] for role, z in case.logits.items()}
 
 
 def found(case: Case, leaf: Tensor) -> dict[str, Tensor]:
     """What the preparation of a step that is this one batch has to say."""
     if case.looked_at is None:
         return {}
-    logits = {role: (leaf if role is Role.POLICY else z)[case.looked_at_order] for role, z in case.logits.items()}
+    logits = {role: (leaf if role == Role.POLICY else z)[case.looked_at_order] for role, z in case.logits.items()}
     return step_means([plain_preparation(case.objective, case.looked_at, logits)])
 
 

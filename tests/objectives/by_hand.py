@@ -39,7 +39,7 @@ def responses(batch: Batch, logits_BTV: Tensor) -> list[Response]:
     return found
 
 
-Formula = Callable[[dict[Role, list[Response]]], list[Tensor]]
+Formula = Callable[[dict[str, list[Response]]], list[Tensor]]
 """One loss an example, from what each role says of each row."""
 
 

@@ -23,7 +23,7 @@ def mean(metric: Metric) -> float:
     return float(metric.total / metric.count)
 
 
-def metrics_of(objective: Objective, batch: Batch, logits: dict[Role, Tensor]) -> dict[str, float]:
+def metrics_of(objective: Objective, batch: Batch, logits: dict[str, Tensor]) -> dict[str, float]:
     return {name: mean(metric) for name, metric in plain_loss(objective, batch, logits).metrics.items()}
 
 

@@ -78,7 +78,7 @@ def test_the_gradient_is_a_weight_times_the_score_of_the_response(objective, kl_
 def formula(loss) -> Formula:
     """`loss` of R, log pi, q and |y|."""
 
-    def losses(said: dict[Role, list[Response]]) -> list[Tensor]:
+    def losses(said: dict[str, list[Response]]) -> list[Tensor]:
         found = []
         for policy, teacher, reverse in zip(*(said[role] for role in ROLES), strict=True):
             reward = (0.1 * (teacher.logp - reverse.logp).sum()).detach()

@@ -47,7 +47,7 @@ def test_loss_and_metrics_worked_out_by_hand():
 def formula(weight, penalty=lambda policy, teacher: kl(policy.logps, teacher.logps)) -> Formula:
     """`weight` of the rewards (n,) of a response; the mean over its tokens."""
 
-    def losses(said: dict[Role, list[Response]]) -> list[Tensor]:
+    def losses(said: dict[str, list[Response]]) -> list[Tensor]:
         found = []
         for policy, teacher, reverse in zip(*(said[role] for role in OBJECTIVE.needs), strict=True):
             reward = (0.1 * (teacher.logp - reverse.logp)).detach()
@@ -61,7 +61,7 @@ def to_go(reward: Tensor) -> Tensor:
     return torch.stack([reward[t:].sum() for t in range(len(reward))])
 
 
-def folded(said: dict[Role, list[Response]]) -> list[Tensor]:
+def folded(said: dict[str, list[Response]]) -> list[Tensor]:
     """The KL of a token as part of its reward."""
     found = []
     for policy, teacher, reverse in zip(*(said[role] for role in OBJECTIVE.needs), strict=True):

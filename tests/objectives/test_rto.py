@@ -60,7 +60,7 @@ def test_clips_cut_the_reward_of_a_token_after_its_weight_and_the_score_before_i
 def test_the_rewards_of_a_response_are_its_two_weighted_log_ratios():
     """No reward model is asked for in version 2; where there is none, none can be read."""
     assert Role.REWARD not in V2.needs
-    before = {role: z for role, z in WORK.before.items() if role is not Role.REWARD}
+    before = {role: z for role, z in WORK.before.items() if role != Role.REWARD}
     prepared = plain_preparation(V2, WORK.batch, {**before, Role.CRITIC: torch.zeros_like(before[Role.CRITIC])})
     for row, where in enumerate(WORK.batch.response_BT):
         at = where.nonzero().flatten()

@@ -57,7 +57,7 @@ def test_a_single_pair_needs_no_second_projection():
 
 
 def formula(of_response, margin) -> Formula:
-    def losses(said: dict[Role, list[Response]]) -> list[Tensor]:
+    def losses(said: dict[str, list[Response]]) -> list[Tensor]:
         values = [of_response(response) for response in said[Role.POLICY]]
         return [(1 + (-margin(a - b)).exp()).log() for a, b in zip(values[0::2], values[1::2], strict=True)]
 

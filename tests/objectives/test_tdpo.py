@@ -70,7 +70,7 @@ def test_a_single_pair_needs_no_second_projection(objective):
 def formula(margin, divergence=lambda ref, policy: kl(ref.logps, policy.logps).sum()) -> Formula:
     """`margin` of u, K_w and K_l; both without beta."""
 
-    def losses(said: dict[Role, list[Response]]) -> list[Tensor]:
+    def losses(said: dict[str, list[Response]]) -> list[Tensor]:
         both = list(zip(said[Role.REFERENCE], said[Role.POLICY], strict=True))
         ratios = [policy.logp.sum() - ref.logp.sum() for ref, policy in both]
         kls = [divergence(ref, policy) for ref, policy in both]

@@ -49,7 +49,7 @@ def read_at(need: Need, batch: Batch) -> Tensor:
     return torch.cat([batch.response_BT[:, 1:], torch.zeros(batch.rows, 1, dtype=torch.bool)], dim=1)
 
 
-def gradients(loss: Loss, logits: Logits) -> dict[Role, Tensor]:
+def gradients(loss: Loss, logits: Logits) -> dict[str, Tensor]:
     """Of the mean losses of policy and critic, each in its own outputs."""
     found = {Role.POLICY: gradient_of(loss, logits[Role.POLICY])}
     if loss.critic_per_example is not None:
@@ -57,12 +57,12 @@ def gradients(loss: Loss, logits: Logits) -> dict[Role, Tensor]:
     return found
 
 
-def losses_of(loss: Loss) -> dict[Role, Tensor]:
+def losses_of(loss: Loss) -> dict[str, Tensor]:
     critic = {} if loss.critic_per_example is None else {Role.CRITIC: loss.critic_per_example.detach()}
     return {Role.POLICY: loss.per_example.detach(), **critic}
 
 
-def outcome(objective: Objective, work: Work) -> tuple[dict[Role, Tensor], dict[Role, Tensor]]:
+def outcome(objective: Objective, work: Work) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Losses of the examples, and the gradients of their means."""
     loss = loss_of(objective, work)
     return losses_of(loss), gradients(loss, work.logits)

@@ -130,7 +130,7 @@ def test_the_policy_is_no_role_of_models(refused, sft):
 
 
 def test_every_role_but_the_policy_can_be_written():
-    assert set(Models.model_fields) == {role.value for role in Role if role is not Role.POLICY}
+    assert set(Models.model_fields) == {role.value for role in Role if role != Role.POLICY}
 
 
 def test_the_samples_of_a_prompt_divide_the_batch(refused, three_stages):
