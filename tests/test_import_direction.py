@@ -121,7 +121,7 @@ def test_nothing_outside_the_objectives_asks_which_objective_it_has(file: Path) 
 
 def test_objectives_do_not_import_each_other() -> None:
     folder = ROOT / "objectives"
-    own = {file.stem for file in folder.glob("*.py")} - {"base", "types", "__init__"}
+    own = {file.stem for file in folder.glob("*.py")} - {"base", "types", "metrics", "actor_critic", "__init__"}
     for file in folder.glob("*.py"):
         for name in imported(ast.parse(file.read_text()), ("aligndistil", "objectives")):
             parts = name.split(".")

@@ -7,17 +7,19 @@ import torch
 
 from aligndistil.maths import (
     clipped,
-    clipped_policy_loss,
-    clipped_value_loss,
-    discounted_sums,
-    generalized_advantages,
     kl_divergence,
-    kl_of_ratio,
     last_tokens,
     mean_of,
     mean_tokens,
     sum_tokens,
     total_variation,
+)
+from aligndistil.objectives.actor_critic import (
+    clipped_policy_loss,
+    clipped_value_loss,
+    discounted_sums,
+    generalized_advantages,
+    kl_of_ratio,
     whiten,
 )
 

@@ -12,7 +12,6 @@ from aligndistil.commands.train import check_recipe, stages_wanted
 from aligndistil.commands.validate import with_existing_model
 from aligndistil.errors import ServiceError
 from aligndistil.evaluation import initial_model
-from aligndistil.objectives.base import Role
 from aligndistil.recipe import Recipe, Stage, stage_of
 from aligndistil.run_folder import RunFolder
 from aligndistil.training import is_code, load_stage_data

@@ -14,7 +14,7 @@ from aligndistil.batch import Batch
 from aligndistil.engine.head import Head
 from aligndistil.engine.rows import hidden_states
 from aligndistil.engine.token_terms import FrozenRole, Plan, chunk_size, token_terms
-from aligndistil.objectives.base import Objective, Role
+from aligndistil.objectives.base import Objective
 
 
 def on_device(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:

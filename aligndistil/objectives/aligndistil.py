@@ -13,8 +13,9 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from aligndistil.batch import Batch, DataKind
-from aligndistil.maths import kl_divergence, mean_of, mean_tokens, sum_tokens, teacher_metrics, total_variation
-from aligndistil.objectives.base import Loss, Need, Objective, OnPolicy, Role, TokenChunk
+from aligndistil.maths import kl_divergence, mean_of, mean_tokens, sum_tokens, total_variation
+from aligndistil.objectives.base import Loss, MetricInfo, Need, Objective, OnPolicy, Role, TermInfo, TokenChunk
+from aligndistil.objectives.metrics import KL_TEACHER, TEACHER_METRICS, TOKEN_REWARD, teacher_metrics
 
 _SMALL_ALPHA = 0.01
 
@@ -45,6 +46,54 @@ class AlignDistil(Objective):
     data = DataKind.RESPONSES
     on_policy = OnPolicy.OPTIONAL
     paper = "Zhang et al. 2025, arXiv 2503.02832"
+    terms = {
+        "reward": TOKEN_REWARD,
+        "tvd": TermInfo("TVD", "total variation distance between the two frozen models, 0 to 1"),
+        "alpha": TermInfo("α_t", "how far beyond the teacher the target goes"),
+        "beta": TermInfo("β_t", "weight of the token's divergence in the loss"),
+        "kl_target": TermInfo("KL to target", "KL(policy || target) over the whole vocabulary"),
+        "weighted_kl": TermInfo("β_t KL", "the token's loss, before the mean over the response"),
+        "kl_teacher": KL_TEACHER,
+        "expected_reward": TermInfo(
+            "expected reward", "mean reward over the tokens that the policy could have sampled here"
+        ),
+    }
+    metrics = {
+        **TEACHER_METRICS,
+        "reward/expected": MetricInfo(
+            "nats",
+            "mean over responses of `sum_t sum_v pi(v|s_t) r(v)`: the reward expected of the policy after each prefix",
+            title="Expected reward",
+            axis="reward (nats a response)",
+            better="more",
+        ),
+        "kl/policy_target": MetricInfo(
+            "nats",
+            "mean over responses of `sum_t KL(pi(.|s_t) || pi*(.|s_t))`, `pi*` the extrapolated target, without the "
+            "weight `beta_t` that the loss gives it",
+            title="KL to the extrapolated target",
+            axis="KL (nats a response)",
+        ),
+        "tvd/mean": MetricInfo(
+            "0 to 1", "mean over responses of the mean over tokens of `1/2 sum_v |pi_teacher - pi_other|`"
+        ),
+        "tvd/max": MetricInfo("0 to 1", "the maximum of the same"),
+        "alpha/mean": MetricInfo(
+            "",
+            "mean over responses of the mean over tokens of the extrapolation `alpha_t = r TVD_t + eps` (constant "
+            "weight: `beta0 / beta`)",
+        ),
+        "alpha/max": MetricInfo("", "the maximum of the same"),
+        "beta_t/mean": MetricInfo(
+            "", "mean over responses of the mean over tokens of the weight `beta_t = beta0 / alpha_t`"
+        ),
+        "loss/small_alpha_share": MetricInfo(
+            "share",
+            "mean over responses of the part of the loss that comes from tokens with `alpha_t < 0.01`, where the "
+            "teachers agree and `beta_t` is largest",
+        ),
+    }
+    headline = ("reward/token_mean", "kl/policy_teacher", "loss")
 
     name: Literal["aligndistil"] = "aligndistil"
     reward: Literal["contrastive", "vanilla"] = "contrastive"
@@ -118,19 +167,19 @@ class AlignDistil(Objective):
         }
 
     def loss(self, batch: Batch, terms: Mapping[str, Tensor]) -> Loss:
-        where = batch.response_BT
-        losses = aligndistil_loss(weighted_kl_BT=terms["weighted_kl"], response_BT=where)
+        mask = batch.response_BT
+        losses = aligndistil_loss(weighted_kl_BT=terms["weighted_kl"], response_BT=mask)
         small_BT = (terms["alpha"] < _SMALL_ALPHA) * terms["weighted_kl"].detach()
         metrics = {
-            **teacher_metrics(reward_BT=terms["reward"], kl_teacher_BT=terms["kl_teacher"], response_BT=where),
-            "reward/expected": mean_of(sum_tokens(terms["expected_reward"], where)),
-            "kl/policy_target": mean_of(sum_tokens(terms["kl_target"], where)),
-            "tvd/mean": mean_of(mean_tokens(terms["tvd"], where)),
-            "alpha/mean": mean_of(mean_tokens(terms["alpha"], where)),
-            "beta_t/mean": mean_of(mean_tokens(terms["beta"], where)),
-            "loss/small_alpha_share": mean_of(sum_tokens(small_BT, where) / (losses.detach() * batch.length_B + 1e-30)),
+            **teacher_metrics(reward_BT=terms["reward"], kl_teacher_BT=terms["kl_teacher"], response_BT=mask),
+            "reward/expected": mean_of(sum_tokens(terms["expected_reward"], mask)),
+            "kl/policy_target": mean_of(sum_tokens(terms["kl_target"], mask)),
+            "tvd/mean": mean_of(mean_tokens(terms["tvd"], mask)),
+            "alpha/mean": mean_of(mean_tokens(terms["alpha"], mask)),
+            "beta_t/mean": mean_of(mean_tokens(terms["beta"], mask)),
+            "loss/small_alpha_share": mean_of(sum_tokens(small_BT, mask) / (losses.detach() * batch.length_B + 1e-30)),
         }
-        maxima = {"tvd/max": (terms["tvd"] * where).max(), "alpha/max": (terms["alpha"] * where).max()}
+        maxima = {"tvd/max": (terms["tvd"] * mask).max(), "alpha/max": (terms["alpha"] * mask).max()}
         return Loss(losses, metrics, maxima)
 
     def term_gradient(self, batch: Batch) -> dict[str, Tensor]:

@@ -9,8 +9,17 @@ from pydantic import Field
 from torch import Tensor
 
 from aligndistil.batch import Batch, DataKind
-from aligndistil.maths import kl_divergence, mean_of, sum_tokens, teacher_metrics
+from aligndistil.maths import kl_divergence, mean_of, sum_tokens
 from aligndistil.objectives.base import Loss, Need, Objective, OnPolicy, Role, TokenChunk
+from aligndistil.objectives.metrics import (
+    KL_TEACHER,
+    LOGP,
+    SAMPLED_RETURN_METRICS,
+    TEACHER_LOGP,
+    TEACHER_METRICS,
+    TOKEN_REWARD,
+    teacher_metrics,
+)
 
 
 def bandit_loss(
@@ -34,6 +43,9 @@ class Bandit(Objective):
     data = DataKind.RESPONSES
     on_policy = OnPolicy.ALWAYS
     paper = "Zhang et al. 2025, arXiv 2503.02832, app. E"
+    terms = {"reward": TOKEN_REWARD, "kl_teacher": KL_TEACHER, "logp": LOGP, "teacher_logp": TEACHER_LOGP}
+    metrics = TEACHER_METRICS | SAMPLED_RETURN_METRICS
+    headline = ("reward/token_mean", "kl/policy_teacher", "loss")
 
     name: Literal["bandit"] = "bandit"
     beta: float = Field(0.08, gt=0)
@@ -59,18 +71,18 @@ class Bandit(Objective):
         }
 
     def loss(self, batch: Batch, terms: Mapping[str, Tensor]) -> Loss:
-        where, reward_BT = batch.response_BT, terms["reward"]
-        reward_B = sum_tokens(reward_BT, where)
-        logratio_B = sum_tokens(terms["logp"] - terms["teacher_logp"].detach(), where)
+        mask, reward_BT = batch.response_BT, terms["reward"]
+        reward_B = sum_tokens(reward_BT, mask)
+        logratio_B = sum_tokens(terms["logp"] - terms["teacher_logp"].detach(), mask)
         losses = bandit_loss(
-            logp_B=sum_tokens(terms["logp"], where),
+            logp_B=sum_tokens(terms["logp"], mask),
             logratio_B=logratio_B,
             reward_B=reward_B,
             length_B=batch.length_B,
             beta=self.beta,
             literal=self.literal,
         )
-        metrics = teacher_metrics(reward_BT=reward_BT, kl_teacher_BT=terms["kl_teacher"], response_BT=where) | {
+        metrics = teacher_metrics(reward_BT=reward_BT, kl_teacher_BT=terms["kl_teacher"], response_BT=mask) | {
             "reward/sequence_square": mean_of(reward_B.square()),
             "kl/policy_teacher_sampled": mean_of(logratio_B),
         }

@@ -11,8 +11,9 @@ from pydantic import Field
 from torch import Tensor
 
 from aligndistil.batch import Batch, DataKind
-from aligndistil.maths import preference_metrics, sum_tokens
-from aligndistil.objectives.base import Expected, Loss, Need, Objective, Role, TokenChunk
+from aligndistil.maths import sum_tokens
+from aligndistil.objectives.base import Expected, ImplicitReward, Loss, Need, Objective, Role, TokenChunk
+from aligndistil.objectives.metrics import LOGP, LOGP_METRICS, PREFERENCE_METRICS, REF_LOGP, preference_metrics
 
 
 def dpo_loss(*, logratio_chosen: Tensor, logratio_rejected: Tensor, beta: float, label_smoothing: float) -> Tensor:
@@ -29,7 +30,11 @@ class DPO(Objective):
     """Direct preference optimization: a logistic loss on the difference of two log-ratios to the reference."""
 
     data = DataKind.PAIRS
+    implicit_reward = ImplicitReward.LOG_RATIO
     paper = "Rafailov et al. 2023, arXiv 2305.18290"
+    terms = {"logp": LOGP, "ref_logp": REF_LOGP}
+    metrics = PREFERENCE_METRICS | LOGP_METRICS
+    headline = ("rewards/margins", "rewards/accuracies", "loss")
 
     name: Literal["dpo"] = "dpo"
     beta: float = Field(0.1, gt=0)

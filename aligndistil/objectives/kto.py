@@ -13,7 +13,9 @@ from aligndistil.batch import Batch, DataKind
 from aligndistil.maths import mean_of, sum_tokens
 from aligndistil.objectives.base import (
     Expected,
+    ImplicitReward,
     Loss,
+    MetricInfo,
     Need,
     Objective,
     Prepared,
@@ -22,6 +24,7 @@ from aligndistil.objectives.base import (
     State,
     TokenChunk,
 )
+from aligndistil.objectives.metrics import LOGP, REF_LOGP
 
 
 def kto_loss(
@@ -49,7 +52,34 @@ class KTO(Objective):
 
     data = DataKind.UNPAIRED
     prepares = Prepares.MISMATCHED
+    implicit_reward = ImplicitReward.LOG_RATIO
     paper = "Ethayarajh et al. 2024, arXiv 2402.01306"
+    terms = {"logp": LOGP, "ref_logp": REF_LOGP}
+    metrics = {
+        "rewards/desirable": MetricInfo(
+            "nats",
+            "mean over desirable responses of `r = beta (log pi(y|x) - log pi_ref(y|x))`, log-probabilities summed "
+            "over tokens; absent where a step has none",
+        ),
+        "rewards/undesirable": MetricInfo("nats", "the same over undesirable responses"),
+        "logps/desirable": MetricInfo(
+            "nats",
+            "mean over desirable responses of `log pi(y|x)`, summed over tokens; absent where a step has none",
+        ),
+        "logps/undesirable": MetricInfo("nats", "the same over undesirable responses"),
+        "labels/desirable": MetricInfo(
+            "share",
+            "responses of the step that are desirable; times `train.batch_size` it is their number, and what is left "
+            "the number of undesirable ones",
+        ),
+        "kl/mismatched": MetricInfo(
+            "nats",
+            "mean over the whole step of `log pi(y'|x) - log pi_ref(y'|x)`, `y'` the response of the next example that "
+            "has another prompt; may be negative",
+        ),
+        "kl/z0": MetricInfo("nats", "the reference point of the step: `kl/mismatched`, or 0 where that is negative"),
+    }
+    headline = ("rewards/desirable", "rewards/undesirable", "loss")
 
     name: Literal["kto"] = "kto"
     beta: float = Field(0.1, gt=0)

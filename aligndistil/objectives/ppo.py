@@ -10,18 +10,13 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from aligndistil.batch import Batch, DataKind
-from aligndistil.maths import (
-    actor_critic_update,
-    clipped,
-    judge_rollout,
-    kl_divergence,
-    last_tokens,
-    mean_of,
-    score_metrics,
-)
+from aligndistil.maths import clipped, kl_divergence, last_tokens, mean_of
+from aligndistil.objectives import actor_critic
+from aligndistil.objectives.actor_critic import actor_critic_update, compute_advantages, score_metrics
 from aligndistil.objectives.base import (
     Expected,
     Loss,
+    MetricInfo,
     Need,
     Objective,
     OnPolicy,
@@ -54,6 +49,13 @@ class PPO(Objective):
     on_policy = OnPolicy.ALWAYS
     prepares = Prepares.ROLLOUT
     paper = "Schulman et al. 2017, arXiv 1707.06347; Ziegler et al. 2019, arXiv 1909.08593"
+    terms = actor_critic.TERMS
+    metrics = {
+        **actor_critic.SCORE_METRICS,
+        **actor_critic.METRICS,
+        "objective/kl_coef": MetricInfo("", "`kl_coef` of this rollout; it moves only with `kl_target`"),
+    }
+    headline = ("objective/scores", "kl/policy_reference", "loss/value")
 
     name: Literal["ppo"] = "ppo"
     kl_coef: float = Field(0.01, ge=0)
@@ -114,19 +116,19 @@ class PPO(Objective):
         return {"kl_coef": self.kl_coef}
 
     def prepare(self, batch: Batch, terms: Mapping[str, Tensor], state: State) -> Prepared:
-        where, clip, score_BT = batch.response_BT, self.reward_clip, terms[_SCORE]
+        mask, clip, score_BT = batch.response_BT, self.reward_clip, terms[_SCORE]
         parts = ppo_reward_parts(
             kl_sampled_BT=terms["kl_sampled"],
             score_BT=score_BT,
-            response_BT=where,
+            response_BT=mask,
             kl_coef=state["kl_coef"],
             reward_clip=clip,
         )
-        rollout = judge_rollout(
-            reward_parts=parts, terms=terms, response_BT=where, gamma=self.gamma, gae_lambda=self.gae_lambda
+        rollout = compute_advantages(
+            reward_parts=parts, terms=terms, response_BT=mask, gamma=self.gamma, gae_lambda=self.gae_lambda
         )
-        metrics = rollout.metrics | score_metrics(score_BT=score_BT, clip=clip, response_BT=where)
-        coef_B = torch.full((batch.rows,), state["kl_coef"], device=where.device)
+        metrics = rollout.metrics | score_metrics(score_BT=score_BT, clip=clip, response_BT=mask)
+        coef_B = torch.full((batch.rows,), state["kl_coef"], device=mask.device)
         return Prepared(rollout.terms, {**metrics, "objective/kl_coef": mean_of(coef_B)})
 
     def next_state(self, state: State, means: Mapping[str, float], examples: int) -> dict[str, float]:

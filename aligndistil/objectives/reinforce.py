@@ -9,8 +9,17 @@ from pydantic import Field
 from torch import Tensor
 
 from aligndistil.batch import Batch, DataKind
-from aligndistil.maths import kl_divergence, mean_of, mean_tokens, sum_tokens, teacher_metrics
-from aligndistil.objectives.base import Loss, Need, Objective, OnPolicy, Role, TokenChunk
+from aligndistil.maths import kl_divergence, mean_of, mean_tokens, sum_tokens
+from aligndistil.objectives.base import Loss, MetricInfo, Need, Objective, OnPolicy, Role, TokenChunk
+from aligndistil.objectives.metrics import (
+    KL_TEACHER,
+    LOGP,
+    SAMPLED_RETURN_METRICS,
+    TEACHER_LOGP,
+    TEACHER_METRICS,
+    TOKEN_REWARD,
+    teacher_metrics,
+)
 
 
 def returns_to_go(*, reward_BT: Tensor, response_BT: Tensor) -> Tensor:
@@ -32,6 +41,20 @@ class Reinforce(Objective):
     data = DataKind.RESPONSES
     on_policy = OnPolicy.ALWAYS
     paper = "Zhang et al. 2025, arXiv 2503.02832, app. E"
+    terms = {"reward": TOKEN_REWARD, "kl_teacher": KL_TEACHER, "logp": LOGP, "teacher_logp": TEACHER_LOGP}
+    metrics = {
+        **TEACHER_METRICS,
+        **SAMPLED_RETURN_METRICS,
+        "returns/token_mean": MetricInfo(
+            "nats",
+            "mean over responses of `1/|y| sum_t G_t`, `G_t = sum_{i >= t} r(y_i)` the undiscounted return-to-go that "
+            "weighs token t",
+            title="Return-to-go of the policy's samples",
+            axis="token-averaged return (nats)",
+            on_samples=True,
+        ),
+    }
+    headline = ("reward/token_mean", "kl/policy_teacher", "loss")
 
     name: Literal["reinforce"] = "reinforce"
     beta: float = Field(0.08, gt=0)
@@ -54,14 +77,14 @@ class Reinforce(Objective):
         }
 
     def loss(self, batch: Batch, terms: Mapping[str, Tensor]) -> Loss:
-        where, reward_BT, kl_BT = batch.response_BT, terms["reward"], terms["kl_teacher"]
-        return_BT = returns_to_go(reward_BT=reward_BT, response_BT=where)
+        mask, reward_BT, kl_BT = batch.response_BT, terms["reward"], terms["kl_teacher"]
+        return_BT = returns_to_go(reward_BT=reward_BT, response_BT=mask)
         losses = reinforce_loss(
-            logp_BT=terms["logp"], return_BT=return_BT, kl_BT=kl_BT, response_BT=where, beta=self.beta
+            logp_BT=terms["logp"], return_BT=return_BT, kl_BT=kl_BT, response_BT=mask, beta=self.beta
         )
-        metrics = teacher_metrics(reward_BT=reward_BT, kl_teacher_BT=kl_BT, response_BT=where) | {
-            "reward/sequence_square": mean_of(sum_tokens(reward_BT, where).square()),
-            "returns/token_mean": mean_of(mean_tokens(return_BT, where)),
-            "kl/policy_teacher_sampled": mean_of(sum_tokens(terms["logp"] - terms["teacher_logp"], where)),
+        metrics = teacher_metrics(reward_BT=reward_BT, kl_teacher_BT=kl_BT, response_BT=mask) | {
+            "reward/sequence_square": mean_of(sum_tokens(reward_BT, mask).square()),
+            "returns/token_mean": mean_of(mean_tokens(return_BT, mask)),
+            "kl/policy_teacher_sampled": mean_of(sum_tokens(terms["logp"] - terms["teacher_logp"], mask)),
         }
         return Loss(losses, metrics)

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from aligndistil.batch import Batch, DataKind
 from aligndistil.maths import last_tokens, mean_of, sum_tokens
-from aligndistil.objectives.base import Loss, Need, Objective, Role, TokenChunk, scalar_term
+from aligndistil.objectives.base import Loss, MetricInfo, Need, Objective, Role, TokenChunk, scalar_term
+from aligndistil.objectives.metrics import PREFERENCE_METRICS
 
 
 def reward_model_loss(*, score_chosen: Tensor, score_rejected: Tensor) -> Tensor:
@@ -26,6 +27,16 @@ class RewardModel(Objective):
 
     data = DataKind.PAIRS
     paper = "Ouyang et al. 2022, arXiv 2203.02155"
+    metrics = {
+        **PREFERENCE_METRICS,
+        "scores/mean": MetricInfo("", "mean over all responses, chosen and rejected, of the score"),
+        "scores/square": MetricInfo(
+            "",
+            "mean over all responses of the square of the score; `sqrt(scores/square - scores/mean²)` is the deviation "
+            "that `normalize_reward` divides by",
+        ),
+    }
+    headline = ("rewards/margins", "rewards/accuracies", "loss")
 
     name: Literal["reward_model"] = "reward_model"
 

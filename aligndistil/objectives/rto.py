@@ -9,10 +9,13 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from aligndistil.batch import Batch, DataKind
-from aligndistil.maths import actor_critic_update, clipped, judge_rollout, kl_divergence, last_tokens, score_metrics
+from aligndistil.maths import clipped, kl_divergence, last_tokens
+from aligndistil.objectives import actor_critic
+from aligndistil.objectives.actor_critic import actor_critic_update, compute_advantages, score_metrics
 from aligndistil.objectives.base import (
     Expected,
     Loss,
+    MetricInfo,
     Need,
     Objective,
     OnPolicy,
@@ -20,6 +23,7 @@ from aligndistil.objectives.base import (
     Prepares,
     Role,
     State,
+    TermInfo,
     TokenChunk,
     scalar_term,
 )
@@ -58,6 +62,23 @@ class RTO(Objective):
     on_policy = OnPolicy.ALWAYS
     prepares = Prepares.ROLLOUT
     paper = "Zhong et al. 2024, arXiv 2404.18922"
+    terms = {
+        **actor_critic.TERMS,
+        "teacher_logratio": TermInfo(
+            "DPO log-ratio", "log-probability under the teacher less that under the reference"
+        ),
+    }
+    metrics = {
+        "objective/rewards_teacher": MetricInfo(
+            "",
+            "mean over responses of the DPO model's part: `sum_t beta1 (log pi_teacher(y_t|s_t) - log "
+            "pi_ref(y_t|s_t))`, each token cut to `token_reward_clip` where there is one",
+            better="more",
+        ),
+        **actor_critic.SCORE_METRICS,
+        **actor_critic.METRICS,
+    }
+    headline = ("objective/rewards_teacher", "kl/policy_reference", "loss/value")
 
     name: Literal["rto"] = "rto"
     version: Literal["v2", "v3"] = "v2"
@@ -113,24 +134,24 @@ class RTO(Objective):
         return {"logp": logp, "kl_sampled": logp - ref_logp, "kl": kl, "teacher_logratio": teacher_logp - ref_logp}
 
     def prepare(self, batch: Batch, terms: Mapping[str, Tensor], state: State) -> Prepared:
-        where, score_BT = batch.response_BT, terms.get(_SCORE)
+        mask, score_BT = batch.response_BT, terms.get(_SCORE)
         parts = rto_reward_parts(
             teacher_logratio_BT=terms["teacher_logratio"],
             kl_sampled_BT=terms["kl_sampled"],
             score_BT=score_BT,
-            response_BT=where,
+            response_BT=mask,
             beta1=self.beta1,
             beta2=self.beta2,
             beta3=self.beta3,
             token_reward_clip=self.token_reward_clip,
             reward_clip=self.reward_clip,
         )
-        rollout = judge_rollout(
-            reward_parts=parts, terms=terms, response_BT=where, gamma=self.gamma, gae_lambda=self.gae_lambda
+        rollout = compute_advantages(
+            reward_parts=parts, terms=terms, response_BT=mask, gamma=self.gamma, gae_lambda=self.gae_lambda
         )
         if score_BT is None:
             return Prepared(rollout.terms, rollout.metrics)
-        scores = score_metrics(score_BT=score_BT, clip=self.reward_clip, response_BT=where)
+        scores = score_metrics(score_BT=score_BT, clip=self.reward_clip, response_BT=mask)
         return Prepared(rollout.terms, rollout.metrics | scores)
 
     def loss(self, batch: Batch, terms: Mapping[str, Tensor]) -> Loss:

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from aligndistil.batch import Batch, DataKind
 from aligndistil.maths import mean_of, mean_tokens
-from aligndistil.objectives.base import Loss, Need, Objective, Role, TokenChunk
+from aligndistil.objectives.base import Loss, MetricInfo, Need, Objective, Role, TokenChunk
+from aligndistil.objectives.metrics import LOGP
 
 
 def sft_loss(*, logp_BT: Tensor, response_BT: Tensor) -> Tensor:
@@ -22,6 +23,12 @@ class SFT(Objective):
 
     data = DataKind.RESPONSES
     paper = "Ouyang et al. 2022, arXiv 2203.02155"
+    terms = {"logp": LOGP}
+    metrics = {
+        "logps/token_mean": MetricInfo(
+            "nats a token", "mean over responses of `1/|y| sum_t log pi(y_t|s_t)`; here minus the loss"
+        )
+    }
 
     name: Literal["sft"] = "sft"
 

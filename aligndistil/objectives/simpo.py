@@ -10,8 +10,9 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from aligndistil.batch import Batch, DataKind
-from aligndistil.maths import mean_of, mean_tokens, preference_metrics
-from aligndistil.objectives.base import Loss, Need, Objective, Role, TokenChunk
+from aligndistil.maths import mean_of, mean_tokens
+from aligndistil.objectives.base import ImplicitReward, Loss, MetricInfo, Need, Objective, Role, TokenChunk
+from aligndistil.objectives.metrics import LOGP, LOGP_METRICS, PREFERENCE_METRICS, preference_metrics
 
 
 def simpo_loss(*, mean_logp_chosen: Tensor, mean_logp_rejected: Tensor, beta: float, gamma: float) -> Tensor:
@@ -26,7 +27,19 @@ class SimPO(Objective):
     """Simple preference optimization: a logistic loss on length-normalised log-probabilities, with a target margin."""
 
     data = DataKind.PAIRS
+    implicit_reward = ImplicitReward.MEAN_LOGP
     paper = "Meng et al. 2024, arXiv 2405.14734"
+    terms = {"logp": LOGP}
+    metrics = {
+        **PREFERENCE_METRICS,
+        **LOGP_METRICS,
+        "rewards/margins_above_gamma": MetricInfo(
+            "nats",
+            "mean over pairs of chosen minus rejected reward minus the target margin gamma: what the loss is a "
+            "function of",
+        ),
+    }
+    headline = ("rewards/margins", "rewards/accuracies", "loss")
 
     name: Literal["simpo"] = "simpo"
     beta: float = Field(10.0, gt=0)

@@ -11,8 +11,19 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from aligndistil.batch import Batch, DataKind
-from aligndistil.maths import kl_divergence, mean_of, preference_metrics, sum_tokens
-from aligndistil.objectives.base import Expected, Loss, Need, Objective, Role, TokenChunk
+from aligndistil.maths import kl_divergence, mean_of, sum_tokens
+from aligndistil.objectives.base import (
+    Expected,
+    ImplicitReward,
+    Loss,
+    MetricInfo,
+    Need,
+    Objective,
+    Role,
+    TermInfo,
+    TokenChunk,
+)
+from aligndistil.objectives.metrics import LOGP, LOGP_METRICS, PREFERENCE_METRICS, REF_LOGP, preference_metrics
 
 
 def tdpo_loss(
@@ -37,7 +48,31 @@ class TDPO(Objective):
     """Token-level direct preference optimization: DPO with the forward KL of both responses in its margin."""
 
     data = DataKind.PAIRS
+    implicit_reward = ImplicitReward.LOG_RATIO
     paper = "Zeng et al. 2024, arXiv 2404.11999"
+    terms = {
+        "logp": LOGP,
+        "ref_logp": REF_LOGP,
+        "kl": TermInfo("KL to reference", "KL(reference || policy) over the whole vocabulary"),
+    }
+    metrics = {
+        **PREFERENCE_METRICS,
+        **LOGP_METRICS,
+        "rewards/chosen_with_kl": MetricInfo(
+            "nats",
+            "mean over chosen responses of `beta (log pi(y|x) - log pi_ref(y|x) + K)`, `K` as in `kl/chosen`; neither "
+            "`alpha` nor `version` is in it",
+        ),
+        "rewards/rejected_with_kl": MetricInfo("nats", "the same over rejected responses"),
+        "kl/chosen": MetricInfo(
+            "nats",
+            "mean over chosen responses of `K = sum_t KL(pi_ref(.|s_t) || pi(.|s_t))`, the reference first, full "
+            "vocabulary",
+        ),
+        "kl/rejected": MetricInfo("nats", "the same over rejected responses"),
+        "kl/margin": MetricInfo("nats", "mean over pairs of chosen minus rejected `K`"),
+    }
+    headline = ("rewards/margins", "rewards/accuracies", "loss")
 
     name: Literal["tdpo"] = "tdpo"
     version: Literal[1, 2] = 2
@@ -71,9 +106,9 @@ class TDPO(Objective):
         }
 
     def loss(self, batch: Batch, terms: Mapping[str, Tensor]) -> Loss:
-        where = batch.response_BT
-        logratio_B = sum_tokens(terms["logp"] - terms["ref_logp"], where)
-        kl_B = sum_tokens(terms["kl"], where)
+        mask = batch.response_BT
+        logratio_B = sum_tokens(terms["logp"] - terms["ref_logp"], mask)
+        kl_B = sum_tokens(terms["kl"], mask)
         losses = tdpo_loss(
             logratio_chosen=logratio_B[0::2],
             logratio_rejected=logratio_B[1::2],
@@ -83,7 +118,7 @@ class TDPO(Objective):
             alpha=self.alpha,
         )
         with_kl_B = self.beta * (logratio_B + kl_B)
-        metrics = preference_metrics(reward_B=self.beta * logratio_B, logp_BT=terms["logp"], response_BT=where) | {
+        metrics = preference_metrics(reward_B=self.beta * logratio_B, logp_BT=terms["logp"], response_BT=mask) | {
             "rewards/chosen_with_kl": mean_of(with_kl_B[0::2]),
             "rewards/rejected_with_kl": mean_of(with_kl_B[1::2]),
             "kl/chosen": mean_of(kl_B[0::2]),

@@ -222,7 +222,7 @@ def _check_overrides_reach_a_stage(defaults: Node, layered: dict[str, Node], pro
 def _order(drafts: dict[str, _Draft], tree: Node, problems: list[Problem]) -> list[str]:
     references = {}
     for name, draft in drafts.items():
-        used = {role for role in named_roles(draft.objective)} if draft.objective else set(Models.model_fields)
+        used = set(named_roles(draft.objective)) if draft.objective else set(Models.model_fields)
         nodes = [node for node in references_of(draft.merged) if node.path[-2] == "model" or node.path[-1] in used]
         references[name] = nodes
     reported = [tree.find(("report", key)) for key in ("kl_to", "reward")]

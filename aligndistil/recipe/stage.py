@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from aligndistil.errors import UserError
-from aligndistil.objectives.base import Objective, Role
+from aligndistil.objectives.base import Objective
 from aligndistil.recipe.graph import stage_of
 from aligndistil.recipe.header import Report
 from aligndistil.recipe.sections import (

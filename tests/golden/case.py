@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from aligndistil.batch import Batch, DataKind
-from aligndistil.objectives.base import Objective, Role
+from aligndistil.objectives.base import Objective
 
 FOLDER = Path(os.environ.get("ALIGNDISTIL_GOLDEN_DIR") or Path(__file__).parent / "cases")
 Content = dict[str, Any]

@@ -9,11 +9,11 @@ from case import Content, TermsCase, after_prompt, floats, interleaved
 from torch import Tensor
 
 from aligndistil.batch import Batch, DataKind
-from aligndistil.maths import (
+from aligndistil.maths import mean_of
+from aligndistil.objectives.actor_critic import (
     clipped_value_loss,
     generalized_advantages,
     kl_of_ratio,
-    mean_of,
     whiten,
 )
 from aligndistil.objectives.ppo import PPO, ppo_reward_parts

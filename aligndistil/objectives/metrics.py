@@ -1,0 +1,133 @@
+"""Metrics that several objectives log: what they are, and how they are computed."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from aligndistil.maths import Metric, mean_of, mean_tokens, sum_tokens
+from aligndistil.objectives.types import MetricInfo, TermInfo
+
+SAMPLES_REWARD = "Reward of the policy's samples"
+
+PREFERENCE_METRICS = {
+    "rewards/chosen": MetricInfo(
+        "nats",
+        "mean over chosen responses of the implicit reward: `beta (log pi(y|x) - log pi_ref(y|x))`, log-probabilities "
+        "summed over tokens (dpo, tdpo); `beta log pi(y|x) / |y|` (simpo); of a scalar head, the score of the text up "
+        "to the last token (reward_model). Going down is normal: the margin is what is trained",
+        title="Reward of the chosen responses",
+        axis="reward (nats a response)",
+    ),
+    "rewards/rejected": MetricInfo(
+        "nats",
+        "the same over rejected responses",
+        title="Reward of the rejected responses",
+        axis="reward (nats a response)",
+    ),
+    "rewards/margins": MetricInfo(
+        "nats",
+        "mean over pairs of chosen minus rejected reward",
+        title="Reward margin of the pairs",
+        axis="chosen minus rejected reward (nats)",
+        better="more",
+    ),
+    "rewards/accuracies": MetricInfo(
+        "share",
+        "pairs whose chosen reward is larger than the rejected one; a tie is wrong",
+        title="Reward accuracy",
+        axis="pairs ranked right",
+        better="more",
+    ),
+}
+"""Of every loss on the rewards of a pair."""
+
+LOGP_METRICS = {
+    "logps/chosen": MetricInfo("nats", "mean over chosen responses of `log pi(y|x)`, summed over tokens"),
+    "logps/rejected": MetricInfo("nats", "the same over rejected responses"),
+    "logps/chosen_token_mean": MetricInfo("nats a token", "mean over chosen responses of `log pi(y|x) / |y|`"),
+    "logps/rejected_token_mean": MetricInfo("nats a token", "the same over rejected responses"),
+}
+"""Of every loss on the log-probabilities of a pair."""
+
+TEACHER_METRICS = {
+    "reward/token_mean": MetricInfo(
+        "nats a token",
+        "mean over responses of `1/|y| sum_t r(y_t)` with `r = beta0 (log pi_teacher - log pi_other)`; other = the "
+        "reverse teacher (contrastive) or the reference (vanilla). On-policy it is the curve of the paper's Figure 2; "
+        "off-policy it does not depend on the policy",
+        title=SAMPLES_REWARD,
+        axis="token-averaged reward (nats a token)",
+        better="more",
+        on_samples=True,
+    ),
+    "reward/sequence": MetricInfo(
+        "nats",
+        "mean over responses of `sum_t r(y_t)`",
+        title=SAMPLES_REWARD,
+        axis="reward (nats a response)",
+        better="more",
+        on_samples=True,
+    ),
+    "kl/policy_teacher": MetricInfo(
+        "nats",
+        "mean over responses of `sum_t KL(pi(.|s_t) || pi_teacher(.|s_t))`",
+        title="KL to the teacher",
+        axis="KL (nats a response)",
+    ),
+    "kl/policy_teacher_token": MetricInfo(
+        "nats a token",
+        "mean over responses of the same sum divided by `|y|`",
+        title="KL to the teacher",
+        axis="KL (nats a token)",
+    ),
+}
+"""Of every loss on a teacher's token reward."""
+
+SAMPLED_RETURN_METRICS = {
+    "reward/sequence_square": MetricInfo(
+        "nats²",
+        "mean over responses of the square of that sum; `sqrt(reward/sequence_square - reward/sequence²)` is the "
+        "spread of the return of whole responses",
+        title=SAMPLES_REWARD,
+        axis="squared reward (nats² a response)",
+        on_samples=True,
+    ),
+    "kl/policy_teacher_sampled": MetricInfo(
+        "nats",
+        "mean over responses of `log pi(y|x) - log pi_teacher(y|x)`: on samples of the policy the estimate of "
+        "`kl/policy_teacher` from their tokens alone, and the penalty of the bandit's reward",
+    ),
+}
+"""Of the two policy gradients (REINFORCE, bandit) on that reward."""
+
+LOGP = TermInfo("log p", "log-probability of the token under the policy")
+REF_LOGP = TermInfo("log p reference", "log-probability of the token under the reference")
+TEACHER_LOGP = TermInfo("log p teacher", "log-probability of the token under the teacher")
+TOKEN_REWARD = TermInfo("reward", "the token's reward, from the log-ratio of the two frozen models")
+KL_TEACHER = TermInfo("KL to teacher", "KL(policy || teacher) over the whole vocabulary")
+
+
+def preference_metrics(*, reward_B: Tensor, logp_BT: Tensor, response_BT: Tensor) -> dict[str, Metric]:
+    """What every loss on pairs logs: rewards and log-probabilities of both sides. Rows are interleaved."""
+    margin = (reward_B[0::2] - reward_B[1::2]).detach()
+    logp_B, per_token_B = sum_tokens(logp_BT, response_BT), mean_tokens(logp_BT, response_BT)
+    return {
+        "rewards/chosen": mean_of(reward_B[0::2]),
+        "rewards/rejected": mean_of(reward_B[1::2]),
+        "rewards/margins": mean_of(margin),
+        "rewards/accuracies": mean_of((margin > 0).to(margin.dtype)),
+        "logps/chosen": mean_of(logp_B[0::2]),
+        "logps/rejected": mean_of(logp_B[1::2]),
+        "logps/chosen_token_mean": mean_of(per_token_B[0::2]),
+        "logps/rejected_token_mean": mean_of(per_token_B[1::2]),
+    }
+
+
+def teacher_metrics(*, reward_BT: Tensor, kl_teacher_BT: Tensor, response_BT: Tensor) -> dict[str, Metric]:
+    """What every loss on a teacher's token reward logs, so that their curves can be laid over each other."""
+    return {
+        "reward/token_mean": mean_of(mean_tokens(reward_BT, response_BT)),
+        "reward/sequence": mean_of(sum_tokens(reward_BT, response_BT)),
+        "kl/policy_teacher": mean_of(sum_tokens(kl_teacher_BT, response_BT)),
+        "kl/policy_teacher_token": mean_of(mean_tokens(kl_teacher_BT, response_BT)),
+    }
