@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -40,6 +41,8 @@ class Row:
     """EOS included where the model or the data really ended; a truncated response has none."""
     label: bool = True
     """Desirable or not; only UNPAIRED data reads it."""
+    group: int | None = None
+    """The number of the rollout's prompt that this row answers; None for rows that are no samples."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +58,8 @@ class Batch:
     """bool: response tokens, EOS included."""
     label_B: Tensor
     """bool: desirable; all true unless UNPAIRED."""
+    group_B: Tensor | None = None
+    """int64: rows with the same number answer the same prompt of a rollout; None for rows that are no samples."""
 
     @property
     def rows(self) -> int:
@@ -70,11 +75,6 @@ class Batch:
         """Response tokens of each row, float."""
         return self.response_BT.sum(-1).to(torch.get_default_dtype())
 
-    @property
-    def tokens(self) -> int:
-        """Tokens that are not padding."""
-        return int(self.attention_BT.sum())
-
     def to(self, device: torch.device | str) -> Batch:
         return replace(
             self,
@@ -82,6 +82,7 @@ class Batch:
             attention_BT=self.attention_BT.to(device),
             response_BT=self.response_BT.to(device),
             label_B=self.label_B.to(device),
+            group_B=None if self.group_B is None else self.group_B.to(device),
         )
 
 
@@ -101,4 +102,24 @@ def collate(rows: Sequence[Row], kind: DataKind, pad_id: int) -> Batch:
         ids_BT[b, :end] = torch.tensor([*row.prompt_ids, *row.response_ids], dtype=torch.long)
         attention_BT[b, :end] = True
         response_BT[b, start:end] = True
-    return Batch(kind, ids_BT, attention_BT, response_BT, torch.tensor([row.label for row in rows]))
+    label_B, groups = torch.tensor([row.label for row in rows]), [row.group for row in rows]
+    group_B = None if None in groups else torch.tensor(groups)
+    return Batch(kind, ids_BT, attention_BT, response_BT, label_B, group_B)
+
+
+def joined(batches: Sequence[Batch]) -> Batch:
+    """The rows of all batches of one kind, padded to the longest of them."""
+    width = max(batch.ids_BT.shape[1] for batch in batches)
+
+    def stacked(parts: Sequence[Tensor]) -> Tensor:
+        return torch.cat([F.pad(part, (0, width - part.shape[1])) for part in parts])
+
+    groups = [batch.group_B for batch in batches if batch.group_B is not None]
+    return Batch(
+        batches[0].kind,
+        stacked([batch.ids_BT for batch in batches]),
+        stacked([batch.attention_BT for batch in batches]),
+        stacked([batch.response_BT for batch in batches]),
+        torch.cat([batch.label_B for batch in batches]),
+        torch.cat(groups) if len(groups) == len(batches) else None,
+    )

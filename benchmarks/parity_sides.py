@@ -97,7 +97,9 @@ class Turns:
         self.result, self._channel = result, channel
         self._began: tuple[float, float] | None = None
 
-    def __call__(self) -> bool:
+    @property
+    def requested(self) -> bool:
+        """Asked for by the loop once a step, when the gradient is there."""
         if self._began is not None:
             self.result.seconds.append(time.perf_counter() - self._began[0])
             self.result.cpu_seconds.append(time.process_time() - self._began[1])
@@ -123,21 +125,21 @@ def run_ours(case: Case, folder: Path, channel: Any) -> Result:
     from aligndistil.engine.processes import start_processes
     from aligndistil.recipe import load_recipe
     from aligndistil.run_folder import StageFolder
-    from aligndistil.training import StageLaunch
+    from aligndistil.training import StageTraining
     from aligndistil.training.batches import mismatched
 
     result = Result({"torch": torch.__version__, "transformers": transformers.__version__}, _status_mib("VmRSS"))
     stage = load_recipe(folder / "recipe.yaml").stages["parity"]
     stage_folder = StageFolder(folder / "ours")
-    launch = StageLaunch(stage, stage_folder, lambda path: path, start_processes())
-    # The loop asks whether it should stop once a step, when the gradient is there.
-    launch.run(Turns(result, channel))
+    training = StageTraining(stage, stage_folder, lambda path: path, start_processes())
+    stop: Any = Turns(result, channel)
+    training.run(stop)
     lines = [line for line in stage_folder.metrics.read() if line["split"] == "train"]
     result.losses = [line["loss"] for line in lines]
     result.grad_norms = [line["grad_norm"] for line in lines]
     result.reference_points = [line["kl/z0"] for line in lines if "kl/z0" in line]
     for step in range(case.steps):
-        rows = [row for i in launch.sampler.batch(step) for row in launch.data.train.rows(i)]
+        rows = [row for i in training.schedule.sampler.batch(step) for row in training.data.train.rows(i)]
         if case.kind == "pairs":
             told = [(name, row) for name, row in zip(("chosen", "rejected") * (len(rows) // 2), rows, strict=True)]
         else:

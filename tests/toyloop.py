@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -12,8 +12,10 @@ from torch import Tensor
 
 from aligndistil.batch import Batch, DataKind, Row, collate
 from aligndistil.maths import Metric, mean_of
-from aligndistil.objectives.base import Loss, Objective, Prepared, Prepares, State
-from aligndistil.training.loop import Job, LoopState, Round
+from aligndistil.objectives.base import Expected, Loss, Objective, Prepared, Prepares, State
+from aligndistil.training.batches import StepBatch
+from aligndistil.training.checkpoints import LoopState
+from aligndistil.training.loop import train
 
 PERF = {"perf/step_seconds", "perf/tokens_per_second", "perf/peak_memory_gib"}
 
@@ -49,11 +51,16 @@ class LooksAside(Looks):
     prepares = Prepares.MISMATCHED
 
 
-@dataclass
-class Info:
-    learning_rate: float
-    grad_norm: float
-    critic: dict[str, float] = field(default_factory=dict)
+class Alone:
+    """This process, which is the only one."""
+
+    rank, world, is_main = 0, 1, True
+
+    def sum(self, values: Tensor) -> Tensor:
+        return values
+
+    def max(self, values: Tensor) -> Tensor:
+        return values
 
 
 @dataclass
@@ -65,18 +72,26 @@ class ToyEngine:
     """Of steps whose loss is another one."""
     critic: dict[str, float] = field(default_factory=dict)
     objective: Objective = field(default_factory=Plain)
+    processes: Any = field(default_factory=Alone)
     steps: int = 0
     micro_steps: list[tuple[int, int, bool]] = field(default_factory=list)
+    """Rows, examples of the optimizer step, and whether it was the last one before it."""
     prepared: list[dict[str, Tensor]] = field(default_factory=list)
     """What each micro-step was given."""
 
-    def prepare(self, batch: Batch, state: State) -> Prepared:
-        return self.objective.prepare(batch, {}, state)
+    def prepare(
+        self, micro_batches: Sequence[Batch], state: State
+    ) -> tuple[list[dict[str, Tensor]], dict[str, Metric]]:
+        (batch,) = micro_batches
+        found = self.objective.prepare(batch, {}, state)
+        return [found.terms], found.metrics
 
-    def micro_step(self, batch: Batch, prepared: Mapping[str, Tensor], *, examples: int, last: bool) -> Loss:
-        self.micro_steps.append((batch.rows, examples, last))
+    def loss(self, batch: Batch, prepared: Mapping[str, Tensor]) -> Loss:
         self.prepared.append(dict(prepared))
         return self.evaluate(batch, prepared)
+
+    def backward(self, loss: Loss, *, examples: int, last: bool) -> None:
+        self.micro_steps.append((len(loss.per_example), examples, last))
 
     def evaluate(self, batch: Batch, prepared: Mapping[str, Tensor]) -> Loss:
         values = batch.ids_BT[:, 0] / 10
@@ -86,17 +101,10 @@ class ToyEngine:
             metrics["loss/given"] = mean_of(prepared["seen/first"].expand(batch.rows))
         return Loss(values, metrics, {"top": values.max()})
 
-    def step(self) -> Info:
+    def step(self) -> dict[str, float]:
         self.steps += 1
-        return Info(0.1 * self.steps, self.norms[min(self.steps, len(self.norms)) - 1], self.critic)
-
-
-class Alone:
-    def sum(self, values: Tensor) -> Tensor:
-        return values
-
-    def max(self, values: Tensor) -> Tensor:
-        return values
+        norm = self.norms[min(self.steps, len(self.norms)) - 1]
+        return {"grad_norm": norm, "learning_rate": 0.1 * self.steps, **self.critic}
 
 
 def batch(*firsts: int) -> Batch:
@@ -118,26 +126,94 @@ class Told:
         return [step for step, metrics in self.split("train") if metric in metrics]
 
 
-def job_of(told: Told, engine: ToyEngine | None = None, **settings: Any) -> Job:
-    def evaluate(step: int) -> dict[str, float]:
-        told.evaluated.append(step)
-        return {"loss": 0.5}
+@dataclass
+class Batches:
+    """Step batches that a function of the step makes."""
 
-    defaults: dict[str, Any] = {
-        "stage": "toy",
+    at: Callable[[int], StepBatch]
+    total_steps: int
+    epoch: Callable[[int], float]
+
+
+@dataclass
+class Evaluation:
+    run: Callable[[int], dict[str, float]]
+    every: int | None
+
+
+@dataclass
+class Checkpoints:
+    start: LoopState | None
+    told: Told
+    every: int | None
+
+    def restore(self) -> LoopState | None:
+        return self.start
+
+    def save(self, state: LoopState) -> None:
+        self.told.saved.append(deepcopy(state))
+
+
+@dataclass
+class Log:
+    told: Told
+    every: int
+
+    def open(self, step: int) -> None:
+        pass
+
+    def progress(self, step: int, metrics: dict[str, float]) -> None:
+        pass
+
+    def write(self, step: int, split: str, metrics: dict[str, float]) -> None:
+        self.told.lines.append((step, split, metrics))
+
+
+class Stop:
+    """Asked once a step."""
+
+    def __init__(self, asked: Callable[[], bool]) -> None:
+        self._asked = asked
+
+    @property
+    def requested(self) -> bool:
+        return self._asked()
+
+
+def step_batch(micro_batches: Sequence[Batch], examples: int, *metrics: Any, **more: Any) -> StepBatch:
+    """One optimizer step on all micro-batches, unless `minibatches` says otherwise."""
+    return StepBatch(micro_batches, examples, *metrics, **{"minibatches": [range(len(micro_batches))], **more})
+
+
+def run(
+    told: Told,
+    engine: ToyEngine | None = None,
+    start: LoopState | None = None,
+    *,
+    total_steps: int = 4,
+    data: Callable[[int], StepBatch] = lambda step: step_batch([batch(step + 1, 5), batch(8)], 3),
+    evaluate: Callable[[int], dict[str, float]] = lambda step: {"loss": 0.5},
+    stop_requested: Callable[[], bool] = lambda: False,
+    log_every: int = 1,
+    evaluate_every: int | None = None,
+    checkpoint_every: int | None = None,
+    expected: Sequence[Expected] = (),
+) -> LoopState:
+    """The loop, with somebody who is told everything; what it returns."""
+
+    def noted(step: int) -> dict[str, float]:
+        told.evaluated.append(step)
+        return evaluate(step)
+
+    parts: dict[str, Any] = {
         "engine": engine or ToyEngine(),
-        "peers": Alone(),
-        "total_steps": 4,
-        "data": lambda step: Round([batch(step + 1, 5), batch(8)], 3),
-        "epoch": lambda step: step / 2,
-        "evaluate": evaluate,
-        "checkpoint": lambda state: told.saved.append(deepcopy(state)),
-        "log": lambda step, split, metrics: told.lines.append((step, split, metrics)),
-        "progress": lambda step, metrics: None,
-        "stop_requested": lambda: False,
-        "peak_memory_gib": lambda: 1.5,
+        "batches": Batches(data, total_steps, lambda step: step / 2),
+        "evaluation": Evaluation(noted, evaluate_every),
+        "log": Log(told, log_every),
+        "checkpoints": Checkpoints(start, told, checkpoint_every),
+        "stop": Stop(stop_requested),
     }
-    return Job(**{**defaults, **settings})
+    return train("toy", **parts, expected=expected)
 
 
 def without_perf(lines: list[tuple[int, str, dict[str, float]]]) -> list[Any]:

@@ -16,12 +16,13 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PretrainedConfig
 
 from aligndistil.batch import DataKind
-from aligndistil.data import Examples, Sampler, load_rows
+from aligndistil.data import Examples, load_rows
 from aligndistil.engine.token_terms import chunk_size
 from aligndistil.errors import ServiceError
 from aligndistil.models import from_hub, located, pick_dtype
 from aligndistil.objectives.base import Need, Role
 from aligndistil.recipe import Source, Stage
+from aligndistil.training.batches import Schedule
 
 GIB = 2**30
 BUCKET = 500_000_000
@@ -245,14 +246,11 @@ def _rows_at_most(source: Source) -> int | None:
 
 def _steps(stage: Stage, examples: int) -> tuple[int, int]:
     """Optimizer steps, and the responses that they sample."""
-    train, rollout = stage.train, stage.rollout
-    if rollout is None:
-        return train.max_steps or Sampler(examples, train.batch_size, train.seed).steps_for(train.epochs), 0
-    responses = rollout.responses or train.batch_size
-    updates = responses // train.batch_size * rollout.epochs
-    sampler = Sampler(examples, responses // rollout.samples_per_prompt, train.seed)
-    steps = train.max_steps or sampler.steps_for(train.epochs) * updates
-    return steps, -(-steps // updates) * responses
+    schedule = Schedule.of(stage, examples)
+    if stage.rollout is None:
+        return schedule.total_steps, 0
+    responses = stage.rollout.responses or stage.train.batch_size
+    return schedule.total_steps, -(-schedule.total_steps // schedule.steps_of_a_batch) * responses
 
 
 def _rows_each(kind: DataKind) -> int:

@@ -23,8 +23,7 @@ from aligndistil.progress import RunView
 from aligndistil.recipe import Recipe, Stage, changed_sections, stage_fingerprint, stage_of
 from aligndistil.run_folder import Done, Environment, RunFolder, StageFolder, setup_logging
 from aligndistil.run_folder.trackers import check_trackers
-from aligndistil.training import StageLaunch, is_code, source_of
-from aligndistil.training.stage import StopSignal
+from aligndistil.training import StageTraining, StopSignal, is_code, source_of
 
 RESULT_VERSION = "2"
 """Raised when the same recipe gives other weights than before, so that finished stages are trained again."""
@@ -154,14 +153,14 @@ def _run_stage(
         view.finish(name, done.step, done.seconds, done.metrics)
         return done.weights
     # The data may be refused: nothing of an earlier run is moved before it is accepted.
-    launch = StageLaunch(stage, folder, lambda path: locate(run, path), processes)
+    training = StageTraining(stage, folder, lambda path: locate(run, path), processes)
     if processes.is_main:
         _make_room(stage, folder, done, fingerprint, fresh)
     processes.barrier()
     setup_logging(processes.rank, folder.log_file(processes.rank))
-    _announce(stage, launch, processes)
+    _announce(stage, training, processes)
     view.start(name)
-    outcome = launch.run(lambda: stop.requested, view)
+    outcome = training.run(stop, view)
     view.finish(name, outcome.steps, outcome.seconds, outcome.metrics)
     became: str = processes.gather(model_hash(str(folder.final)) if processes.is_main else "")[0]
     if processes.is_main:
@@ -208,17 +207,18 @@ def _why_again(stage: Stage, folder: StageFolder, done: Done | None, same: bool,
     return "trained again because " + ("; ".join(changes) or "its data, its models or this package changed")
 
 
-def _announce(stage: Stage, launch: StageLaunch, processes: Processes) -> None:
+def _announce(stage: Stage, training: StageTraining, processes: Processes) -> None:
     """Say what is about to be trained, and above all what it is compared with."""
     compared = ", ".join(f"{role} {path}" for role, path in stage.models.items())
-    how = "on-policy" if stage.on_policy else f"on {launch.data.train.kind}"
+    how = "on-policy" if stage.on_policy else f"on {training.data.train.kind}"
     _say(
         processes,
         f"[cyan]▶[/] [bold]{stage.name}[/]: {stage.objective.name} from {stage.model.path}"
         + (f" against {compared}" if compared else "")
-        + f", {how}, {len(launch.data.train)} examples, {launch.total_steps} steps of {stage.train.batch_size}",
+        + f", {how}, {len(training.data.train)} examples, {training.schedule.total_steps} steps of "
+        f"{stage.train.batch_size}",
     )
-    for line in launch.data.train.report.lines():
+    for line in training.data.train.report.lines():
         _say(processes, f"  {line}")
 
 

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from aligndistil import recipe
-from aligndistil.batch import Batch
+from aligndistil.batch import Batch, joined
 from aligndistil.engine.config import frozen_config
 from aligndistil.engine.head import check_head
 from aligndistil.engine.policy import FrozenModel, Policy, on_device
 from aligndistil.engine.processes import Processes
 from aligndistil.engine.scalar import ScalarModel, ScalarNetwork, Scorer, gathered, scalar_output
 from aligndistil.engine.teacher_cache import CachedModel
-from aligndistil.engine.trained import StepInfo, Trained, import_deepspeed
-from aligndistil.objectives.base import Loss, Need, Objective, Prepared, Role, State, scalar_term
+from aligndistil.engine.trained import Trained, import_deepspeed
+from aligndistil.maths import Metric
+from aligndistil.objectives.base import Loss, Need, Objective, Role, State, scalar_term
 
 
 class Engine:
@@ -116,36 +118,62 @@ class Engine:
         return outputs_BT
 
     @torch.no_grad()
-    def prepare(self, batch: Batch, state: State) -> Prepared:
-        """What the objective finds out about a micro-batch before the first gradient of a step."""
-        self._set_training(False)
-        batch = batch.to(self.processes.device)
-        return self.objective.prepare(batch, self.terms(batch, preparing=True), state)
+    def prepare(
+        self, micro_batches: Sequence[Batch], state: State
+    ) -> tuple[list[dict[str, Tensor]], dict[str, Metric]]:
+        """What the objective finds out about micro-batches that it is to see together, without gradient.
 
-    def micro_step(self, batch: Batch, prepared: Mapping[str, Tensor], *, examples: int, last: bool) -> Loss:
-        """Add the gradient of one micro-batch. `examples` is the global number of examples of the whole step."""
+        Models read one micro-batch at a time; the objective is given all their rows at once. Returns the terms (B, T)
+        of each micro-batch, and the metrics of all.
+        """
+        self._set_training(False)
+        batches = [batch.to(self.processes.device) for batch in micro_batches]
+        read = [self.terms(batch, preparing=True) for batch in batches]
+        if len(batches) == 1:
+            prepared = self.objective.prepare(batches[0], read[0], state)
+            return [prepared.terms], prepared.metrics
+        together, width = joined(batches), max(batch.ids_BT.shape[1] for batch in batches)
+        terms = {
+            name: torch.cat([F.pad(one[name], (0, width - one[name].shape[1])) for one in read]) for name in read[0]
+        }
+        prepared = self.objective.prepare(together, terms, state)
+        sizes = [batch.rows for batch in batches]
+        parts = {name: values.split(sizes) for name, values in prepared.terms.items()}
+        return [
+            {name: rows[i][:, : batch.ids_BT.shape[1]] for name, rows in parts.items()}
+            for i, batch in enumerate(batches)
+        ], prepared.metrics
+
+    def loss(self, batch: Batch, prepared: Mapping[str, Tensor]) -> Loss:
+        """The losses and metrics of a micro-batch, with gradient; `prepared` is what `prepare` found of it."""
         self._set_training(True)
         batch = batch.to(self.processes.device)
-        loss = self.objective.loss(batch, {**self.terms(batch), **prepared})
+        return self.objective.loss(batch, {**self.terms(batch), **prepared})
+
+    def backward(self, loss: Loss, *, examples: int, last: bool) -> None:
+        """Add the gradient of a micro-batch's losses, each divided by `examples`, those of the step on all processes.
+
+        `last` says that the optimizer step comes next.
+        """
         # DeepSpeed averages over processes; the sum over all examples, divided by their number, is what is meant.
         scale = self.processes.world / examples
         self._policy.backward(loss.per_example.sum() * scale, last=last)
         if self._critic is not None:
             assert loss.critic_per_example is not None
             self._critic.backward(loss.critic_per_example.sum() * scale, last=last)
-        return loss
 
-    def step(self) -> StepInfo:
-        """Take the optimizer step that the last `micro_step` of a global batch has prepared."""
+    def step(self) -> dict[str, float]:
+        """Clip the gradient, move the weights and the learning rate; the rate that was used, and the norm before."""
         learning_rate, norm = self._policy.step()
-        if self._critic is None:
-            return StepInfo(learning_rate, norm, {})
-        critic_rate, critic_norm = self._critic.step()
-        return StepInfo(learning_rate, norm, {"critic/learning_rate": critic_rate, "critic/grad_norm": critic_norm})
+        metrics = {"grad_norm": norm, "learning_rate": learning_rate}
+        if self._critic is not None:
+            rate, critic_norm = self._critic.step()
+            metrics |= {"critic/learning_rate": rate, "critic/grad_norm": critic_norm}
+        return metrics
 
     @torch.no_grad()
     def evaluate(self, batch: Batch, prepared: Mapping[str, Tensor]) -> Loss:
-        """The loss and metrics of a batch, without gradient."""
+        """The losses and metrics of a batch, without gradient."""
         self._set_training(False)
         batch = batch.to(self.processes.device)
         return self.objective.loss(batch, {**self.terms(batch), **prepared})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 import os
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -18,17 +18,6 @@ from aligndistil.engine.policy import Policy
 from aligndistil.engine.scalar import ScalarNetwork
 
 Network: TypeAlias = Policy | ScalarNetwork
-
-
-class StepInfo(NamedTuple):
-    """What one optimizer step did."""
-
-    learning_rate: float
-    """The rate the step was taken with."""
-    grad_norm: float
-    """Before clipping."""
-    critic: dict[str, float]
-    """The same of the critic, where there is one, as metrics."""
 
 
 class Trained:

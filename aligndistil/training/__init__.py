@@ -1,7 +1,22 @@
-"""One stage: its data, models, engine, rollout and folder brought together, and handed to the loop."""
+"""Training one stage: its data, models, engine, rollout and folder brought together, and the loop.
+
+`loop` is the training itself, to be read first; `batches` makes what a step learns from, `preparation` lets the
+objective look at it beforehand, `evaluation`, `log` and `checkpoints` are what happens now and then, `stage` puts it
+together.
+"""
 
 from aligndistil.training.data import StageData, load_stage_data, scorer_of
 from aligndistil.training.python_reward import is_code, source_of
-from aligndistil.training.stage import Outcome, StageLaunch
+from aligndistil.training.stage import Outcome, StageTraining
+from aligndistil.training.stop import StopSignal
 
-__all__ = ["Outcome", "StageData", "StageLaunch", "is_code", "load_stage_data", "scorer_of", "source_of"]
+__all__ = [
+    "Outcome",
+    "StageData",
+    "StageTraining",
+    "StopSignal",
+    "is_code",
+    "load_stage_data",
+    "scorer_of",
+    "source_of",
+]

@@ -2,71 +2,121 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from aligndistil.batch import Batch, DataKind, Row, collate
 from aligndistil.data import Examples, Sampler
+from aligndistil.engine.processes import Processes
 from aligndistil.errors import UserError
 from aligndistil.maths import Metric
+from aligndistil.objectives.base import Prepares
+from aligndistil.recipe import Stage
 from aligndistil.rollout import Sample, SamplingParams, TransformersRollout, sample_seed
-from aligndistil.training.data import Scorer
-from aligndistil.training.loop import Round
+from aligndistil.training.data import Scorer, StageData
+from aligndistil.training.samples import completion_metrics, sample_rows
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
-    """The part of a global batch that falls to this process."""
+class StepBatch:
+    """A global batch with one optimizer step, or a rollout with several, as one process sees it."""
 
-    rank: int
-    world: int
-    micro_batch_size: int
+    micro_batches: Sequence[Batch]
+    examples: int
+    """Examples of one optimizer step over all processes: what its loss is averaged over."""
+    metrics: Mapping[str, Metric] = field(default_factory=dict)
+    """What making the batch measured (a rollout's lengths, say)."""
+    mismatched: Sequence[Batch] = ()
+    """For an objective that prepares on mismatched rows."""
+    minibatches: Sequence[Sequence[int]] = ()
+    """The micro-batches of each optimizer step."""
+    together: int = 1
+    """Neighbouring micro-batches that hold whole groups."""
+
+    @property
+    def all_examples(self) -> int:
+        """Different examples over all processes, however many optimizer steps see each."""
+        return self.examples * len(self.micro_batches) // len(self.minibatches[0])
+
+    @property
+    def whole_groups(self) -> list[Sequence[Batch]]:
+        """The micro-batches, those together that share a group of samples."""
+        return [self.micro_batches[i : i + self.together] for i in range(0, len(self.micro_batches), self.together)]
 
 
 @dataclass(frozen=True, slots=True)
-class DataFeed:
-    """Batches read from the data."""
+class Schedule:
+    """How a stage's examples become optimizer steps."""
 
-    examples: Examples
     sampler: Sampler
-    share: Share
-    pad_id: int
-    mismatches: bool = False
-    """Whether each step also has its prompts with other examples' responses."""
+    """Of examples, or of the prompts of a rollout."""
+    minibatches: int
+    """Optimizer steps of one pass over a step batch."""
+    epochs: int
+    """Passes over it."""
+    total_steps: int
 
-    def __call__(self, step: int) -> Round:
-        parts = self.sampler.micro_batches(step, self.share.rank, self.share.world, self.share.micro_batch_size)
-        batches = [
-            collate([row for i in part for row in self.examples.rows(i)], self.examples.kind, self.pad_id)
-            for part in parts
-        ]
-        return Round(batches, self.sampler.batch_size, mismatched=self._mismatched(step) if self.mismatches else ())
+    @classmethod
+    def of(cls, stage: Stage, examples: int) -> Schedule:
+        """For a stage with so many examples (on-policy: prompts) of training data."""
+        train, rollout = stage.train, stage.rollout
+        responses = (rollout.responses if rollout else None) or train.batch_size
+        per_prompt, epochs = (rollout.samples_per_prompt, rollout.epochs) if rollout else (1, 1)
+        sampler, minibatches = Sampler(examples, responses // per_prompt, train.seed), responses // train.batch_size
+        steps = train.max_steps or sampler.steps_for(train.epochs) * minibatches * epochs
+        return cls(sampler, minibatches, epochs, steps)
 
-    def _mismatched(self, step: int) -> list[Batch]:
-        rows = mismatched([row for i in self.sampler.batch(step) for row in self.examples.rows(i)])
-        assert rows is not None  # check() has seen every step
-        size = self.share.micro_batch_size
-        per_rank = len(rows) // self.share.world
-        mine = rows[self.share.rank * per_rank : (self.share.rank + 1) * per_rank]
-        return [collate(mine[i : i + size], self.examples.kind, self.pad_id) for i in range(0, len(mine), size)]
+    @property
+    def steps_of_a_batch(self) -> int:
+        return self.minibatches * self.epochs
 
-    def check(self, steps: int) -> None:
-        """Raises UserError when a step has no mismatched rows to offer."""
-        if not self.mismatches:
-            return
-        for step in range(steps):
-            if mismatched([row for i in self.sampler.batch(step) for row in self.examples.rows(i)]) is None:
+    def epoch(self, step: int) -> float:
+        """Epochs of the training data that so many optimizer steps have read."""
+        return self.sampler.epoch(step) / self.steps_of_a_batch
+
+
+class DataBatches:
+    """Step batches that are read from the data."""
+
+    def __init__(self, stage: Stage, data: StageData, schedule: Schedule, processes: Processes) -> None:
+        """Raises UserError when the objective compares rows with other prompts, and a step has one prompt only."""
+        self._examples, self._pad = data.train, data.tokenizer.pad_token_id
+        self._schedule, self._processes = schedule, processes
+        self._size, self._mismatches = stage.train.micro_batch_size, stage.objective.prepares is Prepares.MISMATCHED
+        self.total_steps, self.epoch = schedule.total_steps, schedule.epoch
+        for step in range(self.total_steps if self._mismatches else 0):
+            if mismatched(self._rows(step)) is None:
                 raise UserError(
-                    f"train.batch_size: all {self.sampler.batch_size} examples of step {step + 1} have the same "
+                    f"train.batch_size: all {schedule.sampler.batch_size} examples of step {step + 1} have the same "
                     "prompt, so that none can be compared with another's response; raise it, or give more prompts"
                 )
+
+    def at(self, step: int) -> StepBatch:
+        """The batch of a step: the same whenever it is asked for."""
+        rank, world = self._processes.rank, self._processes.world
+        sampler, kind = self._schedule.sampler, self._examples.kind
+        micro_batches = [
+            collate([row for i in part for row in self._examples.rows(i)], kind, self._pad)
+            for part in sampler.micro_batches(step, rank, world, self._size)
+        ]
+        others = mismatched(self._rows(step)) or [] if self._mismatches else []
+        mine = others[rank * len(others) // world : (rank + 1) * len(others) // world]
+        return StepBatch(
+            micro_batches,
+            sampler.batch_size,
+            mismatched=[collate(mine[i : i + self._size], kind, self._pad) for i in range(0, len(mine), self._size)],
+            minibatches=[range(len(micro_batches))],
+        )
+
+    def _rows(self, step: int) -> list[Row]:
+        return [row for i in self._schedule.sampler.batch(step) for row in self._examples.rows(i)]
 
 
 def mismatched(rows: Sequence[Row]) -> list[Row] | None:
@@ -81,131 +131,115 @@ def mismatched(rows: Sequence[Row]) -> list[Row] | None:
     return others
 
 
-@dataclass(frozen=True, slots=True)
-class RolloutFeed:
-    """Batches of responses that the live policy gives to the prompts of the data."""
+class RolloutBatches:
+    """Step batches of responses that the live policy gives to the prompts of the data."""
 
-    examples: Examples
-    sampler: Sampler
-    """Of prompts."""
-    share: Share
-    tokenizer: PreTrainedTokenizerBase
-    rollout: TransformersRollout
-    params: SamplingParams
-    samples_per_prompt: int
-    seed: int
-    scorer: Scorer | None
-    show: Callable[[int, list[dict[str, Any]]], None]
-    """Told the step and rank 0's responses, as rows to write."""
-    minibatches: int = 1
-    """Optimizer steps of one pass over a rollout."""
-    passes: int = 1
+    def __init__(
+        self,
+        stage: Stage,
+        data: StageData,
+        schedule: Schedule,
+        processes: Processes,
+        rollout: TransformersRollout,
+        *,
+        scorer: Scorer | None = None,
+        write: Callable[[int, list[dict[str, Any]]], None] = lambda step, rows: None,
+    ) -> None:
+        """`scorer` measures the gold reward where the data knows one; `write` is given a step and its samples."""
+        assert stage.rollout is not None
+        settings = stage.rollout
+        self._examples, self._tokenizer = data.train, data.tokenizer
+        self._schedule, self._processes, self._rollout = schedule, processes, rollout
+        self._size, self._seed, self._group = (
+            stage.train.micro_batch_size,
+            stage.train.seed,
+            settings.samples_per_prompt,
+        )
+        self._together = math.lcm(self._size, self._group) // self._size if stage.objective.groups else 1
+        self._params = SamplingParams(settings.max_new_tokens, settings.temperature, settings.top_p)
+        self._scorer, self._write = scorer, write
+        self.total_steps, self.epoch = schedule.total_steps, schedule.epoch
 
-    @property
-    def updates(self) -> int:
-        """Optimizer steps on one rollout."""
-        return self.minibatches * self.passes
-
-    def __call__(self, step: int) -> Round:
-        number = step // self.updates
+    def at(self, step: int) -> StepBatch:
+        """The rollout whose first optimizer step comes after `step` of them, drawn from the policy as it is now."""
+        number = step // self._schedule.steps_of_a_batch
         asked = self._asked(number)
-        mine = self._mine(asked)
-        prompts = [self.examples.prompt_ids(i) for i, _ in mine]
-        seeds = [sample_seed(self.seed, number, self.examples.key(i), k) for i, k in mine]
-        began = time.perf_counter()
-        samples = self.rollout.generate(prompts, self.params, seeds)
-        seconds = time.perf_counter() - began
-        rows = [Row(prompt, sample.token_ids) for prompt, sample in zip(prompts, samples, strict=True)]
-        size = self.share.micro_batch_size
-        batches = [
-            collate(rows[start : start + size], DataKind.RESPONSES, self.tokenizer.pad_token_id)
-            for start in range(0, len(rows), size)
+        # This process's part of each optimizer step, so that what a step sees does not depend on `world`.
+        each = len(asked) // self._schedule.minibatches
+        share = each // self._processes.world
+        mine = [
+            one
+            for start in range(self._processes.rank * share, len(asked), each)
+            for one in asked[start : start + share]
         ]
-        metrics = self._metrics(samples, seconds) | self._scores(step, prompts, samples)
-        examples = len(asked) // self.minibatches
-        return Round(batches, examples, metrics, updates=self._updates(number, len(batches)))
+        prompts = [self._examples.prompt_ids(example) for _, example, _ in mine]
+        seeds = [sample_seed(self._seed, number, self._examples.key(example), k) for _, example, k in mine]
+        began = time.perf_counter()
+        samples = self._rollout.generate(prompts, self._params, seeds)
+        seconds = time.perf_counter() - began
+        rows = [
+            Row(prompt, sample.token_ids, group=group)
+            for prompt, sample, (group, _, _) in zip(prompts, samples, mine, strict=True)
+        ]
+        micro_batches = [
+            collate(rows[start : start + self._size], DataKind.RESPONSES, self._tokenizer.pad_token_id)
+            for start in range(0, len(rows), self._size)
+        ]
+        metrics = completion_metrics(samples)
+        tokens, _ = metrics["completions/mean_length"]
+        metrics["rollout/tokens_per_second"] = Metric(tokens, torch.tensor(seconds / self._processes.world))
+        return StepBatch(
+            micro_batches,
+            each,
+            metrics | self._scores(step, prompts, samples),
+            minibatches=self._minibatches(number, len(micro_batches)),
+            together=self._together,
+        )
 
-    def _mine(self, asked: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-        """This process's part of each optimizer step, so that what a step sees does not depend on `world`."""
-        each = len(asked) // self.minibatches
-        share, rank = each // self.share.world, self.share.rank
-        starts = range(rank * share, len(asked), each)
-        return [one for start in starts for one in asked[start : start + share]]
-
-    def _updates(self, number: int, micro_batches: int) -> list[list[int]]:
-        """Micro-batches of each optimizer step; later passes exchange them between steps, by the seed.
-
-        Each stays at its place within a step, and with it on its process, so that `world` changes nothing here either.
-        """
-        each = micro_batches // self.minibatches
-        updates = []
-        for k in range(self.passes):
-            steps = [list(range(self.minibatches)) for _ in range(each)]
-            if k > 0:
-                places = range(self.share.rank * each, (self.share.rank + 1) * each)
-                orders = (np.random.default_rng([self.seed, number, k, place]) for place in places)
-                steps = [order.permutation(self.minibatches).tolist() for order in orders]
-            updates += [[steps[i][m] * each + i for i in range(each)] for m in range(self.minibatches)]
-        return updates
-
-    def _asked(self, step: int) -> list[tuple[int, int]]:
-        """(example, number of the sample) of a rollout, over all processes.
+    def _asked(self, number: int) -> list[tuple[int, int, int]]:
+        """(number of the prompt, example, number of the sample) of a rollout, over all processes.
 
         A prompt that stands in a batch twice, where epochs meet or a source is repeated, gets different samples.
         """
         counts = Counter[str]()
         asked = []
-        for i in self.sampler.batch(step):
-            for _ in range(self.samples_per_prompt):
-                asked.append((i, counts[self.examples.key(i)]))
-                counts[self.examples.key(i)] += 1
+        for prompt, example in enumerate(self._schedule.sampler.batch(number)):
+            for _ in range(self._group):
+                asked.append((prompt, example, counts[self._examples.key(example)]))
+                counts[self._examples.key(example)] += 1
         return asked
 
-    def _metrics(self, samples: Sequence[Sample], seconds: float) -> dict[str, Metric]:
-        count = torch.tensor(float(len(samples)))
-        tokens = torch.tensor(float(sum(len(sample.token_ids) for sample in samples)))
-        truncated = torch.tensor(float(sum(not sample.finished for sample in samples)))
-        return {
-            "completions/mean_length": Metric(tokens, count),
-            "completions/truncated_fraction": Metric(truncated, count),
-            "rollout/tokens_per_second": Metric(tokens, torch.tensor(seconds / self.share.world)),
-        }
+    def _minibatches(self, number: int, micro_batches: int) -> list[list[int]]:
+        """Micro-batches of each optimizer step; later passes exchange them between steps, by the seed.
+
+        Each stays at its place within a step, and with it on its process, so that `world` changes nothing here either.
+        """
+        steps_of_a_pass, rank = self._schedule.minibatches, self._processes.rank
+        each = micro_batches // steps_of_a_pass
+        minibatches = []
+        for k in range(self._schedule.epochs):
+            steps = [list(range(steps_of_a_pass)) for _ in range(each)]
+            if k > 0:
+                places = range(rank * each, (rank + 1) * each)
+                orders = (np.random.default_rng([self._seed, number, k, place]) for place in places)
+                steps = [order.permutation(steps_of_a_pass).tolist() for order in orders]
+            minibatches += [[steps[i][m] * each + i for i in range(each)] for m in range(steps_of_a_pass)]
+        return minibatches
 
     def _scores(self, step: int, prompts: Sequence[Sequence[int]], samples: Sequence[Sample]) -> dict[str, Metric]:
         """Write the samples down; where the data knows a gold reward, measure it."""
-        texts = self.tokenizer.batch_decode([list(s.token_ids) for s in samples], skip_special_tokens=True)
-        scores = None if self.scorer is None else self.scorer(texts)
-        rows = sample_rows(self.tokenizer, prompts, samples, texts, scores)
-        self.show(step + 1, rows)
+        texts = self._tokenizer.batch_decode([list(s.token_ids) for s in samples], skip_special_tokens=True)
+        scores = None if self._scorer is None else self._scorer(texts)
+        self._write(step + 1, sample_rows(self._tokenizer, prompts, samples, texts, scores))
         if scores is None:
             return {}
         return {"gold_reward": Metric(torch.tensor(sum(scores)), torch.tensor(float(len(scores))))}
 
 
-def sample_rows(
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[Sequence[int]],
-    samples: Sequence[Sample],
-    texts: Sequence[str],
-    scores: Sequence[float] | None,
-) -> list[dict[str, Any]]:
-    """Samples as they are written to `samples/`: texts for people, token ids for programs."""
-    rows = []
-    for i, (prompt, sample, text) in enumerate(zip(prompts, samples, texts, strict=True)):
-        row = {
-            "prompt": tokenizer.decode(list(prompt)),
-            "response": text,
-            "finished": sample.finished,
-            "token_ids": list(sample.token_ids),
-        }
-        rows.append(row if scores is None else {**row, "gold_reward": scores[i]})
-    return rows
-
-
 def eval_batches(
-    examples: Examples, share: Share, limit: int | None, pad_id: int, *, mismatches: bool = False
+    examples: Examples, size: int, limit: int | None, pad_id: int, processes: Processes, *, mismatches: bool = False
 ) -> list[tuple[Batch, bool]]:
-    """This process's part of the eval data in batches, and whether each counts.
+    """This process's part of the eval data in batches of `size`, and whether each counts.
 
     With `mismatches` the prompts have each other's responses; none are there when all prompts are the same.
     ZeRO-3 gathers weights in every forward pass, so all processes need the same number of batches: one that has run out
@@ -215,11 +249,10 @@ def eval_batches(
     each = [examples.rows(i) for i in range(count)]
     if mismatches:
         each = [[row] for row in mismatched([row for rows in each for row in rows]) or []]
-    size = share.micro_batch_size
     starts = range(0, len(each), size)
-    rounds = -(-len(starts) // share.world)
+    turns = -(-len(starts) // processes.world)
     batches = []
-    for number in range(share.rank, rounds * share.world, share.world):
+    for number in range(processes.rank, turns * processes.world, processes.world):
         counts = number < len(starts)
         start = starts[number] if counts else 0
         rows = [row for some in each[start : start + size] for row in some]

@@ -3,30 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from aligndistil.engine.processes import Processes
 from aligndistil.maths import Metric, mean_of
 from aligndistil.objectives.base import Loss
-
-
-class Peers(Protocol):
-    """What is asked of the process group; every method is collective and works in place."""
-
-    def sum(self, values: Tensor) -> Tensor: ...
-    def max(self, values: Tensor) -> Tensor: ...
 
 
 class Sums:
     """Totals and counts of metrics, reduced over processes at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, metrics: Mapping[str, Metric] | None = None) -> None:
         self._tensors: dict[str, Metric] = {}
         self._maxima: dict[str, Tensor] = {}
         self.totals: dict[str, tuple[float, float]] = {}
         self.maxima: dict[str, float] = {}
+        for name, metric in (metrics or {}).items():
+            self.add_metric(name, metric)
 
     def add(self, loss: Loss, weight: float = 1.0) -> None:
         for name, metric in {"loss": mean_of(loss.per_example), **loss.metrics}.items():
@@ -52,16 +47,16 @@ class Sums:
         self.totals |= other.totals
         self.maxima |= other.maxima
 
-    def reduce(self, peers: Peers) -> None:
+    def reduce(self, processes: Processes) -> None:
         """Sum over processes, with one transfer from the device. All have the same names in the same order."""
         if not self._tensors:
             return
         device = next(iter(self._tensors.values())).total.device
         flat = torch.stack([part.to(device) for metric in self._tensors.values() for part in metric])
-        pairs = peers.sum(flat).view(-1, 2).tolist()
+        pairs = processes.sum(flat).view(-1, 2).tolist()
         self.totals = {name: (total, count) for name, (total, count) in zip(self._tensors, pairs, strict=True)}
         if self._maxima:
-            peaks = peers.max(torch.stack([value.to(device) for value in self._maxima.values()]))
+            peaks = processes.max(torch.stack([value.to(device) for value in self._maxima.values()]))
             self.maxima = dict(zip(self._maxima, peaks.tolist(), strict=True))
 
     def means(self) -> dict[str, float]:

@@ -22,7 +22,7 @@ from aligndistil.models import builtin_model
 from aligndistil.objectives.base import Role
 from aligndistil.recipe import load_recipe
 from aligndistil.run_folder import StageFolder
-from aligndistil.training import StageLaunch, load_stage_data
+from aligndistil.training import StageTraining, load_stage_data
 
 MILLION = ModelSize(parameters=1_000_000, hidden=128, layers=4, vocab=1_000, intermediate=512, kv_width=128)
 RECIPES = shipped_recipes()
@@ -183,8 +183,8 @@ def test_generation_is_the_cache_of_the_rows_that_are_decoded_at_once(stage):
 @pytest.mark.parametrize("name", [name for name in RECIPES if name.startswith("quickstart")])
 def test_steps_are_those_that_training_takes(name, processes, tmp_path):
     for stage in load_recipe(RECIPES[name]).stages.values():
-        launch = StageLaunch(stage, StageFolder(tmp_path), lambda path: "builtin:tiny", processes)
-        assert amount(stage, launch.data.train).steps == launch.total_steps
+        launch = StageTraining(stage, StageFolder(tmp_path), lambda path: "builtin:tiny", processes)
+        assert amount(stage, launch.data.train).steps == launch.schedule.total_steps
 
 
 def test_a_rollout_of_several_steps_samples_once(stage):

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from plain import plain_loss, plain_preparation, step_means
 from torch import Tensor
+from toyloop import Told, run
 from toys import batch_of, examples, make_engine, objective, section
 
 from aligndistil.batch import Batch, Row
@@ -18,7 +19,8 @@ from aligndistil.engine.processes import Processes
 from aligndistil.engine.scalar import gathered
 from aligndistil.models import load_model, load_scalar_model
 from aligndistil.objectives.base import Objective, Prepares, Role
-from aligndistil.training.loop import Job, LoopState, Round, train
+from aligndistil.training.batches import StepBatch
+from aligndistil.training.checkpoints import LoopState
 
 ModelFolder = Callable[..., str]
 Folders = Mapping[str, str]
@@ -97,7 +99,7 @@ def aside(some: Examples) -> list[list[Row]]:
     return [[Row(a.prompt_ids, b.response_ids, a.label)] for a, b in zip(rows, following, strict=True)]
 
 
-def round_of(case: Case, some: Examples, processes: Processes) -> Round:
+def round_of(case: Case, some: Examples, processes: Processes) -> StepBatch:
     """This process's part: of each optimizer step the micro-batches at its places."""
     each = len(case.updates[0]) // processes.world
     mine = [step[processes.rank * each : (processes.rank + 1) * each] for step in case.updates]
@@ -106,34 +108,27 @@ def round_of(case: Case, some: Examples, processes: Processes) -> Round:
     def cut(rows: Examples) -> list[Batch]:
         return [batch_of(rows[2 * number : 2 * number + 2], case.goal.data) for number in owned]
 
-    return Round(
+    return StepBatch(
         cut(some),
         2 * len(case.updates[0]),
         mismatched=cut(aside(some)) if case.goal.prepares is Prepares.MISMATCHED else (),
-        updates=[[owned.index(number) for number in step] for step in mine],
+        minibatches=[[owned.index(number) for number in step] for step in mine],
     )
 
 
 def engine_rounds(engine: Engine, case: Case, start: LoopState | None = None) -> list[dict[str, float]]:
     """The training lines."""
-    lines: list[dict[str, float]] = []
+    told = Told()
     rounds = [round_of(case, some, engine.processes) for some in case.data]
-    job = Job(
-        stage="toy",
-        engine=engine,
-        peers=engine.processes,
+    run(
+        told,
+        engine,  # type: ignore[arg-type]
+        start,
         total_steps=case.steps,
         data=lambda step: rounds[step // len(case.updates)],
-        epoch=lambda step: 0.0,
         evaluate=lambda step: {},
-        checkpoint=lambda state: None,
-        log=lambda step, split, metrics: lines.append(metrics),
-        progress=lambda step, metrics: None,
-        stop_requested=lambda: False,
-        peak_memory_gib=lambda: 0.0,
     )
-    train(job, start or LoopState())
-    return lines
+    return [metrics for _, metrics in told.split("train")]
 
 
 @contextmanager

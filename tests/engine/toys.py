@@ -91,10 +91,11 @@ def take_step(engine: Engine, some: Sequence[Sequence[Row]], micro: int) -> tupl
     mine = some[engine.processes.rank * per_rank : (engine.processes.rank + 1) * per_rank]
     for start in range(0, per_rank, micro):
         batch = batch_of(mine[start : start + micro], engine.objective.data)
-        loss = engine.micro_step(batch, {}, examples=len(some), last=start + micro >= per_rank)
+        loss = engine.loss(batch, {})
+        engine.backward(loss, examples=len(some), last=start + micro >= per_rank)
         total += loss.per_example.detach().double().sum().cpu()
-    info = engine.step()
-    return float(engine.processes.sum(total)) / len(some), info.grad_norm, info.learning_rate
+    metrics = engine.step()
+    return float(engine.processes.sum(total)) / len(some), metrics["grad_norm"], metrics["learning_rate"]
 
 
 def plain_loss(goal: Objective, models: dict[str, Any], batch: Batch) -> Tensor:

@@ -5,17 +5,55 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from toyland import build_model, build_tokenizer
 
 from aligndistil.batch import Batch, DataKind, Row
 from aligndistil.data import Examples, Sampler, load_examples
+from aligndistil.engine.processes import Processes
 from aligndistil.errors import UserError
-from aligndistil.recipe import Data
-from aligndistil.rollout import SamplingParams, TransformersRollout
-from aligndistil.training.batches import DataFeed, RolloutFeed, Share, eval_batches, mismatched
+from aligndistil.objectives import registry
+from aligndistil.objectives.base import Objective, OnPolicy, Prepares
+from aligndistil.recipe import Data, Rollout, Train
+from aligndistil.rollout import TransformersRollout
+from aligndistil.training.batches import (
+    DataBatches,
+    RolloutBatches,
+    Schedule,
+    StepBatch,
+    eval_batches,
+    mismatched,
+)
+
+
+def shard(rank: int = 0, world: int = 1) -> Processes:
+    return Processes(rank, world, torch.device("cpu"))
+
+
+def stage_of(name: str, rollout: dict[str, Any] | None = None, **train: Any) -> Any:
+    """As much of a stage as batches are made from."""
+    sections = {"learning_rate": 1e-3, "micro_batch_size": 2, **train}
+    return SimpleNamespace(
+        objective=registry()[name].example(),
+        train=Train.model_validate(sections),
+        rollout=None if rollout is None else Rollout.model_validate(rollout),
+    )
+
+
+def read(examples: Examples) -> Any:
+    """As much of a stage's data."""
+    return SimpleNamespace(train=examples, tokenizer=build_tokenizer())
+
+
+def data_batches(
+    examples: Any, rank: int = 0, world: int = 1, batch: int = 4, name: str = "dpo", steps: int = 5
+) -> Any:
+    stage = stage_of(name, batch_size=batch, max_steps=steps)
+    return DataBatches(stage, read(examples), Schedule.of(stage, len(examples)), shard(rank, world))
 
 
 @pytest.fixture
@@ -27,10 +65,9 @@ def examples(pairs_file: Callable[..., str]) -> Callable[[DataKind], Examples]:
 
 def test_processes_share_a_batch_without_overlap_or_gap(examples: Callable[[DataKind], Examples]) -> None:
     pairs = examples(DataKind.PAIRS)
-    sampler = Sampler(len(pairs), 4, 0)
     for step in range(5):  # a batch of 4 of 7 pairs crosses epochs
-        whole = DataFeed(pairs, sampler, Share(0, 1, 2), 0)(step)
-        parts = [DataFeed(pairs, sampler, Share(rank, 2, 2), 0)(step) for rank in range(2)]
+        whole = data_batches(pairs).at(step)
+        parts = [data_batches(pairs, rank, 2).at(step) for rank in range(2)]
         assert [batch.ids_BT.tolist() for batch in whole.micro_batches] == [
             batch.ids_BT.tolist() for part in parts for batch in part.micro_batches
         ]
@@ -38,22 +75,29 @@ def test_processes_share_a_batch_without_overlap_or_gap(examples: Callable[[Data
         assert all(batch.rows == 4 for batch in whole.micro_batches)
 
 
-def rollout_feed(
-    examples: Examples, rank: int, world: int, shown: list[Any], batch: int = 4, **several: int
-) -> RolloutFeed:
+def rollout_batches(
+    examples: Examples,
+    rank: int,
+    world: int,
+    shown: list[Any],
+    batch: int = 4,
+    minibatches: int = 1,
+    passes: int = 1,
+    name: str = "ppo",
+    group: int = 2,
+    micro: int = 2,
+) -> RolloutBatches:
     model = build_model(seed=0)
-    return RolloutFeed(
-        examples,
-        Sampler(len(examples), batch // 2, 0),
-        Share(rank, world, 2),
-        build_tokenizer(),
+    rollout = {"max_new_tokens": 8, "samples_per_prompt": group, "responses": batch, "epochs": passes}
+    stage = stage_of(name, rollout, batch_size=batch // minibatches, micro_batch_size=micro)
+    return RolloutBatches(
+        stage,
+        read(examples),
+        Schedule.of(stage, len(examples)),
+        shard(rank, world),
         TransformersRollout(lambda: nullcontext(model), frozenset({1}), 0, 96, batch_size=2),
-        SamplingParams(8),
-        samples_per_prompt=2,
-        seed=0,
         scorer=lambda texts: [float(len(text)) for text in texts],
-        show=lambda step, rows: shown.append((step, rows)),
-        **several,
+        write=lambda step, rows: shown.append((step, rows)),
     )
 
 
@@ -62,8 +106,8 @@ def test_the_samples_of_a_step_do_not_depend_on_the_number_of_processes(
 ) -> None:
     prompts = examples(DataKind.PROMPTS)
     shown: list[Any] = []
-    whole = rollout_feed(prompts, 0, 1, shown)(3)
-    parts = [rollout_feed(prompts, rank, 2, [])(3) for rank in range(2)]
+    whole = rollout_batches(prompts, 0, 1, shown).at(3)
+    parts = [rollout_batches(prompts, rank, 2, []).at(3) for rank in range(2)]
     assert [batch.ids_BT.tolist() for batch in whole.micro_batches] == [
         batch.ids_BT.tolist() for part in parts for batch in part.micro_batches
     ]
@@ -86,7 +130,7 @@ def test_the_samples_of_a_prompt_differ_also_when_it_comes_twice_in_a_step(
 ) -> None:
     prompts = examples(DataKind.PROMPTS)
     shown: list[Any] = []
-    rollout_feed(prompts, 0, 1, shown, batch=28)(0)  # 14 prompts of 7: every one twice, each with two samples
+    rollout_batches(prompts, 0, 1, shown, batch=28).at(0)  # 14 prompts of 7: every one twice, each with two samples
     drawn: dict[str, set[tuple[int, ...]]] = {}
     for row in shown[0][1]:
         drawn.setdefault(row["prompt"], set()).add(tuple(row["token_ids"]))
@@ -102,17 +146,16 @@ def texts(batch: Batch) -> list[tuple[int, ...]]:
 def test_a_rollout_for_several_steps_gives_each_its_part_and_every_pass_all_of_it(
     examples: Callable[[DataKind], Examples],
 ) -> None:
-    feed = rollout_feed(examples(DataKind.PROMPTS), 0, 1, [], batch=12, minibatches=3, passes=4)
-    made = feed(0)
-    assert (feed.updates, made.examples, made.all_examples, len(made.micro_batches)) == (12, 4, 12, 6)
-    assert made.updates is not None
-    passes = [made.updates[start : start + 3] for start in range(0, 12, 3)]
+    batches = rollout_batches(examples(DataKind.PROMPTS), 0, 1, [], batch=12, minibatches=3, passes=4)
+    made = batches.at(0)
+    assert (len(made.minibatches), made.examples, made.all_examples, len(made.micro_batches)) == (12, 4, 12, 6)
+    passes = [made.minibatches[start : start + 3] for start in range(0, 12, 3)]
     assert passes[0] == [[0, 1], [2, 3], [4, 5]]
     for steps in passes:
         assert sorted(number for step in steps for number in step) == list(range(6))
     assert len({tuple(sorted(map(tuple, steps))) for steps in passes}) > 1, "nothing was exchanged"
-    assert feed(0).updates == made.updates
-    assert feed(12).updates != made.updates, "the next rollout is exchanged otherwise"
+    assert batches.at(0).minibatches == made.minibatches
+    assert batches.at(12).minibatches != made.minibatches, "the next rollout is exchanged otherwise"
 
 
 def test_the_steps_of_a_rollout_have_the_same_samples_whatever_the_number_of_processes(
@@ -121,8 +164,8 @@ def test_the_steps_of_a_rollout_have_the_same_samples_whatever_the_number_of_pro
     prompts, several = examples(DataKind.PROMPTS), {"batch": 12, "minibatches": 3, "passes": 3}
 
     def steps(rank: int, world: int) -> list[list[tuple[int, ...]]]:
-        made = rollout_feed(prompts, rank, world, [], **several)(9)
-        return [[text for number in step for text in texts(made.micro_batches[number])] for step in made.parts]
+        made = rollout_batches(prompts, rank, world, [], **several).at(9)
+        return [[text for number in step for text in texts(made.micro_batches[number])] for step in made.minibatches]
 
     whole, first, second = steps(0, 1), steps(0, 2), steps(1, 2)
     assert len(whole) == 9
@@ -135,9 +178,9 @@ def test_the_steps_of_a_rollout_have_the_same_samples_whatever_the_number_of_pro
 def test_a_rollout_is_drawn_by_its_number_and_shown_once(examples: Callable[[DataKind], Examples]) -> None:
     """Ten steps on, the second rollout of a feed of two steps each is the sixth of one that takes one."""
     prompts, shown = examples(DataKind.PROMPTS), []
-    several = rollout_feed(prompts, 0, 1, shown, batch=8, minibatches=2)
-    single = rollout_feed(prompts, 0, 1, [], batch=8)
-    ours, theirs = several(10), single(5)
+    several = rollout_batches(prompts, 0, 1, shown, batch=8, minibatches=2)
+    single = rollout_batches(prompts, 0, 1, [], batch=8)
+    ours, theirs = several.at(10), single.at(5)
     assert [texts(batch) for batch in ours.micro_batches] == [texts(batch) for batch in theirs.micro_batches]
     assert [step for step, _ in shown] == [11]
 
@@ -174,33 +217,31 @@ def test_a_step_has_the_mismatched_rows_of_its_own_batch_in_equal_parts(
     rows = [unpaired.rows(i)[0] for i in sampler.batch(3)]
     expected = mismatched(rows)
     assert expected is not None
-    parts = [DataFeed(unpaired, sampler, Share(rank, world, 2), 0, True)(3) for rank in range(world)]
+    parts = [data_batches(unpaired, rank, world, 8, "kto").at(3) for rank in range(world)]
     found = [text for part in parts for batch in part.mismatched for text in texts(batch)]
     assert found == [(*other.prompt_ids, *other.response_ids) for other in expected]
     assert {len(part.mismatched) for part in parts} == {4 // world}
     assert {text for part in parts for batch in part.micro_batches for text in texts(batch)}.isdisjoint(found)
-    plain = DataFeed(unpaired, sampler, Share(0, 1, 2), 0)(3)
-    assert plain.mismatched == ()
+    assert data_batches(unpaired, batch=8).at(3).mismatched == []
 
 
-def test_a_step_whose_prompts_are_all_the_same_is_noticed_beforehand() -> None:
+def test_a_step_whose_prompts_are_all_the_same_is_noticed_beforehand(monkeypatch: pytest.MonkeyPatch) -> None:
     class Same:
         kind = DataKind.UNPAIRED
 
         def rows(self, index: int) -> list[Row]:
             return [row(1 if index < 4 else index, 50 + index)]
 
-    class InOrder(Sampler):
-        def _at(self, position: int) -> int:
-            return position
+        def __len__(self) -> int:
+            return 8
 
-    feed = DataFeed(Same(), InOrder(8, 2, 0), Share(0, 1, 2), 0, True)  # type: ignore[arg-type]
+    monkeypatch.setattr(Sampler, "_at", lambda self, position: position)
     sentence = "train.batch_size: all 2 examples of step 1 have the same prompt, so that none can be compared"
     with pytest.raises(UserError, match=sentence):
-        feed.check(4)
-    DataFeed(Same(), InOrder(8, 4, 0), Share(0, 1, 2), 0, False).check(2)  # type: ignore[arg-type]
+        data_batches(Same(), batch=2, name="kto", steps=4)
+    data_batches(Same(), batch=4, name="sft", steps=2)
     with pytest.raises(UserError, match="all 4 examples of step 1"):
-        DataFeed(Same(), InOrder(8, 4, 0), Share(0, 1, 2), 0, True).check(2)  # type: ignore[arg-type]
+        data_batches(Same(), batch=4, name="kto", steps=2)
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
@@ -208,13 +249,13 @@ def test_mismatched_eval_rows_are_rotated_over_all_of_them_and_counted_once(
     world: int, examples: Callable[[DataKind], Examples]
 ) -> None:
     unpaired = examples(DataKind.UNPAIRED)
-    shares = [eval_batches(unpaired, Share(rank, world, 2), 5, 0, mismatches=True) for rank in range(world)]
+    shares = [eval_batches(unpaired, 2, 5, 0, shard(rank, world), mismatches=True) for rank in range(world)]
     assert len({len(share) for share in shares}) == 1
     found = [text for share in shares for batch, counts in share if counts for text in texts(batch)]
     expected = mismatched([unpaired.rows(i)[0] for i in range(5)])
     assert expected is not None
     assert sorted(found) == sorted((*other.prompt_ids, *other.response_ids) for other in expected)
-    assert eval_batches(unpaired, Share(0, 1, 2), 1, 0, mismatches=True) == []
+    assert eval_batches(unpaired, 2, 1, 0, shard(), mismatches=True) == []
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
@@ -223,7 +264,7 @@ def test_every_process_has_as_many_eval_batches_and_each_example_counts_once(
     world: int, limit: int | None, examples: Callable[[DataKind], Examples]
 ) -> None:
     pairs = examples(DataKind.PAIRS)
-    shares = [eval_batches(pairs, Share(rank, world, 2), limit, 0) for rank in range(world)]
+    shares = [eval_batches(pairs, 2, limit, 0, shard(rank, world)) for rank in range(world)]
     assert len({len(share) for share in shares}) == 1
     counted = sum(batch.examples for share in shares for batch, counts in share if counts)
     assert counted == (limit or 7)
@@ -233,5 +274,38 @@ def test_sampling_draws_nothing_from_the_generator_of_the_run(examples: Callable
     random.seed(0)
     expected = random.random()
     random.seed(0)
-    rollout_feed(examples(DataKind.PROMPTS), 0, 1, [])(0)
+    rollout_batches(examples(DataKind.PROMPTS), 0, 1, []).at(0)
     assert random.random() == expected
+
+
+class Compares(Objective):
+    """Looks at the samples of one prompt together."""
+
+    data = DataKind.RESPONSES
+    on_policy = OnPolicy.ALWAYS
+    prepares = Prepares.ROLLOUT
+    groups = True
+    name: str = "compares"
+
+
+@pytest.mark.parametrize(
+    ("micro", "group", "together"), [(2, 4, 2), (4, 4, 1), (8, 4, 1), (4, 2, 1), (2, 3, 3), (3, 2, 2), (1, 3, 3)]
+)
+def test_micro_batches_are_looked_at_together_that_hold_whole_groups(
+    micro: int, group: int, together: int, examples: Callable[[DataKind], Examples], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aligndistil.objectives.registry", lambda: {"compares": Compares})
+    monkeypatch.setitem(globals(), "registry", lambda: {"compares": Compares})
+    batches = rollout_batches(
+        examples(DataKind.PROMPTS), 0, 1, [], batch=24, minibatches=2, name="compares", group=group, micro=micro
+    )
+    made: StepBatch = batches.at(0)
+    assert {len(part) for part in made.whole_groups} == {together}
+    assert [one for part in made.whole_groups for one in part] == list(made.micro_batches)
+    seen: set[int] = set()
+    for part in made.whole_groups:
+        groups = [number for one in part for number in one.group_B.tolist()]  # type: ignore[union-attr]
+        assert {groups.count(number) for number in groups} == {group}
+        assert seen.isdisjoint(groups)
+        seen |= set(groups)
+    assert seen == set(range(24 // group))

@@ -18,7 +18,7 @@ from aligndistil.engine.teacher_cache import damage
 from aligndistil.errors import UserError
 from aligndistil.recipe import load_recipe
 from aligndistil.run_folder import StageFolder
-from aligndistil.training import StageLaunch
+from aligndistil.training import StageTraining, StopSignal
 from aligndistil.training import teacher_cache as hidden_cache
 
 ModelFolder = Callable[..., str]
@@ -43,7 +43,7 @@ def content_of(models: dict[str, str], data: str, model: dict[str, Any], engine:
 
 def losses_of(recipe: Path, folder: Path, processes: Processes) -> list[float]:
     (stage,) = load_recipe(recipe).stages.values()
-    StageLaunch(stage, StageFolder(folder), lambda path: path, processes).run(lambda: False)
+    StageTraining(stage, StageFolder(folder), lambda path: path, processes).run(StopSignal())
     return [line["loss"] for line in StageFolder(folder).metrics.read()]
 
 

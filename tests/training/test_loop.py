@@ -7,17 +7,18 @@ import math
 import pytest
 import torch
 from torch import Tensor
-from toyloop import PERF, Alone, Told, ToyEngine, batch, job_of, without_perf
+from toyloop import PERF, Alone, Told, ToyEngine, batch, run, step_batch, without_perf
 
 from aligndistil.errors import EXIT_DIVERGED, EXIT_SIGTERM, DivergedError, Interrupted
 from aligndistil.maths import Metric
 from aligndistil.objectives.base import Expected
-from aligndistil.training.loop import LoopState, Round, evaluation_pass, train
+from aligndistil.training.checkpoints import LoopState
+from aligndistil.training.evaluation import evaluate
 
 
 def test_a_line_a_step_holds_what_the_documentation_names() -> None:
     told = Told()
-    last = train(job_of(told), LoopState())
+    last = run(told).last
     assert [step for step, _ in told.split("train")] == [1, 2, 3, 4]
     _, metrics = told.split("train")[1]
     own = {"loss", "lengths", "top", "grad_norm", "learning_rate", "epoch", "num_tokens"}
@@ -30,22 +31,21 @@ def test_a_line_a_step_holds_what_the_documentation_names() -> None:
     assert metrics["epoch"] == 1.0
     # Two prompt tokens a row and the responses: (3 + 4) + 3 tokens a step.
     assert metrics["num_tokens"] == 2 * 10
-    assert metrics["perf/peak_memory_gib"] == 1.5
+    assert metrics["perf/peak_memory_gib"] > 0
     assert last["eval/loss"] == 0.5
     assert last["num_tokens"] == 40
 
 
 def test_every_micro_batch_counts_in_the_whole_and_the_last_one_is_said_to_be_last() -> None:
     engine = ToyEngine()
-    train(job_of(Told(), engine, total_steps=1), LoopState())
+    run(Told(), engine, total_steps=1)
     assert engine.micro_steps == [(2, 3, False), (1, 3, True)]
 
 
 def test_a_line_every_few_steps_averages_over_them_and_takes_their_maximum() -> None:
     told = Told()
     tops = [9, 1, 2, 3, 4]
-    job = job_of(told, log_every=3, total_steps=5, data=lambda step: Round([batch(tops[step])], 1))
-    train(job, LoopState())
+    run(told, log_every=3, total_steps=5, data=lambda step: step_batch([batch(tops[step])], 1))
     (first, one), (second, two) = told.split("train")
     assert (first, second) == (3, 5)
     assert one["loss"] == pytest.approx((0.9 + 0.1 + 0.2) / 3)
@@ -56,41 +56,41 @@ def test_a_line_every_few_steps_averages_over_them_and_takes_their_maximum() -> 
 
 def test_evaluations_come_before_the_first_step_every_few_steps_and_at_the_end() -> None:
     told = Told()
-    train(job_of(told, evaluate_every=3, total_steps=7), LoopState())
+    run(told, evaluate_every=3, total_steps=7)
     assert told.evaluated == [0, 3, 6, 7]
     assert [step for step, _ in told.split("eval")] == [0, 3, 6, 7]
     at_the_end = Told()
-    train(job_of(at_the_end), LoopState())
+    run(at_the_end)
     assert at_the_end.evaluated == [4]
 
 
 def test_nothing_evaluated_is_no_line() -> None:
     told = Told()
-    train(job_of(told, evaluate=lambda step: {}), LoopState())
+    run(told, evaluate=lambda step: {})
     assert told.split("eval") == []
 
 
 def test_checkpoints_come_every_few_steps_and_not_at_the_end() -> None:
     told = Told()
-    train(job_of(told, checkpoint_every=2), LoopState())
+    run(told, checkpoint_every=2)
     assert [state.step for state in told.saved] == [2]
 
 
 def test_a_run_goes_on_from_a_state_as_if_it_had_never_stopped() -> None:
     whole, first, second = Told(), Told(), Told()
-    train(job_of(whole, log_every=3, total_steps=6), LoopState())
+    run(whole, log_every=3, total_steps=6)
     state = LoopState()
     with pytest.raises(Interrupted, match=r"stage toy: stopped after step 4; a checkpoint is saved"):
-        train(job_of(first, log_every=3, total_steps=6, stop_requested=lambda: state.step == 3), state)
+        run(first, start=state, log_every=3, total_steps=6, stop_requested=lambda: state.step == 3)
     (saved,) = first.saved
     engine = ToyEngine(steps=4)
-    train(job_of(second, engine, log_every=3, total_steps=6), saved)
+    run(second, engine, saved, log_every=3, total_steps=6)
     assert without_perf(first.lines + second.lines) == without_perf(whole.lines)
 
 
 def test_a_stop_during_the_last_step_ends_the_stage_as_usual() -> None:
     told = Told()
-    train(job_of(told, stop_requested=lambda: True, total_steps=1), LoopState())
+    run(told, stop_requested=lambda: True, total_steps=1)
     assert [state.step for state in told.saved] == [1]
     assert told.evaluated == [1]
 
@@ -101,7 +101,7 @@ def test_a_stop_of_one_process_stops_all() -> None:
             return torch.ones_like(values)
 
     with pytest.raises(Interrupted) as caught:
-        train(job_of(Told(), peers=Peer()), LoopState())
+        run(Told(), ToyEngine(processes=Peer()))
     assert caught.value.exit_code == EXIT_SIGTERM
 
 
@@ -109,7 +109,7 @@ def test_a_stop_of_one_process_stops_all() -> None:
 def test_a_loss_that_is_not_finite_stops_before_the_step_is_taken(value: float) -> None:
     told, engine = Told(), ToyEngine(losses={2: value})
     with pytest.raises(DivergedError, match=rf"stage toy: the loss is {value} at step 3; .*lower train.learning_rate"):
-        train(job_of(told, engine, checkpoint_every=1), LoopState())
+        run(told, engine, checkpoint_every=1)
     assert engine.steps == 2
     assert [state.step for state in told.saved] == [1, 2]
     assert [step for step, _ in told.split("train")] == [1, 2]
@@ -119,50 +119,50 @@ def test_a_loss_that_is_not_finite_stops_before_the_step_is_taken(value: float) 
 def test_a_gradient_that_is_not_finite_stops_too(value: float) -> None:
     told = Told()
     with pytest.raises(DivergedError, match=rf"the gradient norm is {value} at step 2") as caught:
-        train(job_of(told, ToyEngine(norms=[1.0, value]), checkpoint_every=1), LoopState())
+        run(told, ToyEngine(norms=[1.0, value]), checkpoint_every=1)
     assert caught.value.exit_code == EXIT_DIVERGED
     assert [state.step for state in told.saved] == [1]
 
 
 def test_a_critic_is_logged_and_its_gradient_watched_like_the_policy_s() -> None:
     told = Told()
-    train(job_of(told, ToyEngine(critic={"critic/learning_rate": 0.25, "critic/grad_norm": 3.0})), LoopState())
+    run(told, ToyEngine(critic={"critic/learning_rate": 0.25, "critic/grad_norm": 3.0}))
     _, metrics = told.split("train")[2]
     assert (metrics["critic/learning_rate"], metrics["critic/grad_norm"], metrics["grad_norm"]) == (0.25, 3.0, 1.0)
     # A learning rate is no norm, whatever it is.
-    train(job_of(Told(), ToyEngine(critic={"critic/learning_rate": math.inf})), LoopState())
+    run(Told(), ToyEngine(critic={"critic/learning_rate": math.inf}))
     with pytest.raises(DivergedError, match=r"the gradient norm is nan at step 1"):
-        train(job_of(Told(), ToyEngine(critic={"critic/grad_norm": math.nan})), LoopState())
+        run(Told(), ToyEngine(critic={"critic/grad_norm": math.nan}))
 
 
 def test_a_first_step_that_contradicts_the_objective_stops_with_the_likely_causes() -> None:
-    rows = Round([batch(5)], 1)
+    rows = step_batch([batch(5)], 1)
     wrong = [Expected("loss", math.log(2), 0.02, "both are the same model")]
     sentence = (
         r"the first step has loss = 0.5000 and should have 0.6931, since both are the same model; "
         r"likely causes: .*dtype or chat template"
     )
     with pytest.raises(DivergedError, match=sentence):
-        train(job_of(Told(), data=lambda step: rows, expected=wrong), LoopState())
+        run(Told(), data=lambda step: rows, expected=wrong)
     right = [Expected("loss", 0.51, 0.02, "it is so")]
-    train(job_of(Told(), data=lambda step: rows, expected=right), LoopState())
+    run(Told(), data=lambda step: rows, expected=right)
 
 
 def test_only_the_first_step_is_compared() -> None:
     wrong = [Expected("loss", 100.0, 0.02, "never")]
-    train(job_of(Told(), expected=wrong), LoopState(step=1))
+    run(Told(), start=LoopState(step=1), expected=wrong)
 
 
 def test_what_making_a_batch_measured_is_logged_with_it() -> None:
     told = Told()
     made = {"completions/mean_length": Metric(torch.tensor(30.0), torch.tensor(4.0))}
-    train(job_of(told, data=lambda step: Round([batch(1)], 1, made)), LoopState())
+    run(told, data=lambda step: step_batch([batch(1)], 1, made))
     assert told.split("train")[0][1]["completions/mean_length"] == 7.5
 
 
 def test_an_evaluation_counts_examples_once_whatever_batch_they_are_in() -> None:
-    together = evaluation_pass(ToyEngine(), Alone(), [(batch(1, 2, 6), True)])
-    apart = evaluation_pass(ToyEngine(), Alone(), [(batch(1, 2), True), (batch(6), True), (batch(9, 9), False)])
+    together = evaluate(ToyEngine(), [(batch(1, 2, 6), True)])
+    apart = evaluate(ToyEngine(), [(batch(1, 2), True), (batch(6), True), (batch(9, 9), False)])
     assert together["loss"] == pytest.approx(0.3)
     assert apart["loss"] == pytest.approx(0.3)
     assert apart["top"] == pytest.approx(0.6)

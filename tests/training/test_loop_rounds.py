@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from toyloop import Alone, Looks, LooksAside, Told, ToyEngine, batch, job_of, without_perf
+from toyloop import Alone, Looks, LooksAside, Told, ToyEngine, batch, run, step_batch, without_perf
 
 from aligndistil.errors import DivergedError, Interrupted
 from aligndistil.maths import Metric
 from aligndistil.objectives.base import Expected
-from aligndistil.training.loop import LoopState, Round, evaluation_pass, train
+from aligndistil.training.batches import StepBatch
+from aligndistil.training.checkpoints import LoopState
+from aligndistil.training.evaluation import evaluate
 
 TWO_STEPS = [[0, 1], [2, 3]]
 THREE_STEPS = [[0], [1], [2]]
@@ -26,23 +28,26 @@ def nothing_given_yet() -> None:
     Looks.given.clear()
 
 
-def of_rounds(updates: list[list[int]], examples: int = 2) -> Callable[[int], Round]:
+def of_rounds(updates: list[list[int]], examples: int = 2) -> Callable[[int], StepBatch]:
     """A rollout of one micro-batch for each that is named, up to four; the first depends on the step it starts at."""
     made = Metric(torch.tensor(12.0), torch.tensor(4.0))
 
-    def data(step: int) -> Round:
+    def data(step: int) -> StepBatch:
         batches = [batch(step + 1, 7), batch(2, 2, 4), batch(9), batch(5)]
-        return Round(
-            batches[: len({number for step in updates for number in step})], examples, {"made": made}, updates=updates
+        return step_batch(
+            batches[: len({number for step in updates for number in step})],
+            examples,
+            {"made": made},
+            minibatches=updates,
         )
 
     return data
 
 
 def looking(updates: list[list[int]], told: Told | None = None, **settings: Any) -> tuple[ToyEngine, dict[str, float]]:
-    engine = ToyEngine(objective=Looks())
-    last = train(job_of(told or Told(), engine, **{"data": of_rounds(updates), **settings}), LoopState())
-    return engine, last
+    engine = settings.pop("engine", None) or ToyEngine(objective=Looks())
+    state = run(told or Told(), engine, **{"data": of_rounds(updates), **settings})
+    return engine, state.last
 
 
 def test_every_loss_of_a_round_is_given_the_means_over_all_of_it_and_the_terms_of_its_own_rows() -> None:
@@ -123,21 +128,21 @@ def test_a_stop_waits_for_the_end_of_the_round_and_the_run_goes_on_with_its_stat
     settings: dict[str, Any] = {"log_every": 4, "total_steps": 9}
     whole, first, second = Told(), Told(), Told()
     looking(THREE_STEPS, whole, **settings)
-    state = LoopState()
-    job = job_of(
-        first,
-        ToyEngine(objective=Looks()),
-        data=of_rounds(THREE_STEPS),
-        stop_requested=lambda: state.step == 1,
-        **settings,
-    )
+    state = LoopState(objective=Looks().initial_state())
     with pytest.raises(Interrupted, match="stopped after step 3"):
-        train(job, state)
+        run(
+            first,
+            ToyEngine(objective=Looks()),
+            state,
+            data=of_rounds(THREE_STEPS),
+            stop_requested=lambda: state.step == 1,
+            **settings,
+        )
     (saved,) = first.saved
     assert saved.objective == {"carried": pytest.approx(0.5 + 6 * 25 / 6)}
     restored = LoopState(**json.loads(json.dumps(asdict(saved))))
     engine = ToyEngine(objective=Looks(), steps=3)
-    train(job_of(second, engine, data=of_rounds(THREE_STEPS), **settings), restored)
+    run(second, engine, restored, data=of_rounds(THREE_STEPS), **settings)
     assert without_perf(first.lines + second.lines) == without_perf(whole.lines)
 
 
@@ -148,7 +153,7 @@ def test_what_is_found_over_all_processes_is_what_the_losses_are_given() -> None
         def sum(self, values: Tensor) -> Tensor:
             return values + torch.tensor([10.0, 2.0]) if len(values) == 2 else values
 
-    engine, last = looking([[0, 1, 2]], total_steps=1, peers=Peer())
+    engine, last = looking([[0, 1, 2]], total_steps=1, engine=ToyEngine(objective=Looks(), processes=Peer()))
     assert float(engine.prepared[0]["seen/first"]) == pytest.approx((25 + 10) / (6 + 2))
     assert last["seen/first"] == pytest.approx((25 + 10) / (6 + 2))
 
@@ -162,8 +167,8 @@ def test_the_first_step_is_compared_with_what_was_found_before_it() -> None:
 
 def test_on_mismatched_rows_only_means_are_found() -> None:
     engine, told = ToyEngine(objective=LooksAside()), Told()
-    data = Round([batch(1, 5), batch(8)], 3, mismatched=[batch(30, 40), batch(50)])
-    last = train(job_of(told, engine, total_steps=2, data=lambda step: data), LoopState())
+    data = step_batch([batch(1, 5), batch(8)], 3, mismatched=[batch(30, 40), batch(50)])
+    last = run(told, engine, total_steps=2, data=lambda step: data).last
     assert [set(given) for given in engine.prepared] == [{"seen/first"}] * 4
     assert {float(given["seen/first"]) for given in engine.prepared} == {40.0}
     assert last["loss"] == pytest.approx(1.4 / 3)
@@ -174,7 +179,7 @@ def test_on_mismatched_rows_only_means_are_found() -> None:
 def test_an_evaluation_finds_its_means_over_all_mismatched_rows_that_count() -> None:
     engine = ToyEngine(objective=LooksAside())
     aside = [(batch(10), True), (batch(20, 60), True), (batch(999), False)]
-    found = evaluation_pass(engine, Alone(), [(batch(1, 2), True), (batch(6), True)], aside)
+    found = evaluate(engine, [(batch(1, 2), True), (batch(6), True)], aside)
     assert found["seen/first"] == pytest.approx(30.0)
     assert found["loss/given"] == pytest.approx(30.0)
     assert found["loss"] == pytest.approx(0.3)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from toyloop import Stop
 from worlds import actor_critic, differences, left_behind, lines, off_policy, on_policy, unpaired
 
 from aligndistil.engine.checkpoint import checkpoints
@@ -19,7 +20,7 @@ from aligndistil.engine.processes import Processes
 from aligndistil.errors import EXIT_SIGTERM, Interrupted
 from aligndistil.recipe import Stage, load_recipe
 from aligndistil.run_folder import Done, StageFolder
-from aligndistil.training import StageLaunch
+from aligndistil.training import StageTraining
 
 ModelFolder = Callable[..., str]
 
@@ -36,15 +37,11 @@ def stage_of(recipe_file: Callable[..., Path]) -> Callable[[dict[str, Any]], Sta
 def run(stage: Stage, path: Path, processes: Processes, stop_after: int | None = None) -> dict[str, Any] | None:
     """What a run leaves behind; None when it was stopped after that many steps."""
     folder = StageFolder(path)
-    asked = 0
-
-    def stop() -> bool:
-        nonlocal asked
-        asked += 1
-        return asked == stop_after
-
+    steps = iter(range(1, 10**9))
+    # The loop asks once a step.
+    stop: Any = Stop(lambda: next(steps) == stop_after)
     try:
-        outcome = StageLaunch(stage, folder, lambda model: model, processes).run(stop)
+        outcome = StageTraining(stage, folder, lambda model: model, processes).run(stop)
     except Interrupted:
         return None
     done = Done(

@@ -22,21 +22,21 @@ from aligndistil.maths import last_tokens, sum_tokens
 from aligndistil.models import load_scalar_model
 from aligndistil.recipe import Stage, load_recipe
 from aligndistil.run_folder import StageFolder
-from aligndistil.training import StageLaunch
+from aligndistil.training import StageTraining, StopSignal
 from aligndistil.training.batches import Share, eval_batches
 
 ModelFolder = Callable[..., str]
-Launch = Callable[..., StageLaunch]
+Launch = Callable[..., StageTraining]
 
 
 @pytest.fixture
 def launch(recipe_file: Callable[..., Path], processes: Processes, tmp_path: Path) -> Launch:
     """A stage in the folder `run/NAME`, ready to be trained."""
 
-    def make(content: dict[str, Any], name: str = "one") -> StageLaunch:
+    def make(content: dict[str, Any], name: str = "one") -> StageTraining:
         stage: Stage
         (stage,) = load_recipe(recipe_file(content)).stages.values()
-        return StageLaunch(stage, StageFolder(tmp_path / "run" / name), lambda path: path, processes)
+        return StageTraining(stage, StageFolder(tmp_path / "run" / name), lambda path: path, processes)
 
     return make
 
@@ -46,8 +46,8 @@ def pairs(pairs_file: Callable[..., str]) -> str:
     return pairs_file(10)
 
 
-def run(launched: StageLaunch) -> tuple[Path, dict[str, float]]:
-    outcome = launched.run(lambda: False)
+def run(launched: StageTraining) -> tuple[Path, dict[str, float]]:
+    outcome = launched.run(StopSignal())
     return launched.folder.final, outcome.metrics
 
 

@@ -11,7 +11,7 @@ import torch
 from aligndistil.commands import train as pipeline
 from aligndistil.engine.processes import Processes
 from aligndistil.errors import EXIT_SIGTERM, Interrupted
-from aligndistil.training.stage import StopSignal
+from aligndistil.training import StopSignal
 
 ALONE = Processes(0, 1, torch.device("cpu"))
 

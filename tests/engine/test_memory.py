@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from aligndistil.training.stage import forget_peak_memory, peak_memory_gib
+from aligndistil.engine.memory import forget_peak_memory, peak_memory_gib
 
 
 @pytest.mark.skipif(sys.platform != "linux" or torch.cuda.is_available(), reason="of resident memory on Linux")
