@@ -128,10 +128,21 @@ def test_table_1_has_every_row_with_the_hyperparameters_of_appendix_c(model, on_
         assert (stages[name]["rollout"]["responses"], stages[name]["rollout"]["epochs"]) == (1024, 1)
 
 
-def test_table_3_goes_from_a_ratio_of_1_to_2():
+@pytest.mark.parametrize("model", MODELS)
+def test_the_two_policies_of_table_2_differ_in_the_reward_alone(model):
+    stages = stages_of(f"paper/{model}/table2")
+    assert stages.keys() >= {"dpo", "reverse_dpo", "reward_model"}
+    vanilla, contrastive = stages["aligndistil_on_policy_vanilla"], stages["aligndistil_on_policy"]
+    assert (vanilla["objective"].pop("reward"), contrastive["objective"].pop("reward")) == ("vanilla", "contrastive")
+    assert vanilla.pop("models") == {"teacher": "stage:dpo", "reference": MODELS[model]}
+    assert contrastive.pop("models") == {"teacher": "stage:dpo", "reverse_teacher": "stage:reverse_dpo"}
+    assert vanilla == contrastive
+
+
+def test_table_3_has_the_ratios_of_the_paper():
     constant = [s for s in stages_of("paper/qwen2/table3").values() if s["objective"].get("weight") == "constant"]
     ratios = [stage["objective"]["beta0"] / stage["objective"]["beta"] for stage in constant]
-    assert ratios == pytest.approx([1, 1.25, 1.5, 1.75, 2], rel=1e-5)
+    assert ratios == pytest.approx([1, 1.2, 1.5, 1.8, 2], rel=1e-6)
     assert not any(stage["rollout"] for stage in constant)
 
 
