@@ -22,7 +22,7 @@ from aligndistil.engine.engine import Engine
 from aligndistil.engine.processes import Processes
 from aligndistil.models import export_model
 from aligndistil.objectives.base import Prepares, Role
-from aligndistil.progress import RunView, TrainingProgress
+from aligndistil.progress import RunView, Training
 from aligndistil.recipe import Stage
 from aligndistil.rollout import SamplingParams, TransformersRollout
 from aligndistil.run_folder import MetricsLog, StageFolder, adopt_loggers, model_card
@@ -77,16 +77,10 @@ class StageLaunch:
             state, seconds_before = self._resume(engine)
             began = time.monotonic()
             log = stack.enter_context(self._open_log(state.step))
-            progress = stack.enter_context(
-                TrainingProgress(
-                    stage.name,
-                    self.total_steps,
-                    start=state.step,
-                    rank=processes.rank,
-                    view=view,
-                    history=log.read(),
-                )
-            )
+            if view is None:
+                headlines = {stage.name: stage.objective.headline}
+                view = stack.enter_context(RunView(stage.name, {stage.name: ()}, headlines, rank=processes.rank))
+            progress = stack.enter_context(view.training(stage.name, self.total_steps, state.step, log.read()))
             job = self._job(engine, log, progress, stop_requested, lambda: seconds_before + time.monotonic() - began)
             last = train(job, state)
             self._export(engine, last)
@@ -112,7 +106,7 @@ class StageLaunch:
         self,
         engine: Engine,
         log: MetricsLog,
-        progress: TrainingProgress,
+        progress: Training,
         stop_requested: Callable[[], bool],
         seconds: Callable[[], float],
     ) -> Job:
