@@ -31,10 +31,10 @@ WIDEST = 120
 """Columns; a wider terminal stays empty on the right."""
 SHORTEST_BAR = 4
 LINES_BELOW = 2
+"""What `Training.lines` gives."""
 SPEED = "perf/tokens_per_second"
 SPEEDS = 10
 """Steps over which tokens/s is averaged."""
-
 DEFAULT_HEADLINE = ("loss",)
 
 
@@ -55,11 +55,7 @@ class Training:
     """One stage while it trains: its steps, its speed, and the course of the metrics of its headline."""
 
     def __init__(
-        self,
-        steps: Steps,
-        headline: Sequence[str],
-        history: Iterable[Mapping[str, Any]],
-        lock: AbstractContextManager[Any],
+        self, steps: Steps, headline: Sequence[str], history: Iterable[Mapping[str, Any]], lock: RLock
     ) -> None:
         """`lock` is held while figures change, so that the thread that draws sees them whole."""
         self.steps, self.headline, self._lock = steps, headline, lock
