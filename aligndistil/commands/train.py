@@ -69,7 +69,8 @@ def run_recipe(recipe: Recipe, *, stage: str | None = None, fresh: bool = False,
         stack.callback(processes.stop)
         weights: dict[str, str] = {}
         graph = {name: recipe.stages[name].inputs for name in wanted}
-        with StopSignal() as stop, RunView(recipe.name, graph, rank=processes.rank) as view:
+        headlines = {name: recipe.stages[name].objective.headline for name in wanted}
+        with StopSignal() as stop, RunView(recipe.name, graph, headlines, rank=processes.rank) as view:
             for name in wanted:
                 weights[name] = _run_stage(recipe, name, run, processes, stop, weights, fresh, view)
                 _stop_between_stages(processes, stop, name)
@@ -159,7 +160,6 @@ def _run_stage(
     processes.barrier()
     setup_logging(processes.rank, folder.log_file(processes.rank))
     _announce(stage, training, processes)
-    view.start(name)
     outcome = training.run(stop, view)
     view.finish(name, outcome.steps, outcome.seconds, outcome.metrics)
     became: str = processes.gather(model_hash(str(folder.final)) if processes.is_main else "")[0]

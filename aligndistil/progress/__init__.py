@@ -1,11 +1,9 @@
 """How far a long piece of work is: live on a terminal, one plain line every 15 seconds elsewhere.
 
-`Steps` is a bar for anything that is counted; `TrainingProgress` is one stage's training; `RunView` is what a terminal
-shows around it: the stages of the recipe, what each of them starts from, and how far they are.
+`Steps` is for anything that is counted, `RunView` for the stages of a run and the training of each.
 """
 
-from aligndistil.progress.steps import Steps, duration, track
-from aligndistil.progress.training import SHOWN, TrainingProgress
-from aligndistil.progress.view import RunView
+from aligndistil.progress.steps import Steps, duration
+from aligndistil.progress.view import RunView, Training
 
-__all__ = ["SHOWN", "RunView", "Steps", "TrainingProgress", "duration", "track"]
+__all__ = ["RunView", "Steps", "Training", "duration"]

@@ -42,7 +42,8 @@ def load_stage_data(stage: Stage, locate: Locate, *, rank: int = 0) -> StageData
     stops = stop_ids(path, stage.model, tokenizer)
 
     def load(which: Literal["train", "eval"], kind: DataKind) -> Examples:
-        with Steps(f"{stage.name}: reading {which} data", 1, unit="rows", rank=rank) as steps:
+        what = "prompts" if kind is DataKind.PROMPTS else "data"
+        with Steps(f"{stage.name}: reading {which} {what}", unit="rows", rank=rank) as steps:
 
             def on_progress(done: int, total: int) -> None:
                 steps.total = total

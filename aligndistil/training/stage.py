@@ -72,9 +72,7 @@ class StageTraining:
         starts_at_reference = reference is not None and self.locate(reference) == self.locate(stage.model.path)
         with ExitStack() as stack:
             stack.callback(engine.close)
-            log = StageLog(
-                stage.name, self.folder, stage.logging, self.schedule.total_steps, rank=processes.rank, view=view
-            )
+            log = StageLog(stage, self.folder, self.schedule.total_steps, rank=processes.rank, view=view)
             state = train(
                 stage.name,
                 engine=engine,

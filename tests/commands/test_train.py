@@ -302,7 +302,7 @@ def test_a_reference_that_is_not_what_is_trained_is_caught_at_the_first_step(
     three: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The recipe names one model for both, and what is loaded for the reference is another."""
-    from aligndistil.training import stage_models
+    from aligndistil.training import models as stage_models
 
     def perturbed(path: str, section: Any, *, trained: bool) -> Any:
         model = models.load_model(path, section, trained=trained)
@@ -322,7 +322,7 @@ def test_dropout_that_is_still_active_is_caught_at_the_first_step(
 ) -> None:
     from toyland import build_model
 
-    from aligndistil.training import stage_models
+    from aligndistil.training import models as stage_models
 
     build_model(seed=0).save_pretrained(tmp_path / "model")
     build_tokenizer().save_pretrained(tmp_path / "model")
