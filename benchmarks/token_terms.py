@@ -30,6 +30,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from aligndistil.batch import Batch
+from aligndistil.engine.direction import loss_direction
 from aligndistil.engine.head import Head
 from aligndistil.engine.token_terms import FrozenRole, Plan, chunk_size, token_terms
 from aligndistil.objectives.aligndistil import AlignDistil
@@ -104,7 +105,7 @@ def make_inputs(case: Case) -> Inputs:
 
 def ours(given: Inputs) -> float:
     vocab, ids = given.head.vocab, given.batch.ids_BT.flatten()
-    known = given.objective.term_gradient(given.batch)
+    known = loss_direction(given.objective, given.batch, {})
     flat = None if known is None else {name: value.flatten() for name, value in known.items()}
     terms = token_terms(Plan(given.objective, given.head, ids, given.frozen, chunk_size(vocab), flat), given.hidden)
     return _backward(given, terms)

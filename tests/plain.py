@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from aligndistil.batch import Batch, DataKind, Row, collate
+from aligndistil.engine.direction import loss_direction
 from aligndistil.engine.head import Head
 from aligndistil.engine.token_terms import FrozenRole, Plan, token_terms
 from aligndistil.objectives import registry
@@ -94,19 +95,28 @@ def chunked_loss(
     objective: Objective, batch: Batch, logits: Logits, chunk: int, found: Mapping[str, Tensor] | None = None
 ) -> Loss:
     """The same through the engine's primitive: the logits are hidden states, and the head is the identity."""
-    return objective.loss(batch, {**_chunked(objective, batch, logits, chunk, preparing=False), **(found or {})})
+    known = loss_direction(objective, batch, found or {})
+    return objective.loss(batch, {**_chunked(objective, batch, logits, chunk, known=known), **(found or {})})
 
 
 @torch.no_grad()
 def chunked_preparation(objective: Objective, batch: Batch, logits: Logits, chunk: int) -> Prepared:
     """The preparation of the first step, through the engine's primitive."""
-    terms = _chunked(objective, batch, logits, chunk, preparing=True)
+    terms = _chunked(objective, batch, logits, chunk, preparing=True, known=None)
     return objective.prepare(batch, terms, objective.initial_state())
 
 
-def _chunked(objective: Objective, batch: Batch, logits: Logits, chunk: int, *, preparing: bool) -> dict[str, Tensor]:
+def _chunked(
+    objective: Objective,
+    batch: Batch,
+    logits: Logits,
+    chunk: int,
+    *,
+    known: Mapping[str, Tensor] | None,
+    preparing: bool = False,
+) -> dict[str, Tensor]:
     needs = objective.needs if preparing else objective.update_needs
-    where, known = batch.response_BT, None if preparing else objective.term_gradient(batch)
+    where = batch.response_BT
     vocab, dtype = logits[Role.POLICY].shape[-1], logits[Role.POLICY].dtype
     linear = nn.Linear(vocab, vocab, bias=False, dtype=dtype)
     linear.weight = nn.Parameter(torch.eye(vocab, dtype=dtype))

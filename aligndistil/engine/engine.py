@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from aligndistil import recipe
 from aligndistil.batch import Batch, joined
 from aligndistil.engine.config import frozen_config
+from aligndistil.engine.direction import loss_direction
 from aligndistil.engine.head import check_head
 from aligndistil.engine.policy import FrozenModel, Policy, on_device
 from aligndistil.engine.processes import Processes
@@ -46,6 +47,7 @@ class Engine:
         reward: Scorer | None = None,
     ) -> None:
         self.objective, self.processes, self.vocab = objective, processes, vocab
+        self._without_direction: set[int] = set()
         self._settings, self._train, self._total_steps = settings, train, total_steps
         self.accumulation = train.batch_size // (train.micro_batch_size * processes.world)
         self._policy = self._trained(policy, objective.is_scalar, train.learning_rate)
@@ -97,13 +99,18 @@ class Engine:
         if self._settings.zero_stage == 3:
             import_deepspeed().initialize(model=model, config=frozen_config(self._settings, model.dtype))
 
-    def terms(self, batch: Batch, *, preparing: bool = False) -> dict[str, Tensor]:
-        """Per-token terms (B, T) of a batch on this process's device: of the objective, and of scalar heads."""
+    def terms(
+        self, batch: Batch, *, preparing: bool = False, known: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """Per-token terms (B, T) of a batch on this process's device: of the objective, and of scalar heads.
+
+        `known` is the derivative of the loss in them, where it is known beforehand.
+        """
         needs = self.objective.needs if preparing else self.objective.update_needs
         terms: dict[str, Tensor] = {}
         if not needs[Role.POLICY].is_scalar:
             frozen = {role: model.read(batch) for role, model in self._frozen.items() if role in needs}
-            terms = self._policy.engine(batch, self.objective, frozen, self._gathered_heads, preparing)
+            terms = self._policy.engine(batch, self.objective, frozen, self._gathered_heads, preparing, known)
         for role, need in needs.items():
             if need.is_scalar:
                 terms[scalar_term(role, need)] = scalar_output(self._scalar(role, batch), batch, need)
@@ -147,8 +154,13 @@ class Engine:
     def loss(self, batch: Batch, prepared: Mapping[str, Tensor]) -> Loss:
         """The losses and metrics of a micro-batch, with gradient; `prepared` is what `prepare` found of it."""
         self._set_training(True)
+        known = None
+        if batch.examples not in self._without_direction:
+            known = loss_direction(self.objective, batch, prepared)
+            if known is None:  # it is that of the losses of so many examples, and is not asked for again
+                self._without_direction.add(batch.examples)
         batch = batch.to(self.processes.device)
-        return self.objective.loss(batch, {**self.terms(batch), **prepared})
+        return self.objective.loss(batch, {**self.terms(batch, known=known), **prepared})
 
     def backward(self, loss: Loss, *, examples: int, last: bool) -> None:
         """Add the gradient of a micro-batch's losses, each divided by `examples`, those of the step on all processes.

@@ -79,20 +79,21 @@ class Policy(nn.Module):
         frozen: Mapping[str, FrozenRole],
         gathered: Callable[[], AbstractContextManager[Any]] = nullcontext,
         preparing: bool = False,
+        known: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
+        """`known` is the derivative (B, T) of the loss in the terms, where it is known: see `loss_direction`."""
         hidden = response_hidden(self.model, batch)
-        where = batch.response_BT
-        known = objective.term_gradient(batch) if torch.is_grad_enabled() else None
+        mask = batch.response_BT
         plan = Plan(
             objective,
             self._head,
-            batch.ids_BT[where],
+            batch.ids_BT[mask],
             frozen,
             self._chunk,
-            None if known is None else {name: value[where] for name, value in known.items()},
+            None if known is None else {name: value.to(mask.device)[mask] for name, value in known.items()},
             gathered,
             preparing,
         )
         values = self.projection(hidden, plan)
-        blank = torch.zeros(where.shape, device=where.device, dtype=values[0].dtype)
-        return {name: blank.masked_scatter(where, value) for name, value in zip(plan.names, values, strict=True)}
+        blank = torch.zeros(mask.shape, device=mask.device, dtype=values[0].dtype)
+        return {name: blank.masked_scatter(mask, value) for name, value in zip(plan.names, values, strict=True)}

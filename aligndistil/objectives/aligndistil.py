@@ -181,6 +181,3 @@ class AlignDistil(Objective):
         }
         maxima = {"tvd/max": (terms["tvd"] * mask).max(), "alpha/max": (terms["alpha"] * mask).max()}
         return Loss(losses, metrics, maxima)
-
-    def term_gradient(self, batch: Batch) -> dict[str, Tensor]:
-        return {"weighted_kl": batch.response_BT / batch.length_B[:, None]}

@@ -87,7 +87,3 @@ class Bandit(Objective):
             "kl/policy_teacher_sampled": mean_of(logratio_B),
         }
         return Loss(losses, metrics)
-
-    def term_gradient(self, batch: Batch) -> dict[str, Tensor] | None:
-        """All tokens of a response share one weight; it is not known beforehand, so only a batch of one row has one."""
-        return {"logp": batch.response_BT.to(batch.length_B.dtype)} if batch.rows == 1 else None

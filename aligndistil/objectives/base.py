@@ -121,14 +121,6 @@ class Objective(BaseModel):
         """Those of the next step, from the means of what `prepare` measured on this step's `examples`."""
         return dict(state)
 
-    def term_gradient(self, batch: Batch) -> dict[str, Tensor] | None:
-        """The derivative (B, T) of the summed losses in each term, up to one factor common to the whole batch.
-
-        Given where it is known before the forward pass: then the engine computes the gradient of the head during that
-        pass, and no token is projected twice. None where it is not known, as in DPO with more than one pair.
-        """
-        return None
-
     def first_step(self) -> list[Expected]:
         """What must hold at step 0 when policy and reference are the same model."""
         return []

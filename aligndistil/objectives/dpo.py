@@ -62,13 +62,6 @@ class DPO(Objective):
         )
         return Loss(losses, metrics)
 
-    def term_gradient(self, batch: Batch) -> dict[str, Tensor] | None:
-        """A single pair has one unknown: its slope -beta sigmoid(-margin) is common to all tokens of both responses."""
-        if batch.examples > 1:
-            return None
-        sign_BT = batch.response_BT * batch.length_B.new_tensor([[1.0], [-1.0]])
-        return {"logp": sign_BT, "ref_logp": -sign_BT}
-
     def first_step(self) -> list[Expected]:
         same = "policy and reference are the same model at step 0"
         return [

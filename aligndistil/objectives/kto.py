@@ -123,13 +123,6 @@ class KTO(Objective):
         }
         return Loss(losses, metrics)
 
-    def term_gradient(self, batch: Batch) -> dict[str, Tensor] | None:
-        """All tokens of a response share one slope; it is not known beforehand, so only a batch of one row has one."""
-        if batch.rows > 1:
-            return None
-        where_BT = batch.response_BT.to(batch.length_B.dtype)
-        return {"logp": where_BT, "ref_logp": -where_BT}
-
     def first_step(self) -> list[Expected]:
         same = "policy and reference are the same model at step 0"
         expected = [Expected("kl/mismatched", 0.0, 0.02 / self.beta, same)]

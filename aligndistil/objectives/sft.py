@@ -42,6 +42,3 @@ class SFT(Objective):
     def loss(self, batch: Batch, terms: Mapping[str, Tensor]) -> Loss:
         losses = sft_loss(logp_BT=terms["logp"], response_BT=batch.response_BT)
         return Loss(losses, {"logps/token_mean": mean_of(-losses)})
-
-    def term_gradient(self, batch: Batch) -> dict[str, Tensor]:
-        return {"logp": -(batch.response_BT / batch.length_B[:, None])}

@@ -89,10 +89,3 @@ class SimPO(Objective):
         metrics = preference_metrics(reward_B=reward_B, logp_BT=terms["logp"], response_BT=batch.response_BT)
         above_gamma = reward_B[0::2] - reward_B[1::2] - self.gamma
         return Loss(losses, {**metrics, "rewards/margins_above_gamma": mean_of(above_gamma)})
-
-    def term_gradient(self, batch: Batch) -> dict[str, Tensor] | None:
-        """As in DPO a single pair has one unknown slope; each response's tokens share it by its own length."""
-        if batch.examples > 1:
-            return None
-        sign_BT = batch.length_B.new_tensor([[1.0], [-1.0]])
-        return {"logp": sign_BT * batch.response_BT / batch.length_B[:, None]}

@@ -127,15 +127,6 @@ class TDPO(Objective):
         }
         return Loss(losses, metrics)
 
-    def term_gradient(self, batch: Batch) -> dict[str, Tensor] | None:
-        """As in DPO a single pair has one unknown slope, which the divergences share."""
-        if batch.examples > 1:
-            return None
-        chosen, rejected = (1.0, -1.0) if self.alpha is None else (0.0, -self.alpha)
-        sign_BT = batch.response_BT * batch.length_B.new_tensor([[1.0], [-1.0]])
-        kl_BT = batch.response_BT * batch.length_B.new_tensor([[chosen], [rejected]])
-        return {"logp": sign_BT, "ref_logp": -sign_BT, "kl": kl_BT}
-
     def first_step(self) -> list[Expected]:
         same = "policy and reference are the same model at step 0"
         names = ("rewards/chosen", "rewards/rejected", "kl/chosen", "kl/rejected")

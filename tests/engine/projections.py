@@ -80,7 +80,7 @@ class World:
         where = self.batch.response_BT
         states = {role: hidden[:, :-1][where[:, 1:]] for role, hidden in self.hidden.items()}
         frozen = {role: FrozenRole(states[role], head) for role, head in self.heads.items() if role != Role.POLICY}
-        flat = None if known is None else {name: value[where] for name, value in known.items()}
+        flat = None if known is None else {name: value.to(where.device)[where] for name, value in known.items()}
         plan = Plan(self.objective, self.heads[Role.POLICY], self.batch.ids_BT[where], frozen, chunk, flat)
         terms = token_terms(plan, states[Role.POLICY])
         blank = torch.zeros(where.shape, dtype=next(iter(terms.values())).dtype, device=where.device)

@@ -13,7 +13,8 @@ from projections import HEADS, World
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from aligndistil.batch import Batch, DataKind
+from aligndistil.batch import DataKind
+from aligndistil.engine.direction import loss_direction
 from aligndistil.engine.token_terms import chunk_size
 from aligndistil.objectives import registry
 from aligndistil.objectives.aligndistil import AlignDistil
@@ -24,6 +25,10 @@ from aligndistil.objectives.sft import SFT
 
 OBJECTIVES = [objective for objective in EVERY_OBJECTIVE if not objective.is_scalar]
 every_objective = pytest.mark.parametrize("objective", OBJECTIVES, ids=named)
+
+
+def direction(world: World) -> dict[str, Tensor] | None:
+    return loss_direction(world.objective, world.batch, world.found)
 
 
 def gradients(loss: Loss, leaves: list[Tensor]) -> list[Tensor]:
@@ -45,7 +50,7 @@ def assert_equal_to_plain(world: World, chunk: int, known: Mapping[str, Tensor] 
 @every_objective
 def test_loss_and_gradients_equal_those_of_whole_logits(objective: Objective, head: str, chunk: int) -> None:
     world = World(objective, **HEADS[head])
-    assert_equal_to_plain(world, chunk, objective.term_gradient(world.batch))
+    assert_equal_to_plain(world, chunk, direction(world))
 
 
 @pytest.mark.parametrize("head", ["plain", "all"])
@@ -57,7 +62,7 @@ def test_the_gradient_is_the_same_when_it_is_not_known_beforehand(objective: Obj
 @pytest.mark.parametrize("objective", [DPO(), DPO(label_smoothing=0.2), KTO()], ids=named)
 def test_the_gradient_of_a_single_example_is_taken_in_the_forward_pass(objective: Objective) -> None:
     world = World(objective, examples=1)
-    known = objective.term_gradient(world.batch)
+    known = direction(world)
     assert known is not None
     assert_equal_to_plain(world, 3, known)
 
@@ -69,7 +74,7 @@ def test_only_what_needs_a_gradient_gets_one() -> None:
         wanted = [not frozen_body, not frozen_head, not frozen_head]
         for leaf, want in zip(world.leaves, wanted, strict=True):
             leaf.requires_grad_(want)
-        loss = world.chunked(4, world.objective.term_gradient(world.batch)).per_example.mean()
+        loss = world.chunked(4, direction(world)).per_example.mean()
         if not any(wanted):
             assert not loss.requires_grad
             continue
@@ -84,7 +89,7 @@ def test_gradients_of_micro_batches_add_up_in_grad() -> None:
     world = World(AlignDistil())
     expected = gradients(world.plain(), world.leaves)
     for _ in range(3):
-        world.chunked(4, world.objective.term_gradient(world.batch)).per_example.mean().backward()
+        world.chunked(4, direction(world)).per_example.mean().backward()
     for leaf, once in zip(world.leaves, expected, strict=True):
         torch.testing.assert_close(leaf.grad, 3 * once, rtol=1e-6, atol=1e-8)
 
@@ -92,51 +97,36 @@ def test_gradients_of_micro_batches_add_up_in_grad() -> None:
 @pytest.mark.parametrize("known", [True, False])
 def test_a_second_backward_pass_is_refused(known: bool) -> None:
     world = World(AlignDistil())
-    loss = world.chunked(4, world.objective.term_gradient(world.batch) if known else None).per_example.mean()
+    loss = world.chunked(4, direction(world) if known else None).per_example.mean()
     loss.backward()
     with pytest.raises(RuntimeError, match="second time"):
         loss.backward()
 
 
-class MeanOfAllTokens(SFT):
-    """Says that every token weighs the same, where each row is averaged by its own length."""
-
-    def term_gradient(self, batch: Batch) -> dict[str, Tensor]:
-        return {"logp": -batch.response_BT.double()}
-
-
-class WrongTerm(DPO):
-    """Forgets that the reference's term has a derivative."""
-
-    def term_gradient(self, batch: Batch) -> dict[str, Tensor]:
-        known = super().term_gradient(batch)
+def test_a_derivative_that_turns_out_to_be_another_is_not_used() -> None:
+    """The forward pass has taken the gradient in a wrong direction; the backward pass notices, and takes it again."""
+    for objective, examples in ((SFT(), 3), (DPO(), 1)):
+        world = World(objective, examples=examples)
+        known = direction(world)
         assert known is not None
-        return {"logp": known["logp"]}
+        # Every token weighs the same, where each row is averaged by its own length; and a term is forgotten.
+        all_equal = {name: world.batch.response_BT.double() for name in known}
+        forgotten = {name: value for name, value in known.items() if name != "ref_logp"}
+        forgotten |= {name: 0.5 * world.batch.response_BT.double() for name in ("logp",)}
+        for wrong in (all_equal, forgotten):
+            assert_equal_to_plain(world, 4, wrong)
 
 
-class Doubled(SFT):
-    """Right up to a factor, which is what is promised."""
-
-    def term_gradient(self, batch: Batch) -> dict[str, Tensor]:
-        return {name: 2 * value for name, value in super().term_gradient(batch).items()}
-
-
-@pytest.mark.parametrize(("objective", "examples"), [(MeanOfAllTokens(), 3), (WrongTerm(), 1)])
-def test_a_wrong_term_gradient_is_noticed(objective: Objective, examples: int) -> None:
-    world = World(objective, examples=examples)
-    loss = world.chunked(4, objective.term_gradient(world.batch))
-    with pytest.raises(ValueError, match=r"term_gradient\(\) is not the derivative of loss\(\)"):
-        gradients(loss, world.leaves)
-
-
-def test_a_factor_on_the_term_gradient_does_not_matter() -> None:
-    world = World(Doubled())
-    assert_equal_to_plain(world, 4, Doubled().term_gradient(world.batch))
+def test_a_factor_on_the_derivative_does_not_matter() -> None:
+    world = World(SFT())
+    known = direction(world)
+    assert known is not None
+    assert_equal_to_plain(world, 4, {name: -2 * value for name, value in known.items()})
 
 
 def test_a_loss_of_zero_weight_gives_a_gradient_of_zero() -> None:
     world = World(AlignDistil())
-    loss = world.chunked(4, world.objective.term_gradient(world.batch))
+    loss = world.chunked(4, direction(world))
     for gradient in torch.autograd.grad(loss.per_example.sum() * 0, world.leaves):
         assert torch.all(gradient == 0)
 
@@ -149,7 +139,7 @@ def test_bfloat16_states_and_weights_give_the_loss_of_the_same_numbers_in_float3
             wide.hidden[role].copy_(narrow.hidden[role])
             wide.heads[role].linear.weight.copy_(narrow.heads[role].linear.weight)
     wide.found = narrow.found
-    known = objective.term_gradient(narrow.batch)
+    known = direction(narrow)
     of_narrow, of_wide = narrow.chunked(7, known), wide.chunked(7, known)
     assert of_narrow.per_example.dtype == torch.float32
     # logits are never rounded to bfloat16, so the losses are equal; the gradients end in bfloat16
@@ -183,7 +173,7 @@ def test_nothing_larger_than_a_chunk_of_logits_or_the_weight_is_made(objective: 
     tokens = int(world.batch.response_BT.sum())
     assert tokens > 4 * chunk
     with Largest() as largest:
-        world.chunked(chunk, objective.term_gradient(world.batch)).per_example.mean().backward()
+        world.chunked(chunk, direction(world)).per_example.mean().backward()
     assert largest.numel == chunk * vocab
     with Largest() as largest:
         world.plain().per_example.mean().backward()
@@ -207,7 +197,7 @@ def test_no_product_is_made_twice_that_can_be_made_once(name: str, examples: int
             return func(*args, **(kwargs or {}))
 
     with Products():
-        world.chunked(10_000, world.objective.term_gradient(world.batch)).per_example.mean().backward()
+        world.chunked(10_000, direction(world)).per_example.mean().backward()
     assert counted["mm"] == products
 
 
@@ -232,8 +222,8 @@ def test_on_a_gpu_in_bfloat16_the_loss_is_that_of_a_cpu(objective: Objective, he
             ):
                 ours.copy_(theirs)
     here.found = {name: value.cpu() for name, value in there.found.items()}
-    on_gpu = there.chunked(7, objective.term_gradient(there.batch))
-    on_cpu = here.chunked(7, objective.term_gradient(here.batch))
+    on_gpu = there.chunked(7, direction(there))
+    on_cpu = here.chunked(7, direction(here))
     torch.testing.assert_close(on_gpu.per_example.cpu(), on_cpu.per_example, rtol=1e-3, atol=1e-3)
     pairs = zip(gradients(on_gpu, there.leaves), gradients(on_cpu, here.leaves), strict=True)
     for ours, theirs in pairs:
@@ -247,7 +237,7 @@ def test_on_a_gpu_memory_does_not_grow_with_the_number_of_tokens() -> None:
     peaks = []
     for examples in (32, 512):
         world = World(AlignDistil(), vocab=vocab, hidden=hidden, examples=examples, dtype=torch.bfloat16, device="cuda")
-        known = world.objective.term_gradient(world.batch)
+        known = direction(world)
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         world.chunked(chunk, known).per_example.mean().backward()

@@ -167,11 +167,6 @@ def test_the_gradient_in_the_logits_is_the_derived_one() -> None:
     torch.testing.assert_close(gradient[0, 0], expected)
 
 
-def test_term_gradient_is_the_derivative_itself() -> None:
-    batch = collate([Row([5], [6, 1]), Row([5, 7], [1])], DataKind.RESPONSES, pad_id=0)
-    assert CONTRASTIVE.term_gradient(batch)["weighted_kl"].tolist() == [[0.0, 0.5, 0.5], [0.0, 0.0, 1.0]]
-
-
 def test_the_token_mean_reward_does_not_change_when_every_token_comes_twice() -> None:
     once = collate([Row([2, 3], [4, 5, 1])], DataKind.RESPONSES, pad_id=0)
     twice = collate([Row([2, 3], [4, 4, 5, 5, 1, 1])], DataKind.RESPONSES, pad_id=0)

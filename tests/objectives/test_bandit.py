@@ -1,7 +1,7 @@
 import pytest
 import torch
 from by_hand import Formula, Response, distances, responses
-from plain import chunked_loss, gradient_of, plain_loss, ragged_batch, random_logits
+from plain import gradient_of, plain_loss, ragged_batch, random_logits
 from tabular import World, gradient
 from torch import Tensor
 
@@ -131,17 +131,6 @@ def test_on_average_it_climbs_reward_minus_beta_kl_and_the_printed_form_ignores_
     logps = torch.log_softmax(leaf, -1)
     reward = world.expected(leaf, (logps.exp() * 0.1 * (dpo - reverse)).sum(-1))
     torch.testing.assert_close(world.expected_gradient(LITERAL, policy, frozen), -gradient(reward, leaf) / 2)
-
-
-@pytest.mark.parametrize("objective", [SCORE, LITERAL])
-def test_a_single_response_needs_no_second_projection(objective):
-    one = ragged_batch(DataKind.RESPONSES, examples=2, seed=3)
-    one = collate([Row(one.ids_BT[1, :1].tolist(), [4, 7, 2, 1])], DataKind.RESPONSES, pad_id=0)
-    assert objective.term_gradient(one) is not None
-    assert objective.term_gradient(BATCH) is None
-    logits = random_logits(objective, one)
-    plain, chunked = plain_loss(objective, one, logits), chunked_loss(objective, one, logits, chunk=3)
-    torch.testing.assert_close(*(gradient_of(loss, logits[Role.POLICY]) for loss in (plain, chunked)))
 
 
 def test_it_samples_its_responses():

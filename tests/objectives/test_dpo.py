@@ -99,14 +99,6 @@ def test_a_margin_of_a_thousand_nats_stays_finite() -> None:
         assert gradient_of(loss, leaf).isfinite().all()
 
 
-def test_the_gradient_is_known_beforehand_for_a_single_pair_only() -> None:
-    known = DPO().term_gradient(one_pair()[0])
-    assert known is not None
-    assert known["logp"].tolist() == [[0.0, 1.0, 1.0], [0.0, -1.0, 0.0]]
-    assert torch.equal(known["ref_logp"], -known["logp"])
-    assert DPO().term_gradient(ragged_batch(DataKind.PAIRS, examples=2)) is None
-
-
 @pytest.mark.parametrize("fields", [{"beta": 0}, {"beta": -1}, {"label_smoothing": 0.5}, {"label_smoothing": -0.1}])
 def test_fields_out_of_range_are_refused(fields: dict[str, float]) -> None:
     with pytest.raises(ValidationError):

@@ -15,7 +15,6 @@ from plain import (
     loss_of,
     named,
     plain_loss,
-    plain_terms,
     random_work,
 )
 from torch import Tensor
@@ -139,26 +138,6 @@ def test_a_response_of_eos_alone_has_a_finite_loss_and_gradient(objective: Objec
     for role in losses:
         assert losses[role].isfinite().all()
         assert gradient[role].isfinite().all()
-
-
-@every_objective
-@pytest.mark.parametrize("examples", [1, 3])
-def test_term_gradient_is_the_derivative_of_the_loss_up_to_one_factor(objective: Objective, examples: int) -> None:
-    work = random_work(objective, examples=examples)
-    batch = work.batch
-    known = objective.term_gradient(batch)
-    if known is None:
-        pytest.skip("this objective does not know its gradient beforehand")
-    terms = {name: t.detach().requires_grad_() for name, t in plain_terms(objective, batch, work.logits).items()}
-    total = objective.loss(batch, {**terms, **found_in(objective, [work])[0]}).per_example.sum()
-    arrived = dict(zip(terms, torch.autograd.grad(total, list(terms.values()), allow_unused=True), strict=True))
-    name = next(iter(known))
-    first = tuple(known[name].nonzero()[0])
-    factor = arrived[name][first] / known[name][first]
-    assert factor != 0
-    for name, gradient in arrived.items():
-        expected = factor * known[name] if name in known else torch.zeros(batch.response_BT.shape)
-        torch.testing.assert_close(torch.zeros_like(expected) if gradient is None else gradient, expected, msg=name)
 
 
 @every_objective

@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from plain import chunked_loss, found_in, gradient_of, loss_of, plain_loss, random_work, step_means
+from plain import gradient_of, plain_loss, random_work, step_means
 from pydantic import ValidationError
 from torch import Tensor
 
@@ -113,15 +113,6 @@ def test_the_loss_at_the_first_step_is_known_where_both_labels_weigh_the_same():
         "loss": 1.5,
     }
     assert [expected.metric for expected in OBJECTIVE.first_step()] == ["kl/mismatched"]
-
-
-def test_a_single_response_needs_no_second_projection():
-    work = random_work(OBJECTIVE, examples=1)
-    assert OBJECTIVE.term_gradient(work.batch) is not None
-    assert OBJECTIVE.term_gradient(random_work(OBJECTIVE, examples=2).batch) is None
-    found = found_in(OBJECTIVE, [work])[0]
-    plain, chunked = loss_of(OBJECTIVE, work), chunked_loss(OBJECTIVE, work.batch, work.logits, 3, found)
-    torch.testing.assert_close(*(gradient_of(loss, work.logits[Role.POLICY]) for loss in (plain, chunked)))
 
 
 def test_it_reads_unpaired_responses_and_looks_at_mismatched_ones_first():

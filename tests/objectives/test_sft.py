@@ -33,8 +33,3 @@ def test_training_raises_the_tokens_of_the_response_and_lowers_the_others() -> N
     own = predictions.gather(-1, tokens[:, None])
     assert (own < 0).all()
     assert ((predictions > 0).sum(-1) == 10).all()
-
-
-def test_term_gradient_is_the_derivative_itself() -> None:
-    batch = collate([Row([5], [6, 1]), Row([5, 7], [1])], DataKind.RESPONSES, pad_id=0)
-    assert SFT().term_gradient(batch)["logp"].tolist() == [[0.0, -0.5, -0.5], [0.0, 0.0, -1.0]]

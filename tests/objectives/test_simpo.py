@@ -1,10 +1,9 @@
 import math
-from dataclasses import replace
 
 import pytest
 import torch
 from by_hand import Formula, Response, distances
-from plain import chunked_loss, gradient_of, plain_loss, ragged_batch, random_logits
+from plain import gradient_of, plain_loss, ragged_batch, random_logits
 from pydantic import ValidationError
 from torch import Tensor
 
@@ -44,16 +43,6 @@ def test_two_responses_as_likely_per_token_leave_the_margin_to_gamma():
 
 def test_no_model_is_read_but_the_policy():
     assert OBJECTIVE.needs == {Role.POLICY: Need.LOGP}
-
-
-def test_a_single_pair_needs_no_second_projection():
-    one = ragged_batch(DataKind.PAIRS, examples=2, seed=1)
-    one = replace(one, **{key: getattr(one, key)[2:] for key in ("ids_BT", "attention_BT", "response_BT", "label_B")})
-    assert OBJECTIVE.term_gradient(one) is not None
-    assert OBJECTIVE.term_gradient(PAIRS) is None
-    logits = random_logits(OBJECTIVE, one)
-    plain, chunked = plain_loss(OBJECTIVE, one, logits), chunked_loss(OBJECTIVE, one, logits, chunk=3)
-    torch.testing.assert_close(*(gradient_of(loss, logits[Role.POLICY]) for loss in (plain, chunked)))
 
 
 def formula(of_response, margin) -> Formula:

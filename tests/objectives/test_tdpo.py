@@ -1,10 +1,9 @@
 import math
-from dataclasses import replace
 
 import pytest
 import torch
 from by_hand import Formula, Response, distances, kl
-from plain import chunked_loss, gradient_of, plain_loss, plain_terms, ragged_batch, random_logits
+from plain import gradient_of, plain_loss, plain_terms, ragged_batch, random_logits
 from pydantic import ValidationError
 from torch import Tensor
 
@@ -54,17 +53,6 @@ def test_version_2_without_alpha_is_dpo_and_version_1_is_not():
     assert same(TDPO(version=2, alpha=0, beta=0.2), DPO(beta=0.2))
     assert not same(TDPO1, DPO(beta=0.2))
     assert not same(TDPO1, TDPO(version=2, alpha=1, beta=0.2))
-
-
-@pytest.mark.parametrize("objective", [TDPO1, TDPO2])
-def test_a_single_pair_needs_no_second_projection(objective):
-    one = ragged_batch(DataKind.PAIRS, examples=2, seed=1)
-    one = replace(one, **{key: getattr(one, key)[2:] for key in ("ids_BT", "attention_BT", "response_BT", "label_B")})
-    assert objective.term_gradient(one) is not None
-    assert objective.term_gradient(PAIRS) is None
-    logits = random_logits(objective, one)
-    plain, chunked = plain_loss(objective, one, logits), chunked_loss(objective, one, logits, chunk=3)
-    torch.testing.assert_close(*(gradient_of(loss, logits[Role.POLICY]) for loss in (plain, chunked)))
 
 
 def formula(margin, divergence=lambda ref, policy: kl(ref.logps, policy.logps).sum()) -> Formula:
