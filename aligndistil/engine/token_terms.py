@@ -1,8 +1,8 @@
 """Per-token terms of an objective from hidden states, without a (B, T, V) tensor.
 
-Response tokens are projected to logits a chunk at a time, and only per-token scalars leave a chunk. Where the derivative
-of the loss in the terms is known beforehand (`loss_direction`), the gradient of the head is taken in the same pass;
-otherwise the chunks are projected again in the backward pass, when that derivative has arrived.
+Response tokens are projected to logits a chunk at a time, and only per-token scalars leave a chunk. Where the
+derivative of the loss in the terms is known beforehand (`loss_direction`), the gradient of the head is taken in the
+same pass; otherwise the chunks are projected again in the backward pass, when that derivative has arrived.
 The gradient of a chunk is written down for the log-softmax and the head, so that autograd only ever sees
 `Objective.token_terms` itself.
 """

@@ -13,7 +13,7 @@ import numpy as np
 
 from aligndistil.errors import UserError
 from aligndistil.report.logs import Log, read_logs
-from aligndistil.report.panels import EVAL, KNOWN, off_policy, panel_of, sampled, split_and_name
+from aligndistil.report.panels import EVAL, known_metrics, off_policy, panel_of, sampled, split_and_name
 from aligndistil.report.smoothing import WINDOWS, Array, Usual, half_window, moving_average
 
 UNITS = {"step": "steps", "tokens": "tokens", "seconds": "seconds"}
@@ -230,7 +230,7 @@ def _why_not(method: Method, metric: str, x: str) -> list[str]:
 
 def _is_of_given(log: Log, metric: str) -> bool:
     split, name = split_and_name(metric)
-    on_samples = name in KNOWN and KNOWN[name].on_samples
+    on_samples = name in known_metrics() and known_metrics()[name].on_samples
     return on_samples and any(line["split"] == split and name in line for line in log.lines)
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from aligndistil.objectives import registry
+from aligndistil.objectives.base import MetricInfo
+from aligndistil.training.metrics import CRITIC_METRICS, GOLD_REWARD, LOOP_METRICS, ROLLOUT_METRICS
+
 Line = Mapping[str, Any]
 """One line of a metrics.jsonl."""
-
-SAMPLED = "Reward of the policy's samples"
 
 
 class Panel(NamedTuple):
@@ -24,35 +27,19 @@ class Panel(NamedTuple):
     """More of it is what training is for, so that methods can be compared by how soon they have it."""
 
 
-PANELS = (
-    Panel("reward/token_mean", SAMPLED, "token-averaged reward (nats a token)", on_samples=True, rises=True),
-    Panel("kl/policy_teacher", "KL to the teacher", "KL (nats a response)"),
-    Panel("rewards/margins", "Reward margin of the pairs", "chosen minus rejected reward (nats)", rises=True),
-    Panel("rewards/accuracies", "Reward accuracy", "pairs ranked right", percent=True, rises=True),
-    Panel("gold_reward", "Gold reward", "gold reward of samples", rises=True),
-)
-"""Those of convergence.png."""
+CONVERGENCE = ("reward/token_mean", "kl/policy_teacher", "rewards/margins", "rewards/accuracies", "gold_reward")
+"""Those of convergence.png, in this order."""
 
-OTHERS = (
-    Panel("reward/sequence", SAMPLED, "reward (nats a response)", on_samples=True, rises=True),
-    Panel("reward/sequence_square", SAMPLED, "squared reward (nats² a response)", on_samples=True),
-    Panel(
-        "returns/token_mean", "Return-to-go of the policy's samples", "token-averaged return (nats)", on_samples=True
-    ),
-    Panel("reward/expected", "Expected reward", "reward (nats a response)", rises=True),
-    Panel("kl/policy_teacher_token", "KL to the teacher", "KL (nats a token)"),
-    Panel("kl/policy_target", "KL to the extrapolated target", "KL (nats a response)"),
-    Panel("rewards/chosen", "Reward of the chosen responses", "reward (nats a response)"),
-    Panel("rewards/rejected", "Reward of the rejected responses", "reward (nats a response)"),
-    Panel("reward_accuracy", "Reward accuracy", "pairs ranked right", percent=True, rises=True),
-    Panel("loss", "Loss", "loss"),
-    Panel("grad_norm", "Norm of the gradient", "L2 norm, before clipping"),
-    Panel("completions/mean_length", "Length of the policy's samples", "mean length (tokens)"),
-    Panel("completions/truncated_fraction", "Truncated samples", "samples without an end", percent=True),
-    Panel("perf/tokens_per_second", "Throughput", "tokens a second"),
-    Panel("perf/peak_memory_gib", "Peak memory of a process", "GiB"),
-)
-KNOWN = {panel.metric: panel for panel in (*PANELS, *OTHERS)}
+
+@functools.cache
+def known_metrics() -> dict[str, MetricInfo]:
+    """Every metric that the loop or a registered objective declares."""
+    declared = [LOOP_METRICS, CRITIC_METRICS, ROLLOUT_METRICS, GOLD_REWARD]
+    declared += [dict(objective.metrics) for objective in registry().values()]
+    ranked = {"reward_accuracy": MetricInfo("share", "", "Reward accuracy", "pairs ranked right", "more")}
+    return {name: info for metrics in (*declared, ranked) for name, info in metrics.items()}
+
+
 EVAL = "eval/"
 
 
@@ -64,8 +51,16 @@ def split_and_name(metric: str) -> tuple[str, str]:
 def panel_of(metric: str) -> Panel:
     """How to draw any metric, `eval/...` included; one that is not known is drawn under its own name."""
     split, name = split_and_name(metric)
-    panel = KNOWN.get(name, Panel(name, name, name))
-    return panel._replace(metric=metric, title=f"{panel.title} (evaluation)") if split == "eval" else panel
+    info = known_metrics().get(name, MetricInfo("", ""))
+    title = info.title or name
+    return Panel(
+        metric,
+        f"{title} (evaluation)" if split == "eval" else title,
+        info.axis or (f"{name} ({info.unit})" if info.unit else name),
+        on_samples=info.on_samples,
+        percent=info.unit == "share",
+        rises=info.better == "more",
+    )
 
 
 def sampled(line: Line) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 
 from aligndistil.files import write_bytes
 from aligndistil.report.palette import COLOURS
-from aligndistil.report.panels import PANELS, Line, Panel, off_policy, sampled
+from aligndistil.report.panels import CONVERGENCE, Line, Panel, off_policy, panel_of, sampled
 from aligndistil.report.smoothing import WINDOWS, moving_average
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def convergence(stages: Curves, out: Path) -> Path | None:
     markers. The reward panel is drawn only for stages that sample their responses: on given responses it does not
     depend on the policy.
     """
-    panels = [panel for panel in PANELS if any(_has(panel, lines) for lines in stages.values())]
+    panels = [panel for panel in map(panel_of, CONVERGENCE) if any(_has(panel, lines) for lines in stages.values())]
     if not panels:
         return None
     import matplotlib

@@ -17,7 +17,7 @@ from aligndistil import __version__
 from aligndistil.engine.policy import on_device
 from aligndistil.files import write_text
 from aligndistil.models import load_model, load_tokenizer, shared_vocab, stop_ids
-from aligndistil.objectives.base import Role
+from aligndistil.objectives.base import Role, TermInfo
 from aligndistil.progress import Steps
 from aligndistil.run_folder.outputs import check_file
 from aligndistil.token_view.responses import Response, Wanted, answer, choose
@@ -25,23 +25,11 @@ from aligndistil.token_view.texts import Speller
 from aligndistil.token_view.trained import TrainedStage, find_stage
 from aligndistil.token_view.values import TARGET, TokenValues, Viewer
 
-TERMS = {
-    "reward": ("reward", "the token's reward, from the log-ratio of the two frozen models"),
-    "log_ratio": ("log-ratio", "log-probability of the token under the policy less that under the reference"),
-    "tvd": ("TVD", "total variation distance between the two frozen models, 0 to 1"),
-    "alpha": ("α_t", "how far beyond the teacher the target goes"),
-    "beta": ("β_t", "weight of the token's divergence in the loss"),
-    "kl_target": ("KL to target", "KL(policy || target) over the whole vocabulary"),
-    "weighted_kl": ("β_t KL", "the token's loss, before the mean over the response"),
-    "loss_share": ("share of loss", "part of the response's loss that this token makes up"),
-    "kl_teacher": ("KL to teacher", "KL(policy || teacher) over the whole vocabulary"),
-    "expected_reward": ("expected reward", "mean reward over the tokens that the policy could have sampled here"),
-    "kl": ("KL to reference", "KL between policy and reference over the whole vocabulary"),
-    "logp": ("log p", "log-probability of the token under the policy"),
-    "ref_logp": ("log p reference", "log-probability of the token under the reference"),
-    "teacher_logp": ("log p teacher", "log-probability of the token under the teacher"),
+OWN_TERMS = {
+    "log_ratio": TermInfo("log-ratio", "log-probability of the token under the policy less that under the reference"),
+    "loss_share": TermInfo("share of loss", "part of the response's loss that this token makes up"),
 }
-"""Name and meaning of terms, in the order they are offered; others follow under their own name."""
+"""What the page adds to the terms that an objective declares."""
 _SCRIPTS = ("scales.js", "view.js", "charts.js")
 
 
@@ -81,7 +69,10 @@ def page_data(
     speller = Speller(tokenizer)
     first = viewed[0][1]
     names = list(first.terms) + (["loss_share"] if any(values.loss for _, values in viewed) else [])
-    ordered = [name for name in TERMS if name in names] + [name for name in names if name not in TERMS]
+    infos = {**stage.objective.terms, **OWN_TERMS}
+    # What a token was worth comes first, where it has a worth of its own.
+    leading = [name for name in ("reward", "log_ratio") if name in names]
+    ordered = list(dict.fromkeys([*leading, *(name for name in infos if name in names), *names]))
     used = sorted({token for _, values in viewed for row in values.candidates for token in row})
     return {
         "version": __version__,
@@ -92,7 +83,7 @@ def page_data(
         "settings": _settings(stage),
         "top": top,
         "distributions": [_distribution(stage, name) for name in first.probabilities],
-        "terms": [_term(name) for name in ordered],
+        "terms": [_term(name, infos) for name in ordered],
         "vocabulary": {token: speller.alone(token) for token in used},
         "responses": [_response(response, values, speller) for response, values in viewed],
     }
@@ -109,9 +100,9 @@ def _distribution(stage: TrainedStage, name: str) -> dict[str, str]:
     return {"key": name, "label": name.replace("_", " "), "path": path.removeprefix("stage:")}
 
 
-def _term(name: str) -> dict[str, str]:
-    label, about = TERMS.get(name, (name.replace("_", " "), f"the objective's term {name}"))
-    return {"key": name, "label": label, "about": about}
+def _term(name: str, infos: Mapping[str, TermInfo]) -> dict[str, str]:
+    info = infos.get(name) or TermInfo(name.replace("_", " "), f"the objective's term {name}")
+    return {"key": name, "label": info.label, "about": info.meaning}
 
 
 def _response(response: Response, values: TokenValues, speller: Speller) -> dict[str, Any]:

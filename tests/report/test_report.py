@@ -25,7 +25,8 @@ from aligndistil.report import (
 )
 from aligndistil.report.columns import COLUMNS
 from aligndistil.report.latex import latex_tables
-from aligndistil.report.plots import PANELS, smooth
+from aligndistil.report.panels import CONVERGENCE
+from aligndistil.report.plots import smooth
 from aligndistil.report.table import csv_table, markdown_table
 
 RESULTS = [
@@ -212,8 +213,6 @@ def test_smoothing_averages_over_the_window_and_over_what_there_is_at_the_ends()
 
 
 METRICS_MD = Path(__file__).parents[2] / "docs" / "metrics.md"
-PACKAGE = Path(__file__).parents[2] / "aligndistil"
-LOGGING = [PACKAGE / "maths.py", *sorted((PACKAGE / "objectives").glob("*.py"))]
 
 
 def documented() -> list[str]:
@@ -222,7 +221,7 @@ def documented() -> list[str]:
 
 
 def test_what_is_drawn_and_tabled_is_in_the_documents_table() -> None:
-    used = {panel.metric for panel in PANELS} | {column.metric for column in COLUMNS}
+    used = {*CONVERGENCE} | {column.metric for column in COLUMNS}
     assert used - set(documented()) == set()
 
 
@@ -234,9 +233,3 @@ def test_every_row_of_the_document_has_four_cells_on_github() -> None:
 def test_the_document_defines_each_name_once() -> None:
     names = documented()
     assert len(names) == len(set(names))
-
-
-@pytest.mark.parametrize("file", LOGGING, ids=lambda file: file.stem)
-def test_what_an_objective_logs_is_in_the_documents_table(file: Path) -> None:
-    logged = re.findall(r'"([a-z_]+/[a-z_]+)": ', file.read_text())
-    assert set(logged) - set(documented()) == set()
