@@ -156,6 +156,21 @@ def test_whitened_values_have_mean_zero_and_biased_variance_one() -> None:
 
 
 @pytest.mark.parametrize(
+    ("deviation", "white"),
+    [
+        (1e-2, 1.0),  # variance 1e-4
+        (1e-3, 1.0),  # 1e-6
+        (1e-5, 0.1),  # 1e-10 counts as 1e-8, whose root is 1e-4: 1e-5 / 1e-4
+    ],
+)
+def test_a_small_variance_is_whitened_and_one_below_1e_8_counts_as_1e_8(deviation: float, white: float) -> None:
+    # mean 0, and the mean of the squares is the variance
+    values = torch.tensor([deviation, -deviation], dtype=torch.float64)
+    found = whiten(values, mean=values.new_tensor(0.0), square=values.new_tensor(deviation**2))
+    assert found.tolist() == pytest.approx([white, -white])
+
+
+@pytest.mark.parametrize(
     ("ratio", "advantage", "loss", "slope"),
     [
         (1.0, 3.0, -3.0, -3.0),

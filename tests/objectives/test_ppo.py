@@ -89,6 +89,27 @@ def test_an_update_worked_out_by_hand():
     assert float(loss.maxima["policy/ratio_max"]) == pytest.approx(1.5)
 
 
+def test_a_score_is_clipped_at_both_ends():
+    # -25 and 3 against 10: one of the two; 25 and -25: both
+    for scores, fraction in (((-25.0, 3.0), 0.5), ((25.0, -25.0), 1.0), ((10.0, -10.0), 0.0)):
+        score = torch.tensor([[0.0, 0.0, 0.0, scores[0]], [0.0, scores[1], 0.0, 0.0]])
+        metrics = measured(OBJECTIVE.prepare(BATCH, {**ROLLOUT, "reward_score": score}, OBJECTIVE.initial_state()))
+        assert metrics["objective/scores_clipped"] == fraction
+        assert metrics["objective/scores"] == sum(scores) / 2
+
+
+def test_only_tokens_that_gain_from_leaving_the_clip_range_count_as_clipped():
+    # whitened advantages 1, 1, -1 and, in the other row, -1, as above
+    # ratios 0.5 (a loss: it may come back), 1.5 (held at 1.2), 1.5 (a loss), and 1: one of four
+    # before whitening all advantages are positive: the second and the third would count
+    prepared = OBJECTIVE.prepare(BATCH, ROLLOUT, OBJECTIVE.initial_state())
+    moved = torch.tensor([[0.0, math.log(0.5), math.log(1.5), math.log(1.5)], [0.0, 0.0, 0.0, 0.0]])
+    terms = {**prepared.terms, **step_means([prepared]), "critic_value": ROLLOUT["critic_value"]}
+    loss = OBJECTIVE.loss(BATCH, {**terms, "logp": ROLLOUT["logp"] + moved})
+    assert [float(part) for part in loss.metrics["policy/clip_fraction"]] == [1, 4]
+    assert loss.per_example.tolist() == pytest.approx([-(0.5 + 1.2 - 1.5) / 3, 1.0])
+
+
 def test_returns_that_are_all_the_same_leave_nothing_to_explain():
     prepared = OBJECTIVE.prepare(BATCH, ROLLOUT, OBJECTIVE.initial_state())
     means = {**step_means([prepared]), "returns/mean": torch.tensor(3.0), "returns/square": torch.tensor(9.0)}
