@@ -1,8 +1,8 @@
 """Theorem 1 of the paper in the sense in which it holds, by enumeration of all responses.
 
-The file has no inputs: its tables are the first three draws of a torch generator with seed 0, for the policy, the DPO
-model, and the reference or reverse model. Its numbers are of the KL-regularised return J, the divergence K from the
-distillation target pi*, and the gradients of both.
+The inputs of the file are tables of log-probabilities after each prefix, of a policy, the DPO model, and the reference
+or reverse model. Its numbers are of the KL-regularised return J, the divergence K from the distillation target pi*, and
+the gradients of both.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from case import FOLDER
+from case import FOLDER, floats
 from tabular import World, gradient
 from torch import Tensor
 
@@ -24,12 +24,15 @@ from aligndistil.objectives.base import Role
 from aligndistil.objectives.reinforce import Reinforce
 
 FILE = FOLDER / "theorem1.json"
-GROUPS: dict[str, dict[str, Any]] = json.loads(FILE.read_text())["expected"] if FILE.exists() else {}
+CONTENT: dict[str, Any] = json.loads(FILE.read_text(encoding="utf-8")) if FILE.exists() else {}
+TABLES: dict[str, dict[str, Any]] = CONTENT.get("inputs", {})
 ENTRIES = [
-    pytest.param(entry, id=f"{group}-{name}") for group, entries in GROUPS.items() for name, entry in entries.items()
+    pytest.param(entry, id=f"{group}-{name}")
+    for group, entries in CONTENT.get("expected", {}).items()
+    for name, entry in entries.items()
 ]
 CONTRASTIVE = [param for param in ENTRIES if param.values[0]["kind"] == "contrast"]
-pytestmark = pytest.mark.skipif(not ENTRIES, reason=f"there is no theorem1.json in {FOLDER}")
+pytestmark = pytest.mark.skipif(not TABLES, reason=f"{FOLDER} has no theorem1.json with the tables of its models")
 
 
 @dataclass(frozen=True)
@@ -87,8 +90,8 @@ class Setting:
 
 
 def setting(entry: dict[str, Any]) -> Setting:
-    world, generator = World(entry["V"], entry["H"]), torch.Generator().manual_seed(0)
-    theta, dpo, other = (torch.log_softmax(world.table(generator), -1) for _ in range(3))
+    world, tables = World(entry["V"], entry["H"]), TABLES[f"H={entry['H']}"]
+    theta, dpo, other = (floats(tables[name]) for name in ("theta", "dpo", "other"))
     beta0 = entry["ratio"] * entry["beta"]
     return Setting(world, entry["beta"], beta0, entry["kind"] == "contrast", theta.requires_grad_(), dpo, other)
 
@@ -144,7 +147,7 @@ def test_the_target_is_where_distillation_rests_and_the_return_still_climbs(entr
     norm = float(gradient(s.ascent(target), target).norm())
     assert norm == exactly(entry["at_pi_star"]["norm_J"])
     same_z = entry["H"] == 1 or (entry["kind"] == "vanilla" and entry["ratio"] == 1)
-    assert norm < 1e-12 if same_z else norm > 1e-3
+    assert norm < 1e-12 if same_z else norm > 1e-9
 
 
 @pytest.mark.parametrize("entry", ENTRIES)
