@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,16 +24,22 @@ from aligndistil.objectives.bandit import Bandit
 from aligndistil.objectives.base import Role
 from aligndistil.objectives.reinforce import Reinforce
 
-FILE = FOLDER / "theorem1.json"
-CONTENT: dict[str, Any] = json.loads(FILE.read_text(encoding="utf-8")) if FILE.exists() else {}
-TABLES: dict[str, dict[str, Any]] = CONTENT.get("inputs", {})
-ENTRIES = [
-    pytest.param(entry, id=f"{group}-{name}")
-    for group, entries in CONTENT.get("expected", {}).items()
-    for name, entry in entries.items()
-]
+
+def entries_of(path: Path) -> dict[str, dict[str, Any]]:
+    """By name, each with its tables; none where the file is missing or does not say what its models are."""
+    content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if "inputs" not in content:
+        return {}
+    return {
+        f"{group}-{name}": {**entry, "tables": content["inputs"][f"H={entry['H']}"]}
+        for group, entries in content["expected"].items()
+        for name, entry in entries.items()
+    }
+
+
+ENTRIES = [pytest.param(entry, id=name) for name, entry in entries_of(FOLDER / "theorem1.json").items()]
 CONTRASTIVE = [param for param in ENTRIES if param.values[0]["kind"] == "contrast"]
-pytestmark = pytest.mark.skipif(not TABLES, reason=f"{FOLDER} has no theorem1.json with the tables of its models")
+pytestmark = pytest.mark.skipif(not ENTRIES, reason=f"{FOLDER} has no theorem1.json with the tables of its models")
 
 
 @dataclass(frozen=True)
@@ -90,8 +97,8 @@ class Setting:
 
 
 def setting(entry: dict[str, Any]) -> Setting:
-    world, tables = World(entry["V"], entry["H"]), TABLES[f"H={entry['H']}"]
-    theta, dpo, other = (floats(tables[name]) for name in ("theta", "dpo", "other"))
+    world = World(entry["V"], entry["H"])
+    theta, dpo, other = (floats(entry["tables"][name]) for name in ("theta", "dpo", "other"))
     beta0 = entry["ratio"] * entry["beta"]
     return Setting(world, entry["beta"], beta0, entry["kind"] == "contrast", theta.requires_grad_(), dpo, other)
 
