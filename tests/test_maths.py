@@ -88,6 +88,10 @@ def test_sums_and_means_of_tokens_are_of_the_response_alone() -> None:
     assert mean_tokens(terms_BT, response_BT).tolist() == [1.5, 4.0]
 
 
+def test_a_row_without_response_tokens_has_the_mean_zero() -> None:
+    assert mean_tokens(torch.ones(1, 2), torch.zeros(1, 2, dtype=torch.bool)).tolist() == [0.0]
+
+
 def test_a_metric_is_a_sum_and_a_count() -> None:
     values = torch.tensor([1.0, 2.0, 6.0], requires_grad=True)
     assert [float(part) for part in mean_of(values)] == [9.0, 3.0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import case as golden
 import pytest
 import torch
 from case import FLOAT32, FOLDER, Case, assert_told_apart
@@ -116,3 +117,15 @@ def test_known_faults_of_the_authors_code_are_not_reproduced(case: Case) -> None
         distance = abs(case.loss - wrong)
         assert_told_apart(distance / abs(case.loss), name)
         assert abs(loss - wrong) > distance / 2, name
+
+
+def test_a_mistake_that_moves_nothing_fails_here_and_is_skipped_in_another_folder(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert_told_apart(2e-4, "one")
+    monkeypatch.setattr(golden, "FOLDER", golden.COMMITTED)
+    with pytest.raises(pytest.fail.Exception, match=r"cannot tell this apart .*, 5\.0e-05 away: one"):
+        assert_told_apart(5e-5, "one")
+    monkeypatch.setattr(golden, "FOLDER", tmp_path)
+    with pytest.raises(pytest.skip.Exception, match=r"cannot tell this apart .*, 5\.0e-05 away: one"):
+        assert_told_apart(5e-5, "one")

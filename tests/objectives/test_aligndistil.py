@@ -11,7 +11,7 @@ from torch import Tensor
 from aligndistil.batch import Batch, DataKind, Row, collate
 from aligndistil.maths import Metric, kl_divergence
 from aligndistil.objectives.aligndistil import AlignDistil, adaptive_alpha, extrapolated_logps
-from aligndistil.objectives.base import Need, Objective, Role
+from aligndistil.objectives.base import Need, Objective, Role, TokenChunk
 
 CONTRASTIVE, VANILLA = AlignDistil(r=5.0), AlignDistil(reward="vanilla", r=5.0)
 CONSTANT = AlignDistil(weight="constant", beta0=0.1, beta=0.08)
@@ -86,6 +86,9 @@ def test_the_loss_of_one_token_by_hand() -> None:
     # the token is the second of the two: reward 0.1 (log 1/4 - log 3/4) = -0.1 log 3, expected reward 0 by symmetry
     assert float(terms["reward"][0, 1]) == pytest.approx(-0.1 * math.log(3))
     assert float(terms["expected_reward"][0, 1]) == pytest.approx(0.0, abs=1e-12)
+    both = {role: logps(z[0, :1]) for role, z in logits.items()}
+    target = objective.target_logps(TokenChunk(torch.tensor([1]), {}, both))
+    assert target.exp().tolist()[0] == pytest.approx([27 / 28, 1 / 28])
 
 
 def test_alpha_runs_from_eps_to_r_plus_eps() -> None:
