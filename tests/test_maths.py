@@ -81,6 +81,11 @@ def test_total_variation_has_the_factor_one_half() -> None:
     assert float(total_variation(p, p)) == 0.0
 
 
+def test_total_variation_carries_no_gradient() -> None:
+    p, q = random_logps(3, 5).requires_grad_(), random_logps(3, 5, seed=1).requires_grad_()
+    assert not total_variation(p, q).requires_grad
+
+
 def test_sums_and_means_of_tokens_are_of_the_response_alone() -> None:
     terms_BT = torch.tensor([[9.0, 1.0, 2.0], [9.0, 9.0, 4.0]])
     response_BT = torch.tensor([[False, True, True], [False, False, True]])
