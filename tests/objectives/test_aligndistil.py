@@ -239,7 +239,7 @@ def test_metrics_worked_out_by_hand() -> None:
     [
         ([0.0099, 0.5, 0.002], (3 / 4 + 1) / 2),  # 3 of 3 + 1, and 2 of 2
         ([0.5, 0.0099, 0.5], (1 / 4 + 0) / 2),
-        ([0.0101, 0.0101, 0.0101], 0),  # small is below 0.01
+        ([0.01, 0.0101, 0.01], 0),  # small is below 0.01
     ],
 )
 def test_the_share_at_small_alpha_is_that_of_each_response(alpha: list[float], share: float) -> None:

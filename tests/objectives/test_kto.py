@@ -134,6 +134,12 @@ def test_the_loss_at_the_first_step_is_known_where_both_labels_weigh_the_same():
     assert [expected.metric for expected in OBJECTIVE.first_step()] == ["kl/mismatched"]
 
 
+def test_what_may_differ_at_the_first_step_is_in_the_unit_of_the_metric():
+    """A log-ratio of 0.02 / beta is a reward of 0.02; and losses are as large as their weight."""
+    same_weights = KTO(beta=0.5, desirable_weight=3, undesirable_weight=3)
+    assert [expected.tolerance for expected in same_weights.first_step()] == pytest.approx([0.04, 0.06])
+
+
 def test_a_single_response_needs_no_second_projection():
     work = random_work(OBJECTIVE, examples=1)
     assert OBJECTIVE.term_gradient(work.batch) is not None

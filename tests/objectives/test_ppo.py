@@ -113,6 +113,13 @@ def test_only_tokens_that_gain_from_leaving_the_clip_range_count_as_clipped():
     assert measured(loss)["policy/approx_kl"] == pytest.approx(approx_kl)
 
 
+def test_discount_and_lambda_are_those_of_the_objective():
+    # rewards -1, 0, 11 and values 7, 8, 9: errors -1 + 4 - 7, 0 + 4.5 - 8 and 11 - 9, each and 1/4 of what follows
+    objective = PPO(kl_coef=0.5, gamma=0.5, gae_lambda=0.5)
+    prepared = objective.prepare(BATCH, ROLLOUT, objective.initial_state())
+    assert prepared.terms["advantage"].tolist() == [[0, -4.75, -3, 2], [0, 2, 0, 0]]
+
+
 def test_policy_and_critic_are_clipped_by_their_own_ranges():
     # as above: ratios 1.5 (held at 1.1), 1, 0.5 (held at 0.9), and 1; whitened advantages 1, 1, -1 and -1
     # values 7.1 (error 2.9), 8.5 (error 2.5, as they may move by 1) and 9 (error 2); and -1 (error 2)
