@@ -258,6 +258,15 @@ def test_a_loss_of_zero_has_no_share_at_small_alpha() -> None:
     assert mean(metrics["loss/small_alpha_share"]) == 0
 
 
+def test_a_constant_weight_leaves_the_distance_of_the_teachers_as_it_is() -> None:
+    batch = ragged_batch(DataKind.RESPONSES)
+    logits = random_logits(CONTRASTIVE, batch)
+    constant, adaptive = (plain_terms(objective, batch, logits) for objective in (CONSTANT, CONTRASTIVE))
+    torch.testing.assert_close(constant["tvd"], adaptive["tvd"])
+    where = batch.response_BT
+    torch.testing.assert_close(constant["alpha"][where], torch.full((int(where.sum()),), 0.1 / 0.08))
+
+
 def test_which_models_are_needed() -> None:
     assert AlignDistil().needs == dict.fromkeys((Role.POLICY, Role.TEACHER, Role.REVERSE_TEACHER), Need.DISTRIBUTION)
     assert VANILLA.needs == dict.fromkeys((Role.POLICY, Role.TEACHER, Role.REFERENCE), Need.DISTRIBUTION)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 from by_hand import Formula, Response, distances, responses
-from plain import chunked_loss, gradient_of, plain_loss, ragged_batch, random_logits
+from plain import chunked_loss, gradient_of, plain_loss, plain_terms, ragged_batch, random_logits
 from tabular import World, gradient
 from torch import Tensor
 
@@ -142,6 +142,11 @@ def test_a_single_response_needs_no_second_projection(objective):
     logits = random_logits(objective, one)
     plain, chunked = plain_loss(objective, one, logits), chunked_loss(objective, one, logits, chunk=3)
     torch.testing.assert_close(*(gradient_of(loss, logits[Role.POLICY]) for loss in (plain, chunked)))
+
+
+def test_the_exact_kl_is_measured_and_not_trained_on():
+    terms = plain_terms(SCORE, BATCH, LOGITS)
+    assert (terms["logp"].requires_grad, terms["kl_teacher"].requires_grad) == (True, False)
 
 
 def test_it_samples_its_responses():

@@ -53,7 +53,7 @@ def test_discount_and_lambda_are_those_of_the_objective():
 
 def test_policy_and_critic_are_clipped_by_their_own_ranges():
     # ratios 1.5 (held at 1.1), 1, 0.5 (held at 0.9) and 1, of whitened advantages 1, 1, -1 and -1
-    # values that moved from 7, 8, 9 to 7.1 (error 2.9), 8.5 (error 2.5: they may move by 1) and 9 (error 2); and error 2
+    # values that moved from 7, 8, 9 to 7.1 (error 2.9), 8.5 (error 2.5: it may move by 1), 9 (error 2); and error 2
     terms = {
         "logp": NOTHING.new_tensor([[0, math.log(1.5), 0, math.log(0.5)], [0, 0, 0, 0]]),
         "old_logp": NOTHING,
