@@ -1,6 +1,6 @@
 import pytest
 import torch
-from by_hand import Formula, Response, distances, responses
+from by_hand import Formula, Response, distances, kl, responses
 from plain import chunked_loss, gradient_of, plain_loss, plain_terms, ragged_batch, random_logits
 from tabular import World, gradient
 from torch import Tensor
@@ -144,9 +144,12 @@ def test_a_single_response_needs_no_second_projection(objective):
     torch.testing.assert_close(*(gradient_of(loss, logits[Role.POLICY]) for loss in (plain, chunked)))
 
 
-def test_the_exact_kl_is_measured_and_not_trained_on():
+def test_the_exact_kl_is_that_of_the_policy_from_the_teacher_and_not_trained_on():
     terms = plain_terms(SCORE, BATCH, LOGITS)
     assert (terms["logp"].requires_grad, terms["kl_teacher"].requires_grad) == (True, False)
+    both = zip(*(responses(BATCH, LOGITS[role].detach()) for role in (Role.POLICY, Role.TEACHER)), strict=True)
+    expected = torch.cat([kl(policy.logps, teacher.logps) for policy, teacher in both])
+    torch.testing.assert_close(terms["kl_teacher"][BATCH.response_BT], expected)
 
 
 def test_it_samples_its_responses():
