@@ -116,7 +116,7 @@ def test_a_clamp_of_each_sample_shows_only_where_samples_are_on_both_sides_of_ze
         assert case.looked_at is not None
         ratio = logratios(case, case.logits[Role.POLICY], case.looked_at, case.looked_at_order, None)
         if ratio.min() < 0 < ratio.max():
-            seen = max(seen, found[name][0])
+            seen = max(seen, *found[name])
         else:
             assert max(found[name]) < 1e-12, name
     assert_told_apart(seen, "a clamp of each sample")
