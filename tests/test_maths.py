@@ -83,11 +83,20 @@ def test_total_variation_has_the_factor_one_half() -> None:
     assert float(total_variation(p, p)) == 0.0
 
 
+def test_total_variation_carries_no_gradient() -> None:
+    p, q = random_logps(3, 5).requires_grad_(), random_logps(3, 5, seed=1).requires_grad_()
+    assert not total_variation(p, q).requires_grad
+
+
 def test_sums_and_means_of_tokens_are_of_the_response_alone() -> None:
     terms_BT = torch.tensor([[9.0, 1.0, 2.0], [9.0, 9.0, 4.0]])
     response_BT = torch.tensor([[False, True, True], [False, False, True]])
     assert sum_tokens(terms_BT, response_BT).tolist() == [3.0, 4.0]
     assert mean_tokens(terms_BT, response_BT).tolist() == [1.5, 4.0]
+
+
+def test_a_row_without_response_tokens_has_the_mean_zero() -> None:
+    assert mean_tokens(torch.ones(1, 2), torch.zeros(1, 2, dtype=torch.bool)).tolist() == [0.0]
 
 
 def test_a_metric_is_a_sum_and_a_count() -> None:
@@ -155,6 +164,21 @@ def test_whitened_values_have_mean_zero_and_biased_variance_one() -> None:
     torch.testing.assert_close(white, (values - values.mean()) / values.std(correction=0))
     same = torch.full((4,), 5.0)
     assert whiten(same, mean=same.mean(), square=same.square().mean()).tolist() == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("deviation", "white"),
+    [
+        (1e-2, 1.0),  # variance 1e-4
+        (1e-3, 1.0),  # 1e-6
+        (1e-5, 0.1),  # 1e-10 counts as 1e-8, whose root is 1e-4: 1e-5 / 1e-4
+    ],
+)
+def test_a_small_variance_is_whitened_and_one_below_1e_8_counts_as_1e_8(deviation: float, white: float) -> None:
+    # mean 0, and the mean of the squares is the variance
+    values = torch.tensor([deviation, -deviation], dtype=torch.float64)
+    found = whiten(values, mean=values.new_tensor(0.0), square=values.new_tensor(deviation**2))
+    assert found.tolist() == pytest.approx([white, -white])
 
 
 @pytest.mark.parametrize(

@@ -7,13 +7,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
 from aligndistil.batch import Batch, DataKind
 from aligndistil.objectives.base import Objective
 
-FOLDER = Path(os.environ.get("ALIGNDISTIL_GOLDEN_DIR") or Path(__file__).parent / "cases")
+COMMITTED = Path(__file__).parent / "cases"
+FOLDER = Path(os.environ.get("ALIGNDISTIL_GOLDEN_DIR") or COMMITTED)
+FLOAT32 = 1e-4
+"""How far a loss of float32 code may be off, relatively; a mistake that moves a number by less cannot be told apart."""
 Content = dict[str, Any]
 
 
@@ -72,6 +76,19 @@ class TermsCase:
     """Of the policy's loss and gradient; the reference whitens advantages in float32."""
     pieces: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     """What a function of this package gives, and what it should."""
+
+
+def assert_told_apart(distance: float, what: str, *, least: float = FLOAT32) -> None:
+    """A wrong value is this far from the golden one, relatively, so that whoever computes it fails.
+
+    The committed files must tell every mistake apart. Another folder need not: then the test is skipped, and says so.
+    """
+    if distance > least:
+        return
+    message = f"{FOLDER} cannot tell this apart from what is right, {distance:.1e} away: {what}"
+    if FOLDER.resolve() == COMMITTED.resolve():
+        pytest.fail(message)
+    pytest.skip(message)
 
 
 def after_prompt(values: Tensor) -> Tensor:

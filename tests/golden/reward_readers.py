@@ -120,7 +120,7 @@ def read_ppo(content: Content) -> Iterator[TermsCase]:
         },
         metrics={
             "objective/scores": float(floats(inputs["rm_score"]).mean()),
-            "objective/scores_clipped": 1 / 3,
+            "objective/scores_clipped": float((floats(inputs["rm_score"]).abs() > high).double().mean()),
             "objective/rewards": float(floats(expected["token_reward"]).sum(-1).mean()),
             "objective/kl": float(k1_of_file.sum(-1).mean()),
             "objective/kl_token": float((k1_of_file.sum(-1) / tokens).mean()),

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import case as golden
 import pytest
 import torch
-from case import FOLDER, Case
+from case import FLOAT32, FOLDER, Case, assert_told_apart
 from plain import Logits, chunked_loss, gradient_of, plain_loss, plain_preparation, plain_terms, step_means
 from readers import READ_ELSEWHERE, TERMS_READERS, cases_of
 from torch import Tensor
@@ -104,11 +105,27 @@ def test_the_chunked_engine_gives_the_golden_loss_and_gradient(case: Case, chunk
 @pytest.mark.parametrize("case", [param for param in CASES if param.values[0].float32])
 def test_the_loss_equals_the_authors_code_where_its_positions_are_right(case: Case) -> None:
     loss = float(loss_of(case)[1].per_example.mean().detach())
-    assert loss == pytest.approx(case.float32["authors_aligned_f32"], rel=1e-4)
+    assert loss == pytest.approx(case.float32["authors_aligned_f32"], rel=FLOAT32)
 
 
 @pytest.mark.parametrize("case", [param for param in CASES if param.values[0].faults])
 def test_known_faults_of_the_authors_code_are_not_reproduced(case: Case) -> None:
+    """How far a wrong loss is from the right one, both of the file, says how far it must be from ours."""
     loss = float(loss_of(case)[1].per_example.mean().detach())
     for name, wrong in case.faults.items():
-        assert abs(loss - wrong) > 0.01 * wrong, name
+        assert case.loss is not None
+        distance = abs(case.loss - wrong)
+        assert_told_apart(distance / abs(case.loss), name)
+        assert abs(loss - wrong) > distance / 2, name
+
+
+def test_a_mistake_that_moves_nothing_fails_here_and_is_skipped_in_another_folder(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert_told_apart(2e-4, "one")
+    monkeypatch.setattr(golden, "FOLDER", golden.COMMITTED)
+    with pytest.raises(pytest.fail.Exception, match=r"cannot tell this apart .*, 5\.0e-05 away: one"):
+        assert_told_apart(5e-5, "one")
+    monkeypatch.setattr(golden, "FOLDER", tmp_path)
+    with pytest.raises(pytest.skip.Exception, match=r"cannot tell this apart .*, 5\.0e-05 away: one"):
+        assert_told_apart(5e-5, "one")

@@ -1,19 +1,20 @@
 """Theorem 1 of the paper in the sense in which it holds, by enumeration of all responses.
 
-The file has no inputs: its tables are the first three draws of a torch generator with seed 0, for the policy, the DPO
-model, and the reference or reverse model. Its numbers are of the KL-regularised return J, the divergence K from the
-distillation target pi*, and the gradients of both.
+The inputs of the file are tables of log-probabilities after each prefix, of a policy, the DPO model, and the reference
+or reverse model. Its numbers are of the KL-regularised return J, the divergence K from the distillation target pi*, and
+the gradients of both.
 """
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from case import FOLDER
+from case import FOLDER, floats
 from tabular import World, gradient
 from torch import Tensor
 
@@ -23,13 +24,22 @@ from aligndistil.objectives.bandit import Bandit
 from aligndistil.objectives.base import Role
 from aligndistil.objectives.reinforce import Reinforce
 
-FILE = FOLDER / "theorem1.json"
-GROUPS: dict[str, dict[str, Any]] = json.loads(FILE.read_text())["expected"] if FILE.exists() else {}
-ENTRIES = [
-    pytest.param(entry, id=f"{group}-{name}") for group, entries in GROUPS.items() for name, entry in entries.items()
-]
+
+def entries_of(path: Path) -> dict[str, dict[str, Any]]:
+    """By name, each with its tables; none where the file is missing or does not say what its models are."""
+    content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if "inputs" not in content:
+        return {}
+    return {
+        f"{group}-{name}": {**entry, "tables": content["inputs"][f"H={entry['H']}"]}
+        for group, entries in content["expected"].items()
+        for name, entry in entries.items()
+    }
+
+
+ENTRIES = [pytest.param(entry, id=name) for name, entry in entries_of(FOLDER / "theorem1.json").items()]
 CONTRASTIVE = [param for param in ENTRIES if param.values[0]["kind"] == "contrast"]
-pytestmark = pytest.mark.skipif(not ENTRIES, reason=f"there is no theorem1.json in {FOLDER}")
+pytestmark = pytest.mark.skipif(not ENTRIES, reason=f"{FOLDER} has no theorem1.json with the tables of its models")
 
 
 @dataclass(frozen=True)
@@ -87,8 +97,8 @@ class Setting:
 
 
 def setting(entry: dict[str, Any]) -> Setting:
-    world, generator = World(entry["V"], entry["H"]), torch.Generator().manual_seed(0)
-    theta, dpo, other = (torch.log_softmax(world.table(generator), -1) for _ in range(3))
+    world = World(entry["V"], entry["H"])
+    theta, dpo, other = (floats(entry["tables"][name]) for name in ("theta", "dpo", "other"))
     beta0 = entry["ratio"] * entry["beta"]
     return Setting(world, entry["beta"], beta0, entry["kind"] == "contrast", theta.requires_grad_(), dpo, other)
 
@@ -144,7 +154,7 @@ def test_the_target_is_where_distillation_rests_and_the_return_still_climbs(entr
     norm = float(gradient(s.ascent(target), target).norm())
     assert norm == exactly(entry["at_pi_star"]["norm_J"])
     same_z = entry["H"] == 1 or (entry["kind"] == "vanilla" and entry["ratio"] == 1)
-    assert norm < 1e-12 if same_z else norm > 1e-3
+    assert norm < 1e-12 if same_z else norm > 1e-9
 
 
 @pytest.mark.parametrize("entry", ENTRIES)

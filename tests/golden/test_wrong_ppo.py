@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from case import FOLDER, TermsCase
+from case import FOLDER, TermsCase, assert_told_apart
 from readers import cases_of
 from torch import Tensor
 
@@ -111,8 +111,9 @@ def averaged(tokens: list[Tensor], mistake: str | None) -> Tensor:
 
 def policy_loss(case: TermsCase, mistake: str | None) -> tuple[float, Tensor]:
     """With its gradient; with no mistake, the golden ones."""
-    leaf, clip = case.terms["logp"].clone().requires_grad_(), 0.2
+    assert isinstance(case.objective, PPO)
     assert case.rollout is not None
+    leaf, clip = case.terms["logp"].clone().requires_grad_(), case.objective.clip_range
     weights = whitened(advantages(case, mistake), case.batch.response_BT.shape[1] - 1, mistake)
     tokens = []
     for row, where in enumerate(case.batch.response_BT):
@@ -130,8 +131,9 @@ def policy_loss(case: TermsCase, mistake: str | None) -> tuple[float, Tensor]:
 
 def critic_loss(case: TermsCase, mistake: str | None) -> tuple[float, Tensor]:
     """With its gradient; with no mistake, the golden ones."""
-    leaf, clip = case.terms["critic_value"].clone().requires_grad_(), 0.2
+    assert isinstance(case.objective, PPO)
     assert case.rollout is not None
+    leaf, clip = case.terms["critic_value"].clone().requires_grad_(), case.objective.value_clip_range
     found = advantages(case, mistake)
     if mistake == "returns of whitened advantages":
         found = whitened(found, 0, None)
@@ -163,10 +165,10 @@ def test_the_formula_without_a_mistake_is_the_golden_one() -> None:
 @pytest.mark.parametrize("mistake", OF_THE_POLICY)
 def test_a_mistake_moves_the_policy_s_loss_or_gradient(mistake: str) -> None:
     case = golden_case()
-    assert max(distances(case, *policy_loss(case, mistake), "logp")) > 1e-3
+    assert_told_apart(max(distances(case, *policy_loss(case, mistake), "logp")), mistake, least=1e-3)
 
 
 @pytest.mark.parametrize("mistake", OF_THE_CRITIC)
 def test_a_mistake_moves_the_critic_s_loss_or_gradient(mistake: str) -> None:
     case = golden_case()
-    assert max(distances(case, *critic_loss(case, mistake), "critic_value")) > 1e-3
+    assert_told_apart(max(distances(case, *critic_loss(case, mistake), "critic_value")), mistake, least=1e-3)

@@ -11,7 +11,7 @@ from torch import Tensor
 from aligndistil.batch import Batch, DataKind, Row, collate
 from aligndistil.maths import Metric, kl_divergence
 from aligndistil.objectives.aligndistil import AlignDistil, adaptive_alpha, extrapolated_logps
-from aligndistil.objectives.base import Need, Objective, Role
+from aligndistil.objectives.base import Need, Objective, Role, TokenChunk
 
 CONTRASTIVE, VANILLA = AlignDistil(r=5.0), AlignDistil(reward="vanilla", r=5.0)
 CONSTANT = AlignDistil(weight="constant", beta0=0.1, beta=0.08)
@@ -86,6 +86,9 @@ def test_the_loss_of_one_token_by_hand() -> None:
     # the token is the second of the two: reward 0.1 (log 1/4 - log 3/4) = -0.1 log 3, expected reward 0 by symmetry
     assert float(terms["reward"][0, 1]) == pytest.approx(-0.1 * math.log(3))
     assert float(terms["expected_reward"][0, 1]) == pytest.approx(0.0, abs=1e-12)
+    both = {role: logps(z[0, :1]) for role, z in logits.items()}
+    target = objective.target_logps(TokenChunk(torch.tensor([1]), {}, both))
+    assert target.exp().tolist()[0] == pytest.approx([27 / 28, 1 / 28])
 
 
 def test_alpha_runs_from_eps_to_r_plus_eps() -> None:
@@ -194,6 +197,69 @@ def test_the_share_of_the_loss_at_small_alpha() -> None:
     terms["alpha"] = torch.tensor([[0.0, 0.002, 0.5]])
     terms["weighted_kl"] = torch.tensor([[0.0, 3.0, 1.0]])
     assert mean(CONTRASTIVE.loss(batch, terms).metrics["loss/small_alpha_share"]) == pytest.approx(3 / 4)
+
+
+def test_metrics_worked_out_by_hand() -> None:
+    """Responses of two tokens and of one; what stands at the prompts and at the padding belongs to none."""
+    batch = collate([Row([2], [3, 1]), Row([2], [1])], DataKind.RESPONSES, pad_id=0)
+    rows = {
+        "weighted_kl": [[9.0, 3.0, 1.0], [9.0, 4.0, 9.0]],
+        "kl_target": [[9.0, 6.0, 8.0], [9.0, 2.0, 9.0]],
+        "kl_teacher": [[9.0, 1.0, 5.0], [9.0, 4.0, 9.0]],
+        "reward": [[9.0, 2.0, -1.0], [9.0, -3.0, 9.0]],
+        "expected_reward": [[9.0, 4.0, 1.0], [9.0, -1.0, 9.0]],
+        "tvd": [[0.9, 0.125, 0.375], [0.9, 0.75, 0.9]],
+        "alpha": [[90.0, 2.0, 6.0], [90.0, 12.0, 90.0]],
+        "beta": [[90.0, 0.5, 0.25], [90.0, 0.125, 90.0]],
+    }
+    loss = CONTRASTIVE.loss(batch, {name: torch.tensor(values) for name, values in rows.items()})
+    assert loss.per_example.tolist() == [(3 + 1) / 2, 4]
+    assert {name: mean(metric) for name, metric in loss.metrics.items()} == {
+        "reward/token_mean": ((2 - 1) / 2 - 3) / 2,
+        "reward/sequence": ((2 - 1) - 3) / 2,
+        "reward/expected": ((4 + 1) - 1) / 2,
+        "kl/policy_teacher": ((1 + 5) + 4) / 2,
+        "kl/policy_teacher_token": ((1 + 5) / 2 + 4) / 2,
+        "kl/policy_target": ((6 + 8) + 2) / 2,
+        "tvd/mean": ((0.125 + 0.375) / 2 + 0.75) / 2,
+        "alpha/mean": ((2 + 6) / 2 + 12) / 2,
+        "beta_t/mean": ((0.5 + 0.25) / 2 + 0.125) / 2,
+        "loss/small_alpha_share": 0,
+    }
+    assert {name: float(value) for name, value in loss.maxima.items()} == {"tvd/max": 0.75, "alpha/max": 12}
+
+
+@pytest.mark.parametrize(
+    ("alpha", "share"),
+    [
+        ([0.0099, 0.5, 0.002], (3 / 4 + 1) / 2),  # 3 of 3 + 1, and 2 of 2
+        ([0.5, 0.0099, 0.5], (1 / 4 + 0) / 2),
+        ([0.01, 0.0101, 0.01], 0),  # small is below 0.01
+    ],
+)
+def test_the_share_at_small_alpha_is_that_of_each_response(alpha: list[float], share: float) -> None:
+    batch = collate([Row([2], [3, 1]), Row([2], [1])], DataKind.RESPONSES, pad_id=0)
+    terms = dict.fromkeys(("reward", "expected_reward", "kl_teacher", "kl_target", "beta", "tvd"), torch.zeros(2, 3))
+    terms["alpha"] = torch.tensor([[0.0, alpha[0], alpha[1]], [0.0, alpha[2], 0.0]])
+    for scale in (1.0, 1e-9):
+        terms["weighted_kl"] = torch.tensor([[0.0, 3.0, 1.0], [0.0, 2.0, 0.0]]) * scale
+        assert mean(CONTRASTIVE.loss(batch, terms).metrics["loss/small_alpha_share"]) == pytest.approx(share)
+
+
+def test_a_loss_of_zero_has_no_share_at_small_alpha() -> None:
+    batch = collate([Row([2], [1])], DataKind.RESPONSES, pad_id=0)
+    names = ("reward", "expected_reward", "kl_teacher", "kl_target", "beta", "tvd", "alpha", "weighted_kl")
+    metrics = CONTRASTIVE.loss(batch, dict.fromkeys(names, torch.zeros(1, 2))).metrics
+    assert mean(metrics["loss/small_alpha_share"]) == 0
+
+
+def test_a_constant_weight_leaves_the_distance_of_the_teachers_as_it_is() -> None:
+    batch = ragged_batch(DataKind.RESPONSES)
+    logits = random_logits(CONTRASTIVE, batch)
+    constant, adaptive = (plain_terms(objective, batch, logits) for objective in (CONSTANT, CONTRASTIVE))
+    torch.testing.assert_close(constant["tvd"], adaptive["tvd"])
+    where = batch.response_BT
+    torch.testing.assert_close(constant["alpha"][where], torch.full((int(where.sum()),), 0.1 / 0.08))
 
 
 def test_which_models_are_needed() -> None:

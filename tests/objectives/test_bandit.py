@@ -1,7 +1,7 @@
 import pytest
 import torch
-from by_hand import Formula, Response, distances, responses
-from plain import gradient_of, plain_loss, ragged_batch, random_logits
+from by_hand import Formula, Response, distances, kl, responses
+from plain import gradient_of, plain_loss, plain_terms, ragged_batch, random_logits
 from tabular import World, gradient
 from torch import Tensor
 
@@ -131,6 +131,14 @@ def test_on_average_it_climbs_reward_minus_beta_kl_and_the_printed_form_ignores_
     logps = torch.log_softmax(leaf, -1)
     reward = world.expected(leaf, (logps.exp() * 0.1 * (dpo - reverse)).sum(-1))
     torch.testing.assert_close(world.expected_gradient(LITERAL, policy, frozen), -gradient(reward, leaf) / 2)
+
+
+def test_the_exact_kl_is_that_of_the_policy_from_the_teacher_and_not_trained_on():
+    terms = plain_terms(SCORE, BATCH, LOGITS)
+    assert (terms["logp"].requires_grad, terms["kl_teacher"].requires_grad) == (True, False)
+    both = zip(*(responses(BATCH, LOGITS[role].detach()) for role in (Role.POLICY, Role.TEACHER)), strict=True)
+    expected = torch.cat([kl(policy.logps, teacher.logps) for policy, teacher in both])
+    torch.testing.assert_close(terms["kl_teacher"][BATCH.response_BT], expected)
 
 
 def test_it_samples_its_responses():

@@ -82,6 +82,25 @@ def test_desirable_responses_become_likelier_and_undesirable_ones_less_so():
     torch.testing.assert_close(gradient, torch.tensor([[0.0, up, up], [0.0, down, 0.0]]))
 
 
+def test_metrics_are_means_over_the_responses_of_their_label():
+    # log-ratios 2, 4 and -1: rewards 1 and 2 of the desirable ones, -0.5 of the other; logps -3, -1 and -4
+    rows = [Row([5], [6, 1], label=True), Row([5], [1], label=True), Row([5], [1], label=False)]
+    terms = {
+        "logp": torch.tensor([[0.0, -1.0, -2.0], [0.0, -1.0, 9.0], [0.0, -4.0, 9.0]]),
+        "ref_logp": torch.tensor([[0.0, -3.0, -2.0], [0.0, -5.0, 9.0], [0.0, -3.0, 9.0]]),
+        "kl/mismatched": torch.tensor(0.4),
+    }
+    metrics = OBJECTIVE.loss(collate(rows, DataKind.UNPAIRED, pad_id=0), terms).metrics
+    assert {name: (float(total), float(count)) for name, (total, count) in metrics.items()} == {
+        "rewards/desirable": (3, 2),
+        "rewards/undesirable": (-0.5, 1),
+        "logps/desirable": (-4, 2),
+        "logps/undesirable": (-4, 1),
+        "labels/desirable": (2, 3),
+        "kl/z0": (pytest.approx(1.2), 3),
+    }
+
+
 def test_a_step_without_a_label_leaves_its_metrics_out():
     batch = collate([Row([5], [6, 1]), Row([5], [1])], DataKind.UNPAIRED, pad_id=0)
     metrics = OBJECTIVE.loss(batch, {**two_responses()[1], "kl/mismatched": torch.tensor(0.4)}).metrics
@@ -113,6 +132,12 @@ def test_the_loss_at_the_first_step_is_known_where_both_labels_weigh_the_same():
         "loss": 1.5,
     }
     assert [expected.metric for expected in OBJECTIVE.first_step()] == ["kl/mismatched"]
+
+
+def test_what_may_differ_at_the_first_step_is_in_the_unit_of_the_metric():
+    """A log-ratio of 0.02 / beta is a reward of 0.02; and losses are as large as their weight."""
+    same_weights = KTO(beta=0.5, desirable_weight=3, undesirable_weight=3)
+    assert [expected.tolerance for expected in same_weights.first_step()] == pytest.approx([0.04, 0.06])
 
 
 def test_it_reads_unpaired_responses_and_looks_at_mismatched_ones_first():

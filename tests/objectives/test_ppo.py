@@ -89,6 +89,94 @@ def test_an_update_worked_out_by_hand():
     assert float(loss.maxima["policy/ratio_max"]) == pytest.approx(1.5)
 
 
+def test_a_score_is_clipped_at_both_ends():
+    # -25 and 3 against 10: one of the two; 25 and -25: both
+    for scores, fraction in (((-25.0, 3.0), 0.5), ((25.0, -25.0), 1.0), ((10.0, -10.0), 0.0)):
+        score = torch.tensor([[0.0, 0.0, 0.0, scores[0]], [0.0, scores[1], 0.0, 0.0]])
+        metrics = measured(OBJECTIVE.prepare(BATCH, {**ROLLOUT, "reward_score": score}, OBJECTIVE.initial_state()))
+        assert metrics["objective/scores_clipped"] == fraction
+        assert metrics["objective/scores"] == sum(scores) / 2
+
+
+def test_only_tokens_that_gain_from_leaving_the_clip_range_count_as_clipped():
+    # whitened advantages 1, 1, -1 and, in the other row, -1, as above
+    # ratios 0.5 (a loss: it may come back), 1.5 (held at 1.2), 1.5 (a loss), and 1: one of four
+    # before whitening all advantages are positive: the second and the third would count
+    prepared = OBJECTIVE.prepare(BATCH, ROLLOUT, OBJECTIVE.initial_state())
+    moved = torch.tensor([[0.0, math.log(0.5), math.log(1.5), math.log(1.5)], [0.0, 0.0, 0.0, 0.0]])
+    terms = {**prepared.terms, **step_means([prepared]), "critic_value": ROLLOUT["critic_value"]}
+    loss = OBJECTIVE.loss(BATCH, {**terms, "logp": ROLLOUT["logp"] + moved})
+    assert [float(part) for part in loss.metrics["policy/clip_fraction"]] == [1, 4]
+    assert loss.per_example.tolist() == pytest.approx([-(0.5 + 1.2 - 1.5) / 3, 1.0])
+    # rho - 1 - log rho: -0.5 - log 0.5, twice 0.5 - log 1.5, and 0
+    approx_kl = (-0.5 - math.log(0.5) + 2 * (0.5 - math.log(1.5))) / 4
+    assert measured(loss)["policy/approx_kl"] == pytest.approx(approx_kl)
+
+
+def test_discount_and_lambda_are_those_of_the_objective():
+    # rewards -1, 0, 11 and values 7, 8, 9: errors -1 + 4 - 7, 0 + 4.5 - 8 and 11 - 9, each and 1/4 of what follows
+    objective = PPO(kl_coef=0.5, gamma=0.5, gae_lambda=0.5)
+    prepared = objective.prepare(BATCH, ROLLOUT, objective.initial_state())
+    assert prepared.terms["advantage"].tolist() == [[0, -4.75, -3, 2], [0, 2, 0, 0]]
+
+
+def test_policy_and_critic_are_clipped_by_their_own_ranges():
+    # as above: ratios 1.5 (held at 1.1), 1, 0.5 (held at 0.9), and 1; whitened advantages 1, 1, -1 and -1
+    # values 7.1 (error 2.9), 8.5 (error 2.5, as they may move by 1) and 9 (error 2); and -1 (error 2)
+    objective = PPO(kl_coef=0.5, gae_lambda=1.0, clip_range=0.1, value_clip_range=1.0)
+    prepared = objective.prepare(BATCH, ROLLOUT, objective.initial_state())
+    moved = torch.tensor([[0.0, math.log(1.5), 0.0, math.log(0.5)], [0.0, 0.0, 0.0, 0.0]])
+    value = torch.tensor([[0.0, 7.1, 8.5, 9.0], [0.0, -1.0, 0.0, 0.0]])
+    terms = {"logp": ROLLOUT["logp"] + moved, "critic_value": value, **prepared.terms, **step_means([prepared])}
+    loss = objective.loss(BATCH, terms)
+    assert loss.per_example.tolist() == pytest.approx([-(1.1 + 1 - 0.9) / 3, 1.0])
+    assert loss.critic_per_example.tolist() == pytest.approx([(2.9**2 + 2.5**2 + 4) / 6, 2.0])
+    assert measured(loss)["policy/clip_fraction"] == 2 / 4
+
+
+def test_numbers_off_the_response_reach_neither_returns_nor_metrics():
+    prepared = OBJECTIVE.prepare(BATCH, ROLLOUT, OBJECTIVE.initial_state())
+    off = ~BATCH.response_BT
+    elsewhere = {name: torch.where(off, 7.0, values) for name, values in ROLLOUT.items()}
+    moved = OBJECTIVE.prepare(BATCH, elsewhere, OBJECTIVE.initial_state())
+    assert measured(moved) == pytest.approx(measured(prepared))
+    for name in ("advantage", "return"):
+        assert torch.equal(moved.terms[name], prepared.terms[name])
+    terms = {**prepared.terms, **step_means([prepared]), "critic_value": ROLLOUT["critic_value"]}
+    loss = OBJECTIVE.loss(BATCH, {**terms, "logp": torch.where(off, 5.0, ROLLOUT["logp"])})
+    assert float(loss.maxima["policy/ratio_max"]) == 1
+    assert measured(loss)["policy/approx_kl"] == measured(loss)["policy/clip_fraction"] == 0
+
+
+def test_the_sampled_kl_is_logged_by_response_and_by_token():
+    # responses of three tokens and of one: sums 6 and 4, means 2 and 4
+    kl = torch.tensor([[0.0, 1.0, 2.0, 3.0], [0.0, 4.0, 0.0, 0.0]])
+    metrics = measured(OBJECTIVE.prepare(BATCH, {**ROLLOUT, "kl_sampled": kl}, OBJECTIVE.initial_state()))
+    assert (metrics["objective/kl"], metrics["objective/kl_token"]) == (5, 3)
+    assert metrics["kl/policy_reference"] == 4, "that of the vocabulary is another number"
+
+
+@pytest.mark.parametrize(
+    ("returns", "explained"),
+    [
+        (4e-4, 0.75),  # 1 - 1e-4 / 4e-4
+        (5e-5, -1.0),  # worse than a constant
+        (2e-8, 1 - 1e-4 / 2e-8),
+        (5e-9, None),  # below 1e-8 returns do not vary
+    ],
+)
+def test_the_explained_variance_of_returns_of_small_variance(returns, explained):
+    # both means are 0, so that a mean of squares is a variance
+    prepared = OBJECTIVE.prepare(BATCH, ROLLOUT, OBJECTIVE.initial_state())
+    means = {"advantages/mean": 0.0, "advantages/square": 1e-4, "returns/mean": 0.0, "returns/square": returns}
+    terms = {**ROLLOUT, **prepared.terms, **{name: torch.tensor(value) for name, value in means.items()}}
+    total, count = OBJECTIVE.loss(BATCH, terms).metrics["value/explained_variance"]
+    if explained is None:
+        assert (float(total), float(count)) == (0, 0)
+    else:
+        assert float(total / count) == pytest.approx(explained)
+
+
 def test_returns_that_are_all_the_same_leave_nothing_to_explain():
     prepared = OBJECTIVE.prepare(BATCH, ROLLOUT, OBJECTIVE.initial_state())
     means = {**step_means([prepared]), "returns/mean": torch.tensor(3.0), "returns/square": torch.tensor(9.0)}

@@ -8,7 +8,7 @@ from torch import Tensor
 from aligndistil.batch import DataKind, Row, collate
 from aligndistil.objectives.aligndistil import AlignDistil
 from aligndistil.objectives.base import Need, OnPolicy, Role
-from aligndistil.objectives.reinforce import Reinforce, returns_to_go
+from aligndistil.objectives.reinforce import Reinforce, reinforce_loss, returns_to_go
 
 BATCH = ragged_batch(DataKind.RESPONSES, examples=5)
 OBJECTIVE = Reinforce(beta=0.08, beta0=0.1)
@@ -42,6 +42,16 @@ def test_loss_and_metrics_worked_out_by_hand():
         "kl/policy_teacher_token": 5,
         "kl/policy_teacher_sampled": 2.5,
     }
+
+
+def test_nothing_flows_into_the_returns():
+    # -1/2 [G_t log pi - beta KL]: slopes -G_t / 2 in log pi and beta / 2 in the KL
+    names = {"logp_BT": [-0.5, -1.0], "return_BT": [3.0, 2.0], "kl_BT": [4.0, 6.0]}
+    leaves = {name: torch.tensor([values], requires_grad=True) for name, values in names.items()}
+    reinforce_loss(**leaves, response_BT=torch.ones(1, 2, dtype=torch.bool), beta=0.1).sum().backward()
+    assert leaves["return_BT"].grad is None
+    torch.testing.assert_close(leaves["logp_BT"].grad, torch.tensor([[-1.5, -1.0]]))
+    torch.testing.assert_close(leaves["kl_BT"].grad, torch.tensor([[0.05, 0.05]]))
 
 
 def formula(weight, penalty=lambda policy, teacher: kl(policy.logps, teacher.logps)) -> Formula:

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from plain import plain_preparation, random_work
@@ -40,6 +42,31 @@ def test_the_rewards_of_version_2_worked_out_by_hand():
     parts = {"objective/rewards": 1.9 / 2, "objective/rewards_teacher": 2.1 / 2, "objective/rewards_kl": -0.2 / 2}
     assert measured(prepared) == pytest.approx({**measured(prepared), **parts})
     assert not any("score" in name for name in measured(prepared))
+
+
+def test_discount_and_lambda_are_those_of_the_objective():
+    # rewards 0.9, -2 and 3.1, as above, and no values: each and 1/4 of what follows
+    prepared = RTO(gamma=0.5, gae_lambda=0.5).prepare(BATCH, ROLLOUT, {})
+    expected = torch.tensor([[0.0, 0.59375, -1.225, 3.1], [0.0, -0.1, 0.0, 0.0]])
+    torch.testing.assert_close(prepared.terms["advantage"], expected)
+
+
+def test_policy_and_critic_are_clipped_by_their_own_ranges():
+    # ratios 1.5 (held at 1.1), 1, 0.5 (held at 0.9) and 1, of whitened advantages 1, 1, -1 and -1
+    # values that moved from 7, 8, 9 to 7.1 (error 2.9), 8.5 (error 2.5: it may move by 1), 9 (error 2); and error 2
+    terms = {
+        "logp": NOTHING.new_tensor([[0, math.log(1.5), 0, math.log(0.5)], [0, 0, 0, 0]]),
+        "old_logp": NOTHING,
+        "advantage": NOTHING.new_tensor([[0, 1, 1, -1], [0, -1, 0, 0]]),
+        "critic_value": NOTHING.new_tensor([[0, 7.1, 8.5, 9], [0, -1, 0, 0]]),
+        "old_value": NOTHING.new_tensor([[0, 7, 8, 9], [0, -1, 0, 0]]),
+        "return": NOTHING.new_tensor([[0, 10, 11, 11], [0, 1, 0, 0]]),
+    }
+    means = {"advantages/mean": 0, "advantages/square": 1, "returns/mean": 8.25, "returns/square": 343 / 4}
+    means = {name: NOTHING.new_tensor(value) for name, value in means.items()}
+    loss = RTO(clip_range=0.1, value_clip_range=1.0).loss(BATCH, {**terms, **means})
+    assert loss.per_example.tolist() == pytest.approx([-(1.1 + 1 - 0.9) / 3, 1.0])
+    assert loss.critic_per_example.tolist() == pytest.approx([(2.9**2 + 2.5**2 + 4) / 6, 2.0])
 
 
 def test_clips_cut_the_reward_of_a_token_after_its_weight_and_the_score_before_its_own():

@@ -1,7 +1,7 @@
 """Group relative policy optimization: a response is worth how far its score is above those of the same prompt."""
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -10,20 +10,8 @@ from torch import Tensor
 from aligndistil.batch import Batch, DataKind
 from aligndistil.maths import last_tokens, mean_of, sum_tokens
 from aligndistil.objectives.actor_critic import clipped_policy_loss
-from aligndistil.objectives.base import (
-    Loss,
-    MetricInfo,
-    Need,
-    Objective,
-    OnPolicy,
-    Prepared,
-    Prepares,
-    Role,
-    State,
-    TermInfo,
-    TokenChunk,
-    scalar_term,
-)  # fmt: skip
+from aligndistil.objectives.base import Loss, Need, Objective, OnPolicy, Prepared, Prepares, Role
+from aligndistil.objectives.types import MetricInfo, scalar_term
 
 
 def group_advantages(score_B: Tensor, group_B: Tensor) -> Tensor:
@@ -43,7 +31,6 @@ class GRPO(Objective):
     prepares = Prepares.ROLLOUT
     groups = True
     paper = "Shao et al. 2024, arXiv 2402.03300"
-    terms = {"logp": TermInfo("log p", "log-probability of the token under the policy")}
     metrics = {"objective/scores": MetricInfo("", "mean over responses of the score", better="more")}
     headline = ("objective/scores",)
 
@@ -54,10 +41,10 @@ class GRPO(Objective):
     needs = property(lambda self: {Role.POLICY: Need.LOGP, Role.REWARD: Need.SCORE})
     update_needs = property(lambda self: {Role.POLICY: Need.LOGP})
 
-    def token_terms(self, chunk: TokenChunk) -> dict[str, Tensor]:
+    def token_terms(self, chunk: Any) -> dict[str, Tensor]:
         return {"logp": chunk.logp[Role.POLICY]}
 
-    def prepare(self, batch: Batch, terms: Mapping[str, Tensor], state: State) -> Prepared:
+    def prepare(self, batch: Batch, terms: Mapping[str, Tensor], state: Any) -> Prepared:
         score_B = sum_tokens(terms[scalar_term(Role.REWARD, Need.SCORE)], last_tokens(batch.response_BT))
         advantage_BT = group_advantages(score_B, batch.group_B)[:, None] * batch.response_BT
         return Prepared({"old_logp": terms["logp"], "advantage": advantage_BT}, {"objective/scores": mean_of(score_B)})

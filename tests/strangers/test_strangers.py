@@ -118,7 +118,7 @@ def test_how_a_group_is_cut_into_micro_batches_changes_nothing(site: Path) -> No
         for one, two in zip(first, other, strict=True):
             if one["split"] == "train":
                 assert two["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-4)
-                assert two["objective/scores"] == pytest.approx(one["objective/scores"])
+                assert two.get("objective/scores") == one.get("objective/scores")  # on the first step of a rollout
 
 
 @pytest.mark.parametrize(
