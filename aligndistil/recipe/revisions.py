@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 from aligndistil.errors import UserError
-from aligndistil.recipe.header import Report
+from aligndistil.recipe.sections import Report
 from aligndistil.recipe.stage import Stage
 from aligndistil.recipe.yaml_positions import Node
 
@@ -59,7 +58,7 @@ def _of_stage(stage: Stage, known: Mapping[str, set[str]], defaults: Node) -> St
     revisions = {**known, path: {revision}} if revision is not None else known
     pinned = {"path": _pinned(path, revisions, stage.where("model", "path")), "revision": None}
     models = {role: _pinned(path, revisions, stage.where("models", role)) for role, path in stage.models.items()}
-    return replace(stage, model=stage.model.model_copy(update=pinned), models=models)
+    return stage.model_copy(update={"model": stage.model.model_copy(update=pinned), "models": models})
 
 
 def _pinned(path: str, revisions: Mapping[str, set[str]], where: str) -> str:
