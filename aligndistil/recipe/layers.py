@@ -29,8 +29,8 @@ def merge(base: Node, over: Node) -> Node:
         return over
     merged = dict(below)
     for key, child in above.items():
-        other = INSTEAD_OF.get(key, "")
-        if other in merged and other not in above and child.value is not None:
+        other = INSTEAD_OF.get(key)
+        if other is not None and other in merged and other not in above and child.value is not None:
             del merged[other]
         if key not in merged:
             merged[key] = child

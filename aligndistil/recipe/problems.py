@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Iterable, Iterator
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from aligndistil import objectives
 from aligndistil.errors import UserError, did_you_mean, guess_and_list, listed, nearest
@@ -40,16 +42,10 @@ def raise_all(problems: Iterable[Problem]) -> None:
         raise UserError("\n".join(lines))
 
 
-def key_problem(node: Node, path: KeyPath, text: str) -> Problem:
-    """A problem at the key of a path, or of the deepest part of it that was written."""
+def problem_at(node: Node, path: KeyPath, text: str, *, key: bool = False) -> Problem:
+    """A problem with the value at a path, or with its key; where neither was written, with what should hold them."""
     found, rest = node.deepest(path)
-    return Problem(found.at, (*found.path, *rest), text)
-
-
-def value_problem(node: Node, path: KeyPath, text: str) -> Problem:
-    """A problem at the value of a path, or at the key of the deepest part of it that was written."""
-    found, rest = node.deepest(path)
-    return Problem(found.at if rest else found.value_at, (*found.path, *rest), text)
+    return Problem(found.at if rest or key else found.value_at, (*found.path, *rest), text)
 
 
 def validated(cls: type[M], node: Node, problems: list[Problem], context: object = None) -> M | None:
@@ -58,18 +54,19 @@ def validated(cls: type[M], node: Node, problems: list[Problem], context: object
         # Strict JSON refuses "0.1" and true for a number, and takes a list for a tuple.
         return cls.model_validate_json(json.dumps(node.plain()), strict=True, context=context)
     except ValidationError as error:
-        problems.extend(_problems_of(error, cls, node))
+        for _, details in itertools.groupby(error.errors(include_url=False), lambda detail: detail["loc"][:1]):
+            problems.extend(_problems_of(details, cls, node))
         return None
 
 
-def _problems_of(error: ValidationError, cls: type[BaseModel], node: Node) -> Iterator[Problem]:
+def _problems_of(details: Iterable[ErrorDetails], cls: type[BaseModel], node: Node) -> Iterator[Problem]:
     wrong: dict[KeyPath, tuple[Node, list[str]]] = {}
-    for detail in error.errors(include_url=False):
+    for detail in details:
         loc, owner, inner = detail["loc"], cls, detail["loc"]
         if len(loc) > 1 and loc[0] == "objective":  # which of the union it is, stands between the field and its content
             owner, inner = objectives.registry()[str(loc[1])], loc[2:]
             loc = ("objective", *inner)
-        found, rest = node.deepest(loc)
+        found, _ = node.deepest(loc)
         context = detail.get("ctx", {})
         match detail["type"]:
             case "union_tag_not_found" | "union_tag_invalid":
@@ -77,9 +74,9 @@ def _problems_of(error: ValidationError, cls: type[BaseModel], node: Node) -> It
             case "extra_forbidden":
                 yield Problem(found.at, found.path, _unknown_field(str(loc[-1]), _class_at(owner, inner[:-1])))
             case "missing":
-                yield Problem(found.at, (*found.path, *rest), "is required")
+                yield problem_at(node, loc, "is required")
             case "refused":
-                yield key_problem(node, (*loc, *context["at"].split(".")), context["text"])
+                yield problem_at(node, (*loc, *context["at"].split(".")), context["text"], key=True)
             case "value_error":
                 yield Problem(found.at, found.path, str(context["error"]))
             case "model_type" | "model_attributes_type":
@@ -99,7 +96,7 @@ def _objective_problem(node: Node) -> Problem:
         return Problem(node.value_at, node.path, text)
     name = node.child("name")
     if name is None:
-        return key_problem(node, ("name",), f"is required; the objectives are {listed(known)}")
+        return problem_at(node, ("name",), f"is required; the objectives are {listed(known)}")
     hint = guess_and_list(str(name.plain()), known, "objectives")
     return Problem(name.value_at, name.path, f"unknown objective `{name.plain()}`{hint}")
 

@@ -28,7 +28,7 @@ from pydantic import (
 from aligndistil import objectives
 from aligndistil.errors import UserError, listed
 from aligndistil.objectives.base import Objective, OnPolicy, Prepares, Role
-from aligndistil.recipe.problems import Problem, key_problem, value_problem
+from aligndistil.recipe.problems import Problem, problem_at
 from aligndistil.recipe.sections import (
     Checkpoint,
     Data,
@@ -42,15 +42,13 @@ from aligndistil.recipe.sections import (
     Train,
     models_section,
 )
-from aligndistil.recipe.yaml_positions import Node, Position
+from aligndistil.recipe.yaml_positions import Node
 
 CODE = "python:"
 """How the path of a reward starts that is a function instead of a model."""
 
 STAGE = "stage:"
 """How the path of a model starts that another stage ends with."""
-
-_NOWHERE = Node(None, Position("recipe"), Position("recipe"))
 
 
 def stage_of(path: str) -> str | None:
@@ -76,17 +74,17 @@ class Draft:
     objective: Objective | None = None
     """None where it is not right by itself."""
 
-    def wrote(self, *path: str) -> Node | None:
-        """What the stage says itself at a path."""
-        return self.own.find(path)
+    def wrote(self, path: str) -> Node | None:
+        """What the stage says itself at a path such as `train.seed`."""
+        return self.own.find(path.split("."))
 
-    def refuse(self, *path: str, text: str) -> None:
+    def refuse(self, path: str, text: str) -> None:
         """A problem with a value, or with one that is missing."""
-        self.problems.append(value_problem(self.written, path, text))
+        self.problems.append(problem_at(self.written, tuple(path.split(".")), text))
 
-    def refuse_key(self, *path: str, text: str) -> None:
+    def refuse_key(self, path: str, text: str) -> None:
         """A problem with something that should not be there at all."""
-        self.problems.append(key_problem(self.written, path, text))
+        self.problems.append(problem_at(self.written, tuple(path.split(".")), text, key=True))
 
 
 class Stage(Section):
@@ -103,11 +101,10 @@ class Stage(Section):
     evaluation: Evaluation
     checkpoint: Checkpoint
     logging: Logging
-    _draft: Draft = PrivateAttr(default_factory=lambda: Draft("", _NOWHERE, _NOWHERE))
+    _draft: Draft = PrivateAttr()
 
     def model_post_init(self, context: Any, /) -> None:
-        if isinstance(context, Draft):
-            self._draft = context
+        self._draft = context
 
     @property
     def name(self) -> str:
@@ -168,123 +165,118 @@ class Stage(Section):
 
     @field_validator("objective")
     @classmethod
-    def _noted(cls, objective: Objective, info: ValidationInfo) -> Objective:
-        if isinstance(info.context, Draft):
-            info.context.objective = objective
+    def _kept_for_other_stages(cls, objective: Objective, info: ValidationInfo) -> Objective:
+        _draft(info).objective = objective
         return objective
 
     @field_validator("models")
     @classmethod
     def _models_of_just_the_roles_it_reads(cls, given: dict[str, str], info: ValidationInfo) -> dict[str, str]:
         """A role that only stands above `stages` is another stage's."""
-        objective: Objective | None = info.data.get("objective")
-        draft = cast(Draft, info.context)
+        draft, objective = _draft(info), _draft(info).objective
         if objective is None:
             return given
+        needed = models_named_by(objective)
         for role, path in given.items():
             if path.startswith(CODE) and role != Role.REWARD:
-                draft.refuse("models", role, text="only `reward` may be a Python function; name a model")
+                draft.refuse(f"models.{role}", "only `reward` may be a Python function; name a model")
             elif path.startswith(CODE) and (len(path.split(":")) != 3 or not all(path.split(":"))):
-                draft.refuse("models", role, text="write `python:MODULE:FUNCTION`")
-        needed = models_named_by(objective)
+                draft.refuse(f"models.{role}", "write `python:MODULE:FUNCTION`")
         for role in needed:
             if role not in given:
                 kinds = "a folder, a Hub id, `builtin:NAME` or `stage:NAME`"
-                draft.refuse("models", role, text=f"`{objective.name}` needs this model: give {kinds}")
+                draft.refuse(f"models.{role}", f"`{objective.name}` needs this model: give {kinds}")
         for role in given:
-            if role not in needed and draft.wrote("models", role) is not None:
+            if role not in needed and draft.wrote(f"models.{role}") is not None:
                 reads = f"it reads {listed(needed)}" if needed else "it compares with no other model"
-                text = f"`{objective.name}` does not read this model ({reads}); remove the line"
-                draft.refuse_key("models", role, text=text)
+                draft.refuse_key(
+                    f"models.{role}", f"`{objective.name}` does not read this model ({reads}); remove the line"
+                )
         return {role: given[role] for role in needed if role in given}
 
     @field_validator("rollout")
     @classmethod
     def _rollout_where_it_samples(cls, rollout: Rollout | None, info: ValidationInfo) -> Rollout | None:
         """A rollout that only stands above `stages`, and what an objective cannot use of it, are another stage's."""
-        objective: Objective | None = info.data.get("objective")
-        draft = cast(Draft, info.context)
+        draft, objective = _draft(info), _draft(info).objective
         if objective is None:
             return rollout
         if objective.on_policy is OnPolicy.NEVER:
             if draft.wrote("rollout") is not None:
                 text = f"`{objective.name}` learns from data alone and samples nothing; remove this section"
-                draft.refuse_key("rollout", text=text)
+                draft.refuse_key("rollout", text)
             return None
         if rollout is None:
             if objective.on_policy is OnPolicy.ALWAYS or objective.groups:
                 example = "max_new_tokens: 256" + (", samples_per_prompt: 4" if objective.groups else "")
                 text = f"`{objective.name}` learns from its own samples; write for example `rollout: {{{example}}}`"
-                draft.refuse("rollout", text=text)
+                draft.refuse("rollout", text)
             return None
         if objective.groups and rollout.samples_per_prompt < 2:
             text = f"`{objective.name}` compares the samples of one prompt with each other: write 2 or more"
-            draft.refuse("rollout", "samples_per_prompt", text=text)
-        if objective.prepares is not Prepares.ROLLOUT:
-            return rollout.model_copy(update={"responses": None, "epochs": 1})
-        return rollout
+            draft.refuse("rollout.samples_per_prompt", text)
+        if objective.prepares is Prepares.ROLLOUT:
+            return rollout
+        return rollout.model_copy(update={"responses": None, "epochs": 1})
 
     @field_validator("train")
     @classmethod
     def _batches_that_divide(cls, train: Train, info: ValidationInfo) -> Train:
-        objective: Objective | None = info.data.get("objective")
+        draft, objective = _draft(info), _draft(info).objective
         rollout: Rollout | None = info.data.get("rollout")
-        draft = cast(Draft, info.context)
-        batch = train.batch_size
-        parts = {"train.micro_batch_size": train.micro_batch_size}
+        batch, parts = train.batch_size, {"train.micro_batch_size": train.micro_batch_size}
         if rollout is not None:
             parts["rollout.samples_per_prompt"] = rollout.samples_per_prompt
         for name, part in parts.items():
             if batch % part:
-                draft.refuse("train", "batch_size", text=f"{batch} is not a multiple of {name}, {part}")
+                draft.refuse("train.batch_size", f"{batch} is not a multiple of {name}, {part}")
         if objective is None:
             return train
         if Role.CRITIC not in objective.needs:
-            if draft.wrote("train", "critic_learning_rate") is not None:
-                text = f"`{objective.name}` trains no critic; remove the line"
-                draft.refuse_key("train", "critic_learning_rate", text=text)
+            if draft.wrote("train.critic_learning_rate") is not None:
+                draft.refuse_key("train.critic_learning_rate", f"`{objective.name}` trains no critic; remove the line")
             train = train.model_copy(update={"critic_learning_rate": None})
         if objective.prepares is Prepares.MISMATCHED and batch < 2:
             text = f"`{objective.name}` compares each prompt with the response of another example: write 2 or more"
-            draft.refuse("train", "batch_size", text=text)
+            draft.refuse("train.batch_size", text)
         if rollout is not None and objective.prepares is not Prepares.ROLLOUT:
-            for key, once in (("responses", None), ("epochs", 1)):
-                wrote = draft.wrote("rollout", key)
+            for path, once in (("rollout.responses", None), ("rollout.epochs", 1)):
+                wrote = draft.wrote(path)
                 if wrote is not None and wrote.value != once:
                     text = f"`{objective.name}` takes one optimizer step on each rollout; remove the line"
-                    draft.refuse_key("rollout", key, text=text)
+                    draft.refuse_key(path, text)
         elif rollout is not None and rollout.responses is not None and rollout.responses % batch:
-            text = f"{rollout.responses} is not a multiple of train.batch_size, {batch}"
-            draft.refuse("rollout", "responses", text=text)
+            draft.refuse("rollout.responses", f"{rollout.responses} is not a multiple of train.batch_size, {batch}")
         return train
 
     @field_validator("engine", mode="before")
     @classmethod
     def _cached_teachers_of_known_rows(cls, engine: Any, info: ValidationInfo) -> Any:
         """Hidden states can be kept only of rows that are known beforehand."""
-        objective: Objective | None = info.data.get("objective")
-        draft = cast(Draft, info.context)
-        wrote = draft.wrote("engine", "teacher_cache")
+        draft, objective = _draft(info), _draft(info).objective
+        wrote = draft.wrote("engine.teacher_cache")
         if objective is None or wrote is None or wrote.value is False:
             return engine
         if info.data.get("rollout") is not None:
             text = "the responses of this stage are sampled while it trains; remove the line"
-            draft.refuse_key("engine", "teacher_cache", text=text)
+            draft.refuse_key("engine.teacher_cache", text)
         elif objective.prepares is not Prepares.NOTHING or not models_named_by(objective):
             text = f"`{objective.name}` reads no frozen model on the rows of the data alone; remove the line"
-            draft.refuse_key("engine", "teacher_cache", text=text)
+            draft.refuse_key("engine.teacher_cache", text)
         return engine
 
     @field_validator("evaluation")
     @classmethod
     def _data_to_evaluate_on(cls, evaluation: Evaluation, info: ValidationInfo) -> Evaluation:
         data: Data | None = info.data.get("data")
-        if data is not None and data.eval is None:
-            for key in ("every", "samples"):
-                if getattr(evaluation, key):
-                    text = "there is nothing to evaluate on; name it in data.eval"
-                    cast(Draft, info.context).refuse("evaluation", key, text=text)
+        for key in ("every", "samples"):
+            if data is not None and data.eval is None and getattr(evaluation, key):
+                _draft(info).refuse(f"evaluation.{key}", "there is nothing to evaluate on; name it in data.eval")
         return evaluation
+
+
+def _draft(info: ValidationInfo) -> Draft:
+    return cast(Draft, info.context)
 
 
 def stage_class() -> type[Stage]:
@@ -328,7 +320,7 @@ class Recipe:
     """The file."""
     source_text: str
     """The file's text, as its author wrote it: without overrides, and without what it extends."""
-    written: Node = field(default=_NOWHERE, repr=False, compare=False)
+    written: Node = field(repr=False, compare=False)
 
     def where(self, *path: str | int) -> str:
         """`recipes/x.yaml:3:1: report.kl_to` for `("report", "kl_to")`."""

@@ -132,6 +132,7 @@ def parse_yaml(text: str, source: str) -> Node:
         mark = error.problem_mark or error.context_mark
         at = Position(source, mark.line + 1, mark.column + 1) if mark else source
         said = " ".join(part for part in (error.problem, error.context) if part)
+        said = re.sub(r"\('(.*)',\)", r"'\1'", said)  # some of the parser's messages show a tuple of one
         raise UserError(f"{at}: this is not valid YAML: {said}") from None
     except YAMLError as error:
         raise UserError(f"{source}: this is not valid YAML: {str(error).splitlines()[0]}") from None

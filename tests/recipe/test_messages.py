@@ -175,6 +175,9 @@ def test_an_unknown_objective_lists_the_known_ones(refused, sft):
     assert refused(sft.replace("sft", "zzzz")) == [
         f"r.yaml:1:19: objective.name: unknown objective `zzzz`; the objectives are {listed}"
     ]
+    assert refused(sft.replace("name: sft", "name: [dpo]")) == [
+        f"r.yaml:1:19: objective.name: unknown objective `['dpo']`; did you mean `dpo`? The objectives are {listed}"
+    ]
     assert refused(sft.replace("name: sft", "beta: 1")) == [
         f"r.yaml:1:1: objective.name: is required; the objectives are {listed}"
     ]

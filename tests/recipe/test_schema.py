@@ -78,7 +78,7 @@ def test_mistakes_are_not_valid(text):
     assert not valid(text)
 
 
-def test_editors_are_told_what_a_field_is():
+def test_editors_show_what_a_field_is():
     schema = recipe_schema()
     assert json.loads(json.dumps(schema)) == schema
     assert schema["$defs"]["Train"]["properties"]["learning_rate"]["description"] == "Peak, after the warm-up."
