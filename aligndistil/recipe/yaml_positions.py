@@ -136,6 +136,8 @@ def parse_yaml(text: str, source: str) -> Node:
         raise UserError(f"{at}: this is not valid YAML: {said}") from None
     except YAMLError as error:
         raise UserError(f"{source}: this is not valid YAML: {str(error).splitlines()[0]}") from None
+    except RecursionError:
+        raise UserError(f"{source}: lists and mappings are nested too deeply here for a recipe") from None
     start = Position(source, 1, 1)
     return _converted(document, source, start, (), ()) if document is not None else Node(None, start, start)
 
@@ -209,6 +211,8 @@ def _key(node: Any, at: Position) -> str:
 
 def _scalar(node: ScalarNode, at: Position) -> str | int | float | bool | None:
     text: str = node.value
+    if re.search("[\ud800-\udfff]", text):
+        raise UserError(f"{at}: {text!r} holds half a character; write the whole one")
     if node.style:  # in quotes, or a block
         return text
     if text in ("", "~", "null", "Null", "NULL"):
