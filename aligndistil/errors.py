@@ -1,8 +1,11 @@
 """What can go wrong through no fault of the program, and the exit code that says so.
 
 A `UserError` is shown as one sentence, without a traceback. Anything else that is raised is a bug and keeps its
-traceback.
+traceback. The functions at the end are the words of sentences that guess what was meant, and list what there is.
 """
+
+from collections.abc import Iterable
+from difflib import get_close_matches
 
 EXIT_OK = 0
 EXIT_BUG = 1
@@ -42,3 +45,28 @@ class Interrupted(UserError):
     """SIGTERM arrived and a checkpoint was saved: exit code 143."""
 
     exit_code = EXIT_SIGTERM
+
+
+def nearest(word: str, known: Iterable[str], count: int = 1, cutoff: float = 0.6) -> list[str]:
+    """The known words most like this one, best first, whatever their case; `-` is as good as `_`."""
+    by_normal = {name.lower().replace("-", "_"): name for name in known}
+    found = get_close_matches(word.lower().replace("-", "_"), by_normal, n=count, cutoff=cutoff)
+    return [by_normal[name] for name in found]
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`; did you mean ...?`, or nothing."""
+    return "".join(f"; did you mean `{name}`?" for name in nearest(word, known))
+
+
+def listed(words: Iterable[str], joint: str = "and") -> str:
+    """`a`, `b` and `c`."""
+    *most, last = [f"`{word}`" for word in words] or ["none"]
+    return f"{', '.join(most)} {joint} {last}" if most else last
+
+
+def guess_and_list(word: str, known: Iterable[str], what: str) -> str:
+    """`; did you mean ...? The stages are ...`."""
+    known = list(known)
+    guess = did_you_mean(word, known)
+    return f"{guess} The {what} are {listed(known)}" if guess else f"; the {what} are {listed(known)}"

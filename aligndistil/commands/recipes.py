@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import shutil
 from importlib.resources import files
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import yaml
 from rich.table import Table
 
-from aligndistil.errors import UserError
+from aligndistil.errors import UserError, nearest
 
 SCHEMA = "schema.json"
 
@@ -41,7 +40,7 @@ def find_recipe(path: Path) -> Path:
 
 def _nearest(name: str, path: Path) -> str:
     beside = [str(p) for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
-    near = difflib.get_close_matches(str(path), beside, n=1) or difflib.get_close_matches(name, shipped_recipes(), n=1)
+    near = nearest(str(path), beside) or nearest(name, shipped_recipes())
     return (
         f"; did you mean {near[0]!r}?" if near else "; `aligndistil recipes ls` lists those that come with the package"
     )

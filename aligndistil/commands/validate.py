@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 from rich.console import RenderableType
 from rich.markup import escape
@@ -31,7 +30,7 @@ def check(recipe: Recipe, processes: int) -> Iterator[str]:
 def with_existing_model(recipe: Recipe, stage: Stage) -> Stage:
     """The stage with a model that exists before training: the tokenizer of `stage:NAME` is that of its own model."""
     model = stage.model.model_copy(update={"path": initial_model(recipe, stage)})
-    return replace(stage, model=model)
+    return stage.model_copy(update={"model": model})
 
 
 def rows(recipe: Recipe, count: int) -> Iterator[RenderableType]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from typing import Any
 
 from datasets import Dataset
 
 from aligndistil.batch import DataKind
 from aligndistil.data.records import HH_ANSWER
-from aligndistil.errors import UserError
+from aligndistil.errors import UserError, nearest
 from aligndistil.recipe import Source
 
 COLUMNS = ("prompt", "chosen", "rejected", "completion", "label", "messages")
@@ -42,7 +41,7 @@ def find_columns(source: Source, present: Sequence[str]) -> dict[str, str]:
         if ours not in COLUMNS:
             raise UserError(f"data source {source.path}: columns.{ours} is none of {', '.join(COLUMNS)}")
         if theirs not in present:
-            near = get_close_matches(theirs, present, n=1, cutoff=0.0)
+            near = nearest(theirs, present, cutoff=0.0)
             raise UserError(
                 f"data source {source.path}: columns.{ours} names {theirs!r}, which is not there; the nearest is "
                 f"{''.join(near)!r} of {_listed(present)}"

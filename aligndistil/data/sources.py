@@ -8,7 +8,6 @@ import json
 import os
 import re
 from collections.abc import Iterable
-from difflib import get_close_matches
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from io import BufferedReader
@@ -19,7 +18,7 @@ from datasets import Dataset, load_dataset
 from datasets.exceptions import DatasetNotFoundError, DatasetsError
 from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # httpx's or httpx2's, whichever it uses
 
-from aligndistil.errors import ServiceError, UserError
+from aligndistil.errors import ServiceError, UserError, nearest
 from aligndistil.recipe import Source
 
 BUILTIN = "builtin:"
@@ -141,7 +140,7 @@ def _nearest(path: Path) -> str:
     folder = path.parent
     if not folder.is_dir():
         return f" (nor a folder {folder})"
-    near = get_close_matches(path.name, sorted(entry.name for entry in folder.iterdir()), n=3, cutoff=0.5)
+    near = nearest(path.name, sorted(entry.name for entry in folder.iterdir()), count=3, cutoff=0.5)
     return f"; near it: {', '.join(str(folder / name) for name in near)}" if near else ""
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import hashlib
 import os
@@ -15,7 +14,7 @@ import transformers
 from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError
 
-from aligndistil.errors import MissingError, ServiceError, UserError
+from aligndistil.errors import MissingError, ServiceError, UserError, nearest
 
 BUILTIN = "builtin:"
 _OF_A_MODEL = (".json", ".safetensors", ".bin", ".jinja", ".model", ".txt", ".py")
@@ -56,7 +55,7 @@ def model_exists(path: str) -> None:
     looks_local = place.startswith((".", "/", "~")) or place.count("/") != 1 or folder.parent.is_dir()
     if looks_local:
         siblings = [p.name for p in folder.parent.iterdir() if p.is_dir()] if folder.parent.is_dir() else []
-        near = difflib.get_close_matches(folder.name, siblings, n=1)
+        near = nearest(folder.name, siblings)
         hint = f"did you mean {str(folder.parent / near[0])!r}?" if near else "give a folder, a Hub id or builtin:tiny"
         raise UserError(f"model {path!r} does not exist; {hint}")
 

@@ -1,14 +1,11 @@
 """What the user wrote, checked before any weight is loaded.
 
-`yaml_positions` reads the file, `merging` and `overrides` lay files, defaults, stages and `--set` over each other,
-`sections` says what may be written, `checks` and `graph` what must fit together, `describe` and `peers` find the words
-for what does not, and `load` runs it all.
+`yaml_positions` reads the file; `layers` lays files, defaults, stages and `--set` over each other; `sections` says what
+may be written, and `stage` what the sections of a stage demand of each other; `problems` and `other_tools` find the
+words for what is wrong; `load` runs it all, and checks what concerns several stages.
 """
 
-from aligndistil.recipe.checks import CODE
 from aligndistil.recipe.fingerprint import changed_sections, stage_fingerprint
-from aligndistil.recipe.graph import stage_of
-from aligndistil.recipe.header import Report
 from aligndistil.recipe.load import load_recipe
 from aligndistil.recipe.schema import recipe_schema
 from aligndistil.recipe.sections import (
@@ -20,12 +17,12 @@ from aligndistil.recipe.sections import (
     Format,
     Logging,
     Model,
-    Models,
+    Report,
     Rollout,
     Source,
     Train,
 )
-from aligndistil.recipe.stage import Recipe, Stage
+from aligndistil.recipe.stage import CODE, Recipe, Stage, stage_of
 
 __all__ = [
     "CODE",
@@ -37,7 +34,6 @@ __all__ = [
     "Format",
     "Logging",
     "Model",
-    "Models",
     "Recipe",
     "Report",
     "Rollout",

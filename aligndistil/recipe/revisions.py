@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 from aligndistil.errors import UserError
-from aligndistil.recipe.header import Report
+from aligndistil.recipe.sections import Report
 from aligndistil.recipe.stage import Stage
 from aligndistil.recipe.yaml_positions import Node
 
@@ -20,46 +19,36 @@ def with_revisions(stages: Mapping[str, Stage], report: Report, defaults: Node) 
     not on the Hub is given one.
     """
     known: dict[str, set[str]] = {}
-    for path, revision in [_of_defaults(defaults), *(_revision_of(stage, defaults) for stage in stages.values())]:
-        if revision is not None:
-            known.setdefault(path, set()).add(revision)
-    found = {name: _of_stage(stage, known, defaults) for name, stage in stages.items()}
+    path, above = defaults.find(("model", "path")), defaults.find(("model", "revision"))
+    if path is not None and above is not None and above.value is not None:  # a role may name this model, and no stage
+        if not _on_hub(str(path.value)):
+            raise UserError(f"{above.at}: model.revision: {_without_revisions(str(path.value))}")
+        known[str(path.value)] = {str(above.value)}
+    own: dict[str, str] = {}
+    for name, stage in stages.items():
+        model, revision = stage.model, stage.model.revision
+        if revision is not None and not _on_hub(model.path):
+            written = stage.written.find(("model", "revision"))
+            if written is not None and (above is None or written.at != above.at):
+                raise UserError(f"{stage.where('model', 'revision')}: {_without_revisions(model.path)}")
+            # It is of the model above `stages`, and this stage has another.
+        elif revision is not None:
+            own[name] = revision
+            known.setdefault(model.path, set()).add(revision)
+    pinned = {}
+    for name, stage in stages.items():
+        here = known | ({stage.model.path: {own[name]}} if name in own else {})
+        path_at = _pinned(stage.model.path, here, stage.where("model", "path"))
+        model = stage.model.model_copy(update={"path": path_at, "revision": None})
+        models = {role: _pinned(at, here, stage.where("models", role)) for role, at in stage.models.items()}
+        pinned[name] = stage.model_copy(update={"model": model, "models": models})
     named = {"kl_to": report.kl_to, "reward": report.reward}
-    pinned = {key: _pinned(path, known, f"report.{key}") for key, path in named.items() if path is not None}
-    return found, report.model_copy(update=pinned)
+    fixed = {key: _pinned(at, known, f"report.{key}") for key, at in named.items() if at is not None}
+    return pinned, report.model_copy(update=fixed)
 
 
-def _of_defaults(defaults: Node) -> tuple[str, str | None]:
-    """The model above `stages`, which may be named by a role alone."""
-    path, revision = defaults.find(("model", "path")), defaults.find(("model", "revision"))
-    if path is None or revision is None or revision.value is None:
-        return "", None
-    if not _on_hub(str(path.value)):
-        raise UserError(f"{revision.at}: model.revision: {_why_none(str(path.value))}")
-    return str(path.value), str(revision.value)
-
-
-def _revision_of(stage: Stage, defaults: Node) -> tuple[str, str | None]:
-    """None where the revision is of the model above `stages`, and the stage has another, which is not on the Hub."""
-    path, revision = stage.model.path, stage.model.revision
-    if revision is None or _on_hub(path):
-        return path, revision
-    own, above = stage.written.find(("model", "revision")), defaults.find(("model", "revision"))
-    if own is None or (above is not None and own.at == above.at):
-        return path, None
-    raise UserError(f"{stage.where('model', 'revision')}: {_why_none(path)}")
-
-
-def _why_none(path: str) -> str:
+def _without_revisions(path: str) -> str:
     return f"{path} is not on the Hub, and has no revisions; remove it"
-
-
-def _of_stage(stage: Stage, known: Mapping[str, set[str]], defaults: Node) -> Stage:
-    path, revision = _revision_of(stage, defaults)
-    revisions = {**known, path: {revision}} if revision is not None else known
-    pinned = {"path": _pinned(path, revisions, stage.where("model", "path")), "revision": None}
-    models = {role: _pinned(path, revisions, stage.where("models", role)) for role, path in stage.models.items()}
-    return replace(stage, model=stage.model.model_copy(update=pinned), models=models)
 
 
 def _pinned(path: str, revisions: Mapping[str, set[str]], where: str) -> str:

@@ -7,11 +7,27 @@ current folder.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self, TypeAlias
 
-from pydantic import BeforeValidator, Field, JsonValue, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, create_model, model_validator
+from pydantic_core import PydanticCustomError
 
-from aligndistil.recipe.section import Section, Text, refusal
+from aligndistil.objectives import roles
+
+Text: TypeAlias = Annotated[str, Field(min_length=1)]
+
+
+class Section(BaseModel):
+    """Closed and frozen."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+def refusal(at: str, text: str) -> PydanticCustomError:
+    """An error about one field of several that belong together."""
+    return PydanticCustomError("refused", "{text}", {"at": at, "text": text})
+
 
 Format: TypeAlias = Literal["auto", "preference", "unpaired", "prompts", "hh", "demonstrations"]
 
@@ -50,19 +66,13 @@ class Model(Section):
     """A Jinja template, or the path of a file that holds one; null takes the tokenizer's own."""
 
 
-class Models(Section):
-    """The models beside the policy: each a folder, a Hub id, `builtin:NAME` or `stage:NAME`."""
-
-    reference: Text | None = None
-    """What the policy is kept close to."""
-    teacher: Text | None = None
-    """What the policy learns from."""
-    reverse_teacher: Text | None = None
-    """Trained on reversed preferences; it and the teacher span the token-level reward."""
-    reward: Text | None = None
-    """What scores responses: a model with a scalar head, or `python:MODULE:FUNCTION`, which needs `--allow-code`."""
-    critic: Text | None = None
-    """What the critic starts from: a model with a scalar head, or a language model, which is given a new one."""
+def models_section(roles: Mapping[str, str]) -> type[Section]:
+    """The section `models`: its fields are the roles that some registered objective may read, with what each is."""
+    fields: dict[str, Any] = {
+        role: (Text | None, Field(default=None, description=what)) for role, what in roles.items()
+    }
+    doc = "The models beside the policy: each a folder, a Hub id, `builtin:NAME` or `stage:NAME`."
+    return create_model("Models", __base__=Section, __doc__=doc, **fields)
 
 
 class Source(Section):
@@ -243,15 +253,87 @@ class Logging(Section):
     """Sampled responses written at each logged step of an on-policy stage."""
 
 
-SECTIONS: dict[str, type[Section]] = {
-    "model": Model,
-    "models": Models,
-    "data": Data,
-    "rollout": Rollout,
-    "train": Train,
-    "engine": Engine,
-    "evaluation": Evaluation,
-    "checkpoint": Checkpoint,
-    "logging": Logging,
-}
-"""Every section of a stage but `objective`, whose fields its own class declares."""
+ReportColumn: TypeAlias = Literal[
+    "reward_accuracy",
+    "gold_reward",
+    "reward_score",
+    "kl",
+    "kl_data",
+    "kl_initial",
+    "kl_initial_data",
+    "length_mean",
+    "length_characters",
+    "truncated_fraction",
+    "distinct_1",
+    "distinct_2",
+    "steps_to_reward",
+    "steps",
+    "seconds",
+    "tokens_per_second",
+    "peak_memory_gib",
+]
+"""What docs/metrics.md defines of whole models."""
+
+
+class Report(Section):
+    """The table and the picture at the end of a recipe."""
+
+    kl_to: Text | None = None
+    """The model that D_KL(policy || .) is measured against; null is the teacher of the last stage that has one, or else
+    the initial model."""
+    reward: Text | None = None
+    """The model with a scalar head that scores the samples; null is the last stage that trains one, or else the reward
+    of the last stage that is given one."""
+    samples: int = Field(default=256, ge=1)
+    """Prompts each model answers, and responses of the data that divergences are measured on."""
+    pairs: int | None = Field(default=None, ge=1)
+    """Pairs of the eval data that every model ranks; null is all of them."""
+    batch_size: int = Field(default=64, ge=1)
+    """Rows generated or scored at once."""
+    max_new_tokens: int | None = Field(default=None, ge=1)
+    """Longest answer; null is data.max_response_length of the stage."""
+    seed: int = Field(default=0, ge=0)
+    """Of the samples: the same for every model, whatever it was trained with."""
+    reward_accuracy: bool = False
+    """Also lay the rewards that the models stand for beside each other (scores, DPO rewards, contrastive ones): how
+    often each ranks eval pairs right, and as many training pairs."""
+    threshold: float | None = None
+    """The value that `steps_to_reward` counts the steps to; null is 90 % of the way to the lowest final value."""
+    threshold_metric: Text | None = None
+    """Of the training log, or of its evaluations as `eval/NAME`; null is `reward/token_mean`, or else a gold reward."""
+    columns: list[ReportColumn] | None = None
+    """What the tables show, in this order; null is the usual choice. The .csv and .json always have everything."""
+
+
+class Header(Section):
+    """What a recipe says once, for all of its stages."""
+
+    schema_version: int = 1
+    """The version of this format."""
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] | None = None
+    """Of the run; null is the name of the recipe file. Not inherited through `extends`."""
+    output_dir: Text | None = None
+    """The run folder, relative to the current folder; null is `runs/NAME`. Not inherited through `extends`."""
+    report: Report = Report()
+    """The table and the picture at the end."""
+
+    @model_validator(mode="after")
+    def _known_version(self) -> Self:
+        if self.schema_version != 1:
+            raise refusal("schema_version", f"this aligndistil reads version 1, not {self.schema_version}; upgrade it")
+        return self
+
+
+def sections() -> dict[str, type[Section]]:
+    """Every section of a stage but `objective`, whose fields its own class declares."""
+    return {
+        "model": Model,
+        "models": models_section(roles()),
+        "data": Data,
+        "rollout": Rollout,
+        "train": Train,
+        "engine": Engine,
+        "evaluation": Evaluation,
+        "checkpoint": Checkpoint,
+        "logging": Logging,
+    }

@@ -1,7 +1,7 @@
 """YAML whose every key and value remembers where it was written.
 
-What differs from PyYAML's `safe_load`: `1e-6` is a float, a key written twice is refused, and so are the booleans of
-YAML 1.1 (`yes`, `no`, `on`, `off`), tags and merge keys. Dates and `1:30` are strings.
+The parser is ruamel.yaml's. What a plain scalar means is decided here: `1e-6` is a float, dates and `1:30` are strings.
+The booleans of YAML 1.1 (`yes`, `no`, `on`, `off`), a key written twice, tags and merge keys are refused.
 """
 
 from __future__ import annotations
@@ -13,16 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import yaml
+from ruamel.yaml import YAML
+from ruamel.yaml.composer import Composer
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.events import AliasEvent, NodeEvent
+from ruamel.yaml.nodes import MappingNode, ScalarNode, SequenceNode
 
 from aligndistil.errors import UserError
 
 KeyPath: TypeAlias = tuple[str | int, ...]
 
 COMMAND_LINE = "--set"
-
-_NULL, _BOOL, _INT, _FLOAT, _OLD_BOOL, _MERGE = "null", "bool", "int", "float", "old_bool", "merge"
-_STRING = "tag:yaml.org,2002:str"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,16 +76,9 @@ class Node:
             return item
         return None
 
-    def find(self, path: Iterable[str | int]) -> Node | None:
-        """The node at a path, or None."""
-        node: Node | None = self
-        for key in path:
-            node = node.child(key) if node is not None else None
-        return node
-
-    def deepest(self, path: KeyPath) -> tuple[Node, KeyPath]:
+    def deepest(self, path: Iterable[str | int]) -> tuple[Node, KeyPath]:
         """The deepest node that exists on a path, and the rest of the path."""
-        node = self
+        node, path = self, tuple(path)
         for i, key in enumerate(path):
             child = node.child(key)
             if child is None:
@@ -92,40 +86,28 @@ class Node:
             node = child
         return node, ()
 
+    def find(self, path: Iterable[str | int]) -> Node | None:
+        """The node at a path, or None."""
+        node, rest = self.deepest(path)
+        return None if rest else node
+
+    def where(self, path: Iterable[str | int]) -> str:
+        """`recipes/x.yaml:12:7: stages.dpo.model.path`; what was not written is placed where its section was."""
+        found, rest = self.deepest(path)
+        shown = dotted((*found.path, *rest))
+        at = found.at if rest else found.value_at
+        return f"{at}: {shown}" if shown else str(found.at)
+
     def walk(self) -> Iterator[Node]:
         """This node and all below it."""
         yield self
-        children = self.value.values() if isinstance(self.value, dict) else self.value
         if isinstance(self.value, dict | list):
-            for child in children:
+            for child in self.value.values() if isinstance(self.value, dict) else self.value:
                 yield from child.walk()
 
 
 def dotted(path: KeyPath) -> str:
     return ".".join(str(key) for key in path)
-
-
-class _Loader(yaml.SafeLoader):
-    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012  (PyYAML's own class attribute)
-
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
-        tag = event.tag if isinstance(event, yaml.ScalarEvent | yaml.CollectionStartEvent) else None
-        if tag is not None:
-            problem = f"tags (here {tag!r}) are not supported; write the value plainly"
-            raise yaml.MarkedYAMLError(None, None, problem, event.start_mark)
-        return super().compose_node(parent, index)
-
-
-for _tag, _pattern, _first in (
-    (_NULL, r"~|null|Null|NULL|", [*"~nN", ""]),
-    (_BOOL, r"true|True|TRUE|false|False|FALSE", [*"tTfF"]),
-    (_OLD_BOOL, r"yes|Yes|YES|no|No|NO|on|On|ON|off|Off|OFF", [*"yYnNoO"]),
-    (_INT, r"[-+]?[0-9]+(_[0-9]+)*", [*"-+0123456789"]),
-    (_FLOAT, r"[-+]?(\.[0-9]+|[0-9]+(_[0-9]+)*(\.[0-9]*)?)([eE][-+]?[0-9]+)?", [*"-+.0123456789"]),
-    (_MERGE, r"<<", ["<"]),
-):
-    _Loader.add_implicit_resolver(_tag, re.compile(f"^(?:{_pattern})$"), _first)
 
 
 def read_text(path: Path) -> str:
@@ -142,96 +124,112 @@ def read_text(path: Path) -> str:
 
 def parse_yaml(text: str, source: str) -> Node:
     """The document of a text; null when it is empty. Raises UserError with file, line and column."""
+    parser = YAML(typ="safe", pure=True)
+    parser.Composer = _Composer
     try:
-        loader = _Loader(text)
-        document = loader.get_single_node()
-    except yaml.MarkedYAMLError as error:
+        document = parser.compose(text)
+    except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         at = Position(source, mark.line + 1, mark.column + 1) if mark else source
         said = " ".join(part for part in (error.problem, error.context) if part)
+        said = re.sub(r"\('(.*)',\)", r"'\1'", said)  # some of the parser's messages show a tuple of one
         raise UserError(f"{at}: this is not valid YAML: {said}") from None
-    except yaml.YAMLError as error:
+    except YAMLError as error:
         raise UserError(f"{source}: this is not valid YAML: {str(error).splitlines()[0]}") from None
+    except RecursionError:
+        raise UserError(f"{source}: lists and mappings are nested too deeply here for a recipe") from None
     start = Position(source, 1, 1)
     return _converted(document, source, start, (), ()) if document is not None else Node(None, start, start)
 
 
 def parse_value(text: str, path: KeyPath, index: int) -> Node:
     """The value of the `index`-th `--set`, typed as YAML."""
-    parsed = parse_yaml(text, f"{COMMAND_LINE} {dotted(path)}")
-    return _moved(parsed, Position(COMMAND_LINE, index), path)
+    at = Position(COMMAND_LINE, index)
+
+    def moved(node: Node, path: KeyPath) -> Node:
+        value = node.value
+        if isinstance(value, dict):
+            value = {key: moved(child, (*path, key)) for key, child in value.items()}
+        elif isinstance(value, list):
+            value = [moved(child, (*path, i)) for i, child in enumerate(value)]
+        return Node(value, at, at, path)
+
+    return moved(parse_yaml(text, f"{COMMAND_LINE} {dotted(path)}"), path)
 
 
-def _moved(node: Node, at: Position, path: KeyPath) -> Node:
-    value = node.value
-    if isinstance(value, dict):
-        value = {key: _moved(child, at, (*path, key)) for key, child in value.items()}
-    elif isinstance(value, list):
-        value = [_moved(child, at, (*path, i)) for i, child in enumerate(value)]
-    return Node(value, at, at, path)
+class _Composer(Composer):
+    """Refuses what a composed node no longer shows: that it had a tag, or an anchor that was there before."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        event: Any = self.parser.peek_event()
+        problem = None
+        if getattr(event, "ctag", None) is not None:
+            problem = f"tags (here {str(event.ctag)!r}) are not supported; write the value plainly"
+        elif isinstance(event, NodeEvent) and not isinstance(event, AliasEvent) and event.anchor in self.anchors:
+            problem = f"the anchor {event.anchor!r} was already given; give this one another name"
+        if problem:
+            raise MarkedYAMLError(None, None, problem, event.start_mark)
+        return super().compose_node(parent, index)
 
 
-def _position(node: yaml.Node, source: str) -> Position:
+def _converted(node: Any, source: str, at: Position | None, path: KeyPath, above: tuple[Any, ...]) -> Node:
+    here = _position(node, source)
+    if any(node is other for other in above):
+        raise UserError(f"{here}: {dotted(path)}: this anchor contains itself")
+    value: Any
+    if isinstance(node, MappingNode):
+        value = {}
+        for key_node, value_node in node.value:
+            key_at = _position(key_node, source)
+            key = _key(key_node, key_at)
+            if key in value:
+                first = value[key].at
+                text = f"this key was already given at {first}; remove one of them"
+                raise UserError(f"{key_at}: {dotted((*path, key))}: {text}")
+            value[key] = _converted(value_node, source, key_at, (*path, key), (*above, node))
+    elif isinstance(node, SequenceNode):
+        value = [_converted(item, source, None, (*path, i), (*above, node)) for i, item in enumerate(node.value)]
+    else:
+        value = _scalar(node, here)
+    return Node(value, at or here, here, path)
+
+
+def _position(node: Any, source: str) -> Position:
     return Position(source, node.start_mark.line + 1, node.start_mark.column + 1)
 
 
-def _converted(node: yaml.Node, source: str, at: Position, path: KeyPath, above: tuple[yaml.Node, ...]) -> Node:
-    here = _position(node, source)
-    if node in above:
-        raise UserError(f"{here}: {dotted(path)}: this anchor contains itself")
-    above = (*above, node)
-    if isinstance(node, yaml.MappingNode):
-        return Node(_mapping(node, source, path, above), at, here, path)
-    if isinstance(node, yaml.SequenceNode):
-        items = [
-            _converted(item, source, _position(item, source), (*path, i), above) for i, item in enumerate(node.value)
-        ]
-        return Node(items, at, here, path)
-    return Node(_scalar(node, here), at, here, path)
-
-
-def _mapping(node: yaml.MappingNode, source: str, path: KeyPath, above: tuple[yaml.Node, ...]) -> dict[str, Node]:
-    children: dict[str, Node] = {}
-    for key_node, value_node in node.value:
-        at = _position(key_node, source)
-        key = _key(key_node, at)
-        if key in children:
-            raise UserError(
-                f"{at}: {dotted((*path, key))}: this key was already given at {children[key].at}; remove one of them"
-            )
-        children[key] = _converted(value_node, source, at, (*path, key), above)
-    return children
-
-
-def _key(node: yaml.Node, at: Position) -> str:
-    if node.tag == _MERGE:
-        raise UserError(f"{at}: merge keys (`<<`) are not supported; use `extends`, or sections above `stages`")
-    if not isinstance(node, yaml.ScalarNode):
+def _key(node: Any, at: Position) -> str:
+    if not isinstance(node, ScalarNode):
         raise UserError(f"{at}: a key must be a word, not a list or a mapping")
+    if node.value == "<<" and not node.style:
+        raise UserError(f"{at}: merge keys (`<<`) are not supported; use `extends`, or sections above `stages`")
     value = _scalar(node, at)
     if not isinstance(value, str):
         raise UserError(f"{at}: the key `{node.value}` is not a string; write it in quotes")
     return value
 
 
-def _scalar(node: yaml.Node, at: Position) -> str | int | float | bool | None:
+def _scalar(node: ScalarNode, at: Position) -> str | int | float | bool | None:
     text: str = node.value
-    match node.tag:
-        case "null":
-            return None
-        case "bool":
-            return text.lower() == "true"
-        case "int":
-            return int(text)
-        case "float":
-            if not math.isfinite(float(text)):
-                raise UserError(f"{at}: {text} is too large for a number")
-            return float(text)
-        case "old_bool":
-            meant = "true" if text.lower() in ("yes", "on") else "false"
-            raise UserError(
-                f"{at}: `{text}` is a boolean to some YAML readers and a word to others; "
-                f'write `{meant}`, or "{text}" in quotes'
-            )
-        case _:
-            return text
+    if re.search("[\ud800-\udfff]", text):
+        raise UserError(f"{at}: {text!r} holds half a character; write the whole one")
+    if node.style:  # in quotes, or a block
+        return text
+    if text in ("", "~", "null", "Null", "NULL"):
+        return None
+    word = text.lower() if text in (text.lower(), text.upper(), text.capitalize()) else ""
+    if word in ("true", "false"):
+        return word == "true"
+    if word in ("yes", "no", "on", "off"):
+        meant = "true" if word in ("yes", "on") else "false"
+        raise UserError(
+            f"{at}: `{text}` is a boolean to some YAML readers and a word to others; "
+            f'write `{meant}`, or "{text}" in quotes'
+        )
+    if re.fullmatch(r"[-+]?[0-9]+(_[0-9]+)*", text) and len(text) < 400:
+        return int(text)
+    if re.fullmatch(r"[-+]?(\.[0-9]+|[0-9]+(_[0-9]+)*(\.[0-9]*)?)([eE][-+]?[0-9]+)?", text):
+        if not math.isfinite(float(text)):
+            raise UserError(f"{at}: {text} is too large for a number")
+        return float(text)
+    return text

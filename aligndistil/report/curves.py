@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from aligndistil.errors import UserError
+from aligndistil.errors import UserError, did_you_mean, listed
 from aligndistil.report.logs import Log, read_logs
 from aligndistil.report.panels import EVAL, known_metrics, off_policy, panel_of, sampled, split_and_name
 from aligndistil.report.smoothing import WINDOWS, Array, Usual, half_window, moving_average
@@ -257,8 +257,6 @@ def _why_none(methods: Sequence[Method], metric: str, x: str) -> str:
 def _guess(metric: str, there: Sequence[str]) -> str:
     """The nearest name as a guess, and then all of them, nearest first."""
     from difflib import SequenceMatcher
-
-    from aligndistil.recipe.nearest import did_you_mean, listed
 
     # A name that training and evaluation share is listed once, as the one that was asked for.
     evaluated = {name for name in there if name.startswith(EVAL)}

@@ -207,7 +207,7 @@ def test_rows_that_nobody_knows_have_no_bound(stage):
     unknown = stage()
     source = unknown.data.train[0].model_copy(update={"path": "nobody/knows"})
     data = unknown.data.model_copy(update={"train": [source]})
-    assert amount_at_most(replace(unknown, data=data)) is None
+    assert amount_at_most(unknown.model_copy(update={"data": data})) is None
 
 
 def test_a_dry_run_of_the_paper_needs_no_hub_and_no_weights():

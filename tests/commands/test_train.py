@@ -402,7 +402,6 @@ def test_a_loss_that_is_no_number_stops_and_the_last_checkpoint_goes_on(
 ) -> None:  # fmt: skip
     known = {**objectives.registry(), "poison": Poison}
     monkeypatch.setattr("aligndistil.objectives.registry", lambda: known)
-    monkeypatch.setattr("aligndistil.recipe.load.registry", lambda: known)
     content = off_policy(model_folder(seed=0), pairs_file(10), checkpoint={"every": 1}, train={"max_steps": 4})
     content["objective"] = {"name": "poison"}
     del content["models"], content["evaluation"], content["data"]["eval"]

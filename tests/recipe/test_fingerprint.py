@@ -70,7 +70,7 @@ def changes(load, text, *overrides):
     return changed_sections(before, after)
 
 
-def test_changes_are_told_in_words(load, three_stages):
+def test_changes_are_put_in_words(load, three_stages):
     assert changes(load, three_stages) == []
     assert changes(load, three_stages, "train.learning_rate=0.002", "data.train.split=other") == [
         "data.train.0.split changed from train to other",

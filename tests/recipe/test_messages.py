@@ -3,9 +3,8 @@
 import pytest
 
 from aligndistil.objectives import registry
-from aligndistil.recipe.header import Header
-from aligndistil.recipe.peers import FIELDS, PREFIXES, REMARKS
-from aligndistil.recipe.sections import SECTIONS, Source
+from aligndistil.recipe.other_tools import FIELDS, PREFIXES, REMARKS
+from aligndistil.recipe.sections import Header, Source, sections
 
 
 @pytest.mark.parametrize(
@@ -130,19 +129,19 @@ def test_peers_names_get_ours(refused, sft, key, text):
 
 
 def test_every_name_that_is_offered_for_a_peers_name_exists():
-    fields = {f"{name}.{field}" for name, cls in SECTIONS.items() for field in cls.model_fields}
+    fields = {f"{name}.{field}" for name, cls in sections().items() for field in cls.model_fields}
     fields |= {f"data.{part}.{field}" for part in ("train", "eval") for field in Source.model_fields}
     fields |= {"objective.name", *Header.model_fields}
     assert set(FIELDS.values()) <= fields
     sentences = " ".join([*REMARKS.values(), *PREFIXES.values()])
-    named = {word.strip(":,;()`") for word in sentences.split() if word.split(".")[0] in SECTIONS and "." in word}
+    named = {word.strip(":,;()`") for word in sentences.split() if word.split(".")[0] in sections() and "." in word}
     assert named
     assert named <= fields
 
 
 def test_a_peers_name_is_never_one_of_ours():
-    classes = [*SECTIONS.values(), Source, Header, *registry().values()]
-    ours = {field for cls in classes for field in cls.model_fields} | set(SECTIONS)
+    classes = [*sections().values(), Source, Header, *registry().values()]
+    ours = {field for cls in classes for field in cls.model_fields} | set(sections())
     assert not ours & {*FIELDS, *REMARKS}
 
 
@@ -175,6 +174,9 @@ def test_an_unknown_objective_lists_the_known_ones(refused, sft):
     ]
     assert refused(sft.replace("sft", "zzzz")) == [
         f"r.yaml:1:19: objective.name: unknown objective `zzzz`; the objectives are {listed}"
+    ]
+    assert refused(sft.replace("name: sft", "name: [dpo]")) == [
+        f"r.yaml:1:19: objective.name: unknown objective `['dpo']`; did you mean `dpo`? The objectives are {listed}"
     ]
     assert refused(sft.replace("name: sft", "beta: 1")) == [
         f"r.yaml:1:1: objective.name: is required; the objectives are {listed}"

@@ -60,7 +60,7 @@ def test_an_override_that_no_stage_would_see_is_refused(refused, three_stages):
     text = text.replace("r: 5}", "r: 5}\n    train: {seed: 7}")
     assert refused(text, "train.seed=1") == [
         "--set: train.seed: has no effect, because every stage has its own; "
-        "write `--set stages.aligndistil.training.loop.seed=...`"
+        "write `--set stages.aligndistil.train.seed=...`"
     ]
 
 

@@ -135,7 +135,7 @@ def test_a_default_that_no_stage_of_a_recipe_can_use_is_refused(refused):
         f"r.yaml:5:30: rollout.responses: {several}",
         f"r.yaml:5:46: rollout.epochs: {several}",
     ]
-    # One that samples nothing at all is told so, once.
+    # A recipe that samples nothing at all gets one line that says so.
     off_policy = (
         recipe.replace("aligndistil, r: 5", "sft").replace("aligndistil", "sft").replace(", responses: 128", "")
     )

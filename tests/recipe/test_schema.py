@@ -8,9 +8,7 @@ from pydantic import BaseModel
 
 from aligndistil.objectives import registry
 from aligndistil.recipe import recipe_schema
-from aligndistil.recipe.header import Header
-from aligndistil.recipe.section import Section
-from aligndistil.recipe.sections import SECTIONS
+from aligndistil.recipe.sections import Header, Section, sections
 
 
 def every_model_class():
@@ -21,7 +19,7 @@ def every_model_class():
 
 
 def test_the_walk_meets_every_section():
-    assert {*SECTIONS.values(), Header} < set(every_model_class())
+    assert {*sections().values(), Header} < set(every_model_class())
 
 
 @pytest.mark.parametrize("cls", every_model_class(), ids=lambda cls: cls.__name__)
@@ -30,7 +28,7 @@ def test_every_model_class_is_closed_and_frozen(cls: type[BaseModel]):
     assert cls.model_config["frozen"] is True
 
 
-@pytest.mark.parametrize("cls", [*SECTIONS.values(), Header], ids=lambda cls: cls.__name__)
+@pytest.mark.parametrize("cls", [*sections().values(), Header], ids=lambda cls: cls.__name__)
 def test_every_field_says_what_it_is(cls: type[BaseModel]):
     assert cls.__doc__
     assert all(field.description for field in cls.model_fields.values())
@@ -80,7 +78,7 @@ def test_mistakes_are_not_valid(text):
     assert not valid(text)
 
 
-def test_editors_are_told_what_a_field_is():
+def test_editors_show_what_a_field_is():
     schema = recipe_schema()
     assert json.loads(json.dumps(schema)) == schema
     assert schema["$defs"]["Train"]["properties"]["learning_rate"]["description"] == "Peak, after the warm-up."

@@ -2,16 +2,18 @@
 
 import json
 from pathlib import Path
+from typing import ClassVar, Literal
 
 import pytest
+import yaml
 
+from aligndistil import objectives
 from aligndistil.batch import DataKind
+from aligndistil.commands.recipes import shipped_recipes
 from aligndistil.errors import UserError
 from aligndistil.objectives.base import Need, Objective, OnPolicy, Role
-from aligndistil.recipe import Rollout, load_recipe
-from aligndistil.recipe.checks import models_needed, rollout_allowed
-from aligndistil.recipe.sections import Models
-from aligndistil.recipe.yaml_positions import parse_yaml
+from aligndistil.recipe import Rollout, load_recipe, recipe_schema
+from aligndistil.recipe.sections import sections
 
 
 class Sampler(Objective):
@@ -24,6 +26,32 @@ class Sampler(Objective):
     @property
     def needs(self):
         return {Role.POLICY: Need.LOGP, Role.TEACHER: Need.LOGP}
+
+
+class Group(Objective):
+    """Compares the samples of one prompt, which a model of its own kind scores."""
+
+    data = DataKind.RESPONSES
+    on_policy = OnPolicy.ALWAYS
+    groups = True
+    roles: ClassVar = {
+        "verifier": "What says how good a sample is.",
+        "guide": "What helps.",
+    }
+    name: Literal["group"] = "group"
+
+    @property
+    def needs(self):
+        return {Role.POLICY: Need.LOGP, "guide": Need.DISTRIBUTION, "verifier": Need.SCORE}
+
+
+@pytest.fixture(autouse=True)
+def toys(monkeypatch):
+    known = {**objectives.registry(), "sampler": Sampler, "group": Group}
+    monkeypatch.setattr("aligndistil.objectives.registry", lambda: known)
+
+
+SAMPLER = "objective: {name: sampler}\nmodel: {path: m}\ndata: {train: {path: d}}\nmodels: {teacher: t}\n"
 
 
 def test_a_recipe_of_one_stage_names_it_after_its_objective(load, sft):
@@ -76,21 +104,17 @@ def test_a_default_rollout_that_no_stage_uses_is_refused(refused, sft):
     ]
 
 
-def test_an_objective_that_must_sample_asks_for_a_rollout():
-    own = parse_yaml("objective: {name: sampler}", "x.yaml")
-    problems = []
-    assert rollout_allowed(Sampler(), None, own, own, problems) is None
-    assert [str(problem) for problem in problems] == [
-        "x.yaml:1:1: rollout: `sampler` learns from its own samples; write for example `rollout: {max_new_tokens: 256}`"
+def test_an_objective_that_must_sample_asks_for_a_rollout(load, refused):
+    assert refused(SAMPLER) == [
+        "r.yaml:1:1: rollout: `sampler` learns from its own samples; write for example `rollout: {max_new_tokens: 256}`"
     ]
-    assert rollout_allowed(Sampler(), Rollout(), own, own, []) == Rollout()
+    assert load(SAMPLER + "rollout: {}\n").stages["sampler"].rollout == Rollout()
 
 
-def test_only_the_models_an_objective_needs_are_kept():
-    own = parse_yaml("{}", "x.yaml")
-    problems = []
-    assert models_needed(Sampler(), Models(teacher="t", reference="r"), own, own, problems) == {Role.TEACHER: "t"}
-    assert problems == []
+def test_only_the_models_an_objective_needs_are_kept(load):
+    others = "models: {teacher: t, reference: r}\nstages:\n  x: {}\n  dpo: {objective: {name: dpo}}\n"
+    stages = load(SAMPLER.replace("models: {teacher: t}\n", others) + "rollout: {}\n").stages
+    assert (stages["x"].models, stages["dpo"].models) == ({Role.TEACHER: "t"}, {Role.REFERENCE: "r"})
 
 
 def test_a_default_role_reaches_the_stages_that_need_it(load, three_stages):
@@ -130,7 +154,76 @@ def test_the_policy_is_no_role_of_models(refused, sft):
 
 
 def test_every_role_but_the_policy_can_be_written():
-    assert set(Models.model_fields) == {role.value for role in Role if role != Role.POLICY}
+    roles = {role.value for role in Role if role != Role.POLICY}
+    assert set(sections()["models"].model_fields) == roles | {"verifier", "guide"}
+
+
+GROUP = """\
+model: {path: m}
+data: {train: {path: d}}
+train: {batch_size: 24, micro_batch_size: 2}
+stages:
+  rm: {objective: {name: reward_model}}
+  sft: {objective: {name: sft}}
+  group:
+    objective: {name: group}
+    models: {guide: "stage:sft", verifier: "stage:rm"}
+    rollout: {max_new_tokens: 4, samples_per_prompt: 4}
+"""
+
+
+def test_an_objective_may_bring_roles_of_its_own(write, refused):
+    path = write("a/b.yaml", GROUP.replace('"stage:sft"', "./guide"))
+    stage = load_recipe(path).stages["group"]
+    assert stage.models == {"guide": "./a/guide", "verifier": "stage:rm"}
+    assert stage.inputs == ("rm",)
+    assert list(recipe_schema()["$defs"]["Models"]["properties"])[-2:] == ["verifier", "guide"]
+    assert refused(GROUP.replace("verifier:", "verifyer:")) == [
+        "r.yaml:9:34: stages.group.models.verifyer: unknown key; did you mean `verifier`?",
+    ]
+    assert refused(GROUP + "models: {reference: x}\n") == [
+        "r.yaml:11:10: models.reference: no stage of this recipe reads this model; remove it"
+    ]
+
+
+def test_a_role_of_an_objective_s_own_is_given_a_stage_of_the_kind_it_reads(refused):
+    assert refused(GROUP.replace("stage:sft", "stage:rm").replace('verifier: "stage:rm', 'verifier: "stage:sft')) == [
+        "r.yaml:9:21: stages.group.models.guide: "
+        "`reward_model` trains a scalar head, not a language model; name a stage that trains one",
+        "r.yaml:9:43: stages.group.models.verifier: "
+        "`sft` trains a language model, which has no scalar head; name a stage that trains one",
+    ]
+
+
+def test_samples_that_are_compared_are_two_or_more_of_each_prompt(load, refused):
+    assert load(GROUP).stages["group"].rollout.samples_per_prompt == 4
+    text = "`group` compares the samples of one prompt with each other: write 2 or more"
+    at = "stages.group.rollout.samples_per_prompt"
+    assert refused(GROUP.replace("prompt: 4", "prompt: 1")) == [f"r.yaml:10:54: {at}: {text}"]
+    assert refused(GROUP.replace(", samples_per_prompt: 4", "")) == [f"r.yaml:10:5: {at}: {text}"]
+    assert refused(GROUP.replace("    rollout: {max_new_tokens: 4, samples_per_prompt: 4}\n", "")) == [
+        "r.yaml:7:3: stages.group.rollout: `group` learns from its own samples; "
+        "write for example `rollout: {max_new_tokens: 256, samples_per_prompt: 4}`"
+    ]
+
+
+def test_a_process_has_whole_groups_of_samples_that_are_compared(load):
+    group = load(GROUP).stages["group"]
+    for processes in (1, 2, 3, 6):
+        group.check_processes(processes)
+    with pytest.raises(UserError) as caught:
+        group.check_processes(4)
+    assert str(caught.value) == (
+        "r.yaml:3:21: train.batch_size: `group` compares the samples of one prompt with each other, and the "
+        "24 / 4 = 6 responses of a process are not a multiple of rollout.samples_per_prompt, 4; "
+        "use 16 or 32, or another number of processes"
+    )
+
+
+def test_samples_that_are_not_compared_need_not_be_together(load):
+    one = SAMPLER + "rollout: {samples_per_prompt: 4}\ntrain: {batch_size: 24}\n"
+    load(one).stages["sampler"].check_processes(12)
+    load(one.replace("prompt: 4", "prompt: 1")).stages["sampler"].check_processes(12)
 
 
 def test_the_samples_of_a_prompt_divide_the_batch(refused, three_stages):
@@ -177,3 +270,10 @@ def test_a_resolved_stage_is_plain_json_and_can_be_loaded_again(load, three_stag
 def test_a_file_name_that_is_no_name_asks_for_one(write, sft):
     with pytest.raises(UserError, match=r"name: the file is called '_.yaml'; give the recipe a name"):
         load_recipe(write("_.yaml", sft))
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_a_resolved_recipe_is_a_recipe_of_the_same_stages(write, name):
+    recipe = load_recipe(shipped_recipes()[name])
+    path = write("whole.yaml", yaml.safe_dump(recipe.resolved(), sort_keys=False))
+    assert load_recipe(path).resolved() == recipe.resolved()

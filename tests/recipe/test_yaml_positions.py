@@ -33,6 +33,9 @@ def refusal(text):
         ("'1'", "1"),
         ("nobody", "nobody"),
         (".inf", ".inf"),
+        ("0x10", "0x10"),
+        ("yEs", "yEs"),
+        ("'<<'", "<<"),
         ("[1, a, {b: 2}]", [1, "a", {"b": 2}]),
     ],
 )
@@ -91,7 +94,12 @@ def test_the_deepest_node_of_a_path_is_found():
         ("<<: {a: 1}", "x.yaml:1:1: merge keys (`<<`) are not supported"),
         ("1: a", "x.yaml:1:1: the key `1` is not a string; write it in quotes"),
         ("[a]: b", "x.yaml:1:1: a key must be a word"),
+        ('a: "x\\ud800"', r"x.yaml:1:4: 'x\ud800' holds half a character"),
+        ("a: " + "[" * 3000, "x.yaml: lists and mappings are nested too deeply"),
         ("a: 1e999", "x.yaml:1:4: 1e999 is too large for a number"),
+        ("a: " + "1" * 5000, "x.yaml:1:4: 11111"),
+        ("a: &x 1\nb: &x 2", "x.yaml:2:4: this is not valid YAML: the anchor 'x' was already given"),
+        ("a: 1\nb\n", "x.yaml:3:1: this is not valid YAML: could not find expected ':'"),
     ],
 )
 def test_what_is_no_recipe_yaml_is_refused_in_a_sentence(text, start):

@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from aligndistil.errors import UserError
-from aligndistil.recipe.header import ReportColumn
+from aligndistil.recipe.sections import ReportColumn
 from aligndistil.report import (
     Comparison,
     ModelResult,

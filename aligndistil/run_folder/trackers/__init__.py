@@ -9,7 +9,7 @@ from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
 from pathlib import Path
 
-from aligndistil.errors import MissingError, UserError
+from aligndistil.errors import MissingError, UserError, guess_and_list
 from aligndistil.run_folder.trackers.base import Tracker, TrackerFactory
 from aligndistil.run_folder.trackers.guard import Guarded
 from aligndistil.run_folder.trackers.mlflow_tracker import MLflow
@@ -47,8 +47,6 @@ def check_trackers(names: Iterable[str], where: str = "logging.trackers") -> Non
     known = [*TRACKERS, *sorted(_plugins().keys() - TRACKERS)]
     for name in names:
         if name not in known:
-            from aligndistil.recipe.nearest import guess_and_list  # with torch: only where it is needed
-
             raise UserError(f"{where}: `{name}` is not a tracker{guess_and_list(name, known, 'trackers')}")
         missing = [module for module in TRACKERS[name].needs if not _installed(module)] if name in TRACKERS else []
         if missing:
