@@ -13,8 +13,26 @@ from aligndistil.objectives.bandit import Bandit
 from aligndistil.objectives.base import Role
 from aligndistil.objectives.kto import KTO
 from aligndistil.objectives.reinforce import Reinforce
+from aligndistil.objectives.sft import SFT
 from aligndistil.objectives.simpo import SimPO
 from aligndistil.objectives.tdpo import TDPO
+
+
+def read_sft(content: Content) -> Iterator[Case]:
+    inputs = content["inputs"]
+    batch = batch_of(DataKind.RESPONSES, *(torch.tensor(inputs[key]) for key in ("ids", "attn", "prompt_lens")))
+    for key, expected in content["expected"].items():
+        yield Case(
+            key,
+            SFT(),
+            batch,
+            {Role.POLICY: floats(inputs["student_logits"])},
+            list(range(batch.rows)),
+            loss=expected["loss"],
+            gradient=floats(expected["grad_student"]),
+            per_example=floats(expected["per_response_loss"]),
+            metrics={"logps/token_mean": -expected["loss"]},
+        )
 
 
 def read_simpo(content: Content) -> Iterator[Case]:

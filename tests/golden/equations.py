@@ -77,6 +77,16 @@ def dpo(inputs: Content, cases: Content) -> Content:
     return found
 
 
+def sft(inputs: Content, cases: Content) -> Content:
+    """Minus the mean log-likelihood of each response, averaged over responses."""
+    ids, attention, prompts = (torch.tensor(inputs[key]) for key in ("ids", "attn", "prompt_lens"))
+    z, where = leaf(inputs["student_logits"]), predicting(ids, attention, prompts)
+    targets = ids.roll(-1, 1).masked_fill(~where, -100)
+    losses = torch.stack([F.cross_entropy(row, target) for row, target in zip(z, targets, strict=True)])
+    found = {"loss": losses.mean().item(), "per_response_loss": losses.tolist()}
+    return {key: {**found, "grad_student": gradient(losses.mean(), z)} for key in cases}
+
+
 def simpo(inputs: Content, cases: Content) -> Content:
     """Equation 6 of Meng et al. 2024, with gamma = ratio x beta."""
     ids, where = stacked(inputs)

@@ -32,6 +32,7 @@ EQUATIONS: dict[str, Callable[[Content, Content], Content]] = {
     "ppo": equations.ppo,
     "reward_model": equations.reward_model,
     "rto": equations.rto,
+    "sft": equations.sft,
     "simpo": equations.simpo,
     "tdpo": equations.tdpo,
     "theorem1": theorem1,
@@ -116,8 +117,9 @@ def draw_responses(content: Content, generator: Generator) -> None:
     inputs["prompt_lens"] = prompt_lengths
     inputs["ids"], inputs["attn"] = padded(rows, width)
     where = predicting(*(torch.tensor(inputs[key]) for key in ("ids", "attn", "prompt_lens")))
-    inputs["position_mask"] = where.long().tolist()
     draw_logits(inputs, generator)
+    if "position_mask" in inputs:
+        inputs["position_mask"] = where.long().tolist()
     for case in content["expected"].values():
         if "reverse_logits" in case:
             close = normal(case["reverse_logits"], generator, 1e-6)
@@ -176,7 +178,7 @@ DRAW: dict[str, Callable[[Content, Generator], None]] = {
     **dict.fromkeys(("dpo", "metrics_pairs", "simpo", "tdpo"), draw_pairs),
     **dict.fromkeys(("aligndistil_onpolicy", "eq42_bandit", "eq43_reinforce"), draw_samples),
     **dict.fromkeys(("ppo", "rto"), draw_rollout),
-    "aligndistil_offpolicy": draw_responses,
+    **dict.fromkeys(("aligndistil_offpolicy", "sft"), draw_responses),
     "kto": draw_unpaired,
     "reward_model": draw_scores,
     "theorem1": draw_tables,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from baseline_readers import read_bandit, read_kto, read_reinforce, read_simpo, read_tdpo
+from baseline_readers import read_bandit, read_kto, read_reinforce, read_sft, read_simpo, read_tdpo
 from case import Case, Content, TermsCase, about_tokens, batch_of, floats, interleaved, pair_batch
 from reward_readers import read_ppo, read_reward_model, read_rto
 
@@ -177,6 +177,7 @@ READERS: dict[str, Callable[[Content], Iterator[Case]]] = {
     "aligndistil_onpolicy": read_aligndistil_onpolicy,
     "metrics_pairs": read_metrics_pairs,
     "kto": read_kto,
+    "sft": read_sft,
     "simpo": read_simpo,
     "tdpo": read_tdpo,
     "eq42_bandit": read_bandit,
