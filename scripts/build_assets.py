@@ -24,6 +24,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # sums over threads would depend 
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -31,11 +32,13 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
+    get_cosine_schedule_with_warmup,
 )
 
 from aligndistil.commands.train import run_recipe
 from aligndistil.data.reviews import generate, gold_reward
-from aligndistil.recipe import load_recipe
+from aligndistil.engine import trained
+from aligndistil.recipe import Train, load_recipe
 
 DEMONSTRATIONS = 38_400
 CORPUS_SEED, PROMPT_SEED, SAMPLE_SEED, LABEL_SEED = 0, 1, 2, 3
@@ -124,6 +127,14 @@ def initial_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     return model
 
 
+def warm_up_from_zero(optimizer: torch.optim.Optimizer, section: Train, steps: int) -> LambdaLR:
+    """transformers' cosine schedule, whose first step has a rate of 0, as the engine's had when the assets were made.
+
+    Another schedule would be another model and other pairs, and every figure in docs/results another.
+    """
+    return get_cosine_schedule_with_warmup(optimizer, math.ceil(section.warmup_ratio * steps), steps)
+
+
 def train(work: Path, corpus: list[dict[str, str]], tokenizer: PreTrainedTokenizerFast) -> Path:
     """SFT through the package's own pipeline; the folder of the trained model."""
     tokenizer.save_pretrained(work / "initial")
@@ -134,6 +145,7 @@ def train(work: Path, corpus: list[dict[str, str]], tokenizer: PreTrainedTokeniz
     recipe = work / "recipe.yaml"
     paths = {"model": work / "initial", "demonstrations": demonstrations, "output": work / "run"}
     recipe.write_text(RECIPE.substitute({key: json.dumps(str(path)) for key, path in paths.items()}), encoding="utf-8")
+    trained.schedule = warm_up_from_zero
     return run_recipe(load_recipe(recipe)).final
 
 

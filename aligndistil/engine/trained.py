@@ -40,7 +40,7 @@ class Trained:
             model=module,
             config=deepspeed_config(settings, train, accumulation=accumulation, dtype=model.dtype),
             optimizer=_adamw(model, train, learning_rate),
-            lr_scheduler=lambda optimizer: _schedule(optimizer, train, total_steps),
+            lr_scheduler=lambda optimizer: schedule(optimizer, train, total_steps),
         )
         self.zero_stage: int = self.engine.zero_optimization_stage()
         if settings.zero_stage == 3:
@@ -81,7 +81,7 @@ def _adamw(model: PreTrainedModel, train: recipe.Train, learning_rate: float) ->
     return torch.optim.AdamW(groups, lr=learning_rate, betas=train.adam_betas)
 
 
-def _schedule(optimizer: torch.optim.Optimizer, train: recipe.Train, steps: int) -> LambdaLR:
+def schedule(optimizer: torch.optim.Optimizer, train: recipe.Train, steps: int) -> LambdaLR:
     """Up to the learning rate in the last step of the warm-up, then as `train.lr_scheduler` says, down to its floor.
 
     transformers' schedules take the first step with a rate of 0, so that it changes nothing; here the first of n steps
