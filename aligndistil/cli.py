@@ -65,7 +65,7 @@ def compare(
     jobs: Annotated[int, typer.Option(min=1, help="Seeds to train at the same time.")] = 1,
     allow_code: Annotated[bool, typer.Option("--allow-code", help="Permit rewards that are Python functions.")] = False,
 ) -> None:
-    """Tables and pictures of a recipe's models, trained where they are not yet, or of finished runs."""
+    """Compare a recipe's models in tables and pictures, training what is not finished first; or finished runs."""
     from aligndistil.commands.compare import Options, compare
 
     raise typer.Exit(compare(given, Options(overrides or (), seeds, out, processes, jobs, allow_code)))
@@ -110,10 +110,10 @@ def plot(
     x: Annotated[str, typer.Option("--x", help="step, tokens, seconds, or a metric: kl is the frontier.")] = "step",
     smooth: Annotated[bool, typer.Option(help="Draw moving averages, or what was logged.")] = True,
     window: Annotated[int | None, typer.Option(min=0, help="Steps on either side that are averaged.")] = None,
-    threshold: Annotated[float | None, typer.Option(help="Say how soon each method gets to this value.")] = None,
+    threshold: Annotated[float | None, typer.Option(help="Say how long each method takes to reach this value.")] = None,
     out: Annotated[Path | None, typer.Option(help="A .png, .svg or .pdf.")] = None,
 ) -> None:
-    """Draw training curves with seed bands, and say how soon each method gets to the same reward."""
+    """Draw training curves with seed bands, and say how long each method takes to reach the same reward."""
     from aligndistil.report import plot_runs
 
     for text in plot_runs(runs, metric, x, smooth=smooth, window=window, threshold=threshold, out=out).report():
@@ -178,6 +178,14 @@ def recipes_ls() -> None:
     from aligndistil.commands import recipes
 
     rich.print(recipes.recipes_table())
+
+
+@recipes_app.command("show")
+def recipes_show(recipe: RecipePath, overrides: Overrides = None) -> None:
+    """Print a recipe as YAML with everything in it that it extends, leaves to defaults, or --set changes."""
+    from aligndistil.commands import recipes
+
+    print(recipes.resolved_text(_load(recipe, overrides)), end="")
 
 
 @recipes_app.command("cp")

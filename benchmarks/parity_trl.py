@@ -1,6 +1,6 @@
 """TRL's trainers and ours in one run: the same loss curve, and the time and peak memory of a step side by side.
 
-    pip install "aligndistil[trl]"
+    pip install -c constraints.txt --group trl
     python benchmarks/parity_trl.py [--objective dpo simpo kto] [--data FILE] [--tokenizer FOLDER] [--threads N]
 
 Both sides train the same float32 model (random weights, 17 million of them, vocabulary 49,152; or --model) on the same
@@ -199,7 +199,7 @@ def case_of(name: str, arguments: argparse.Namespace) -> Case:
 def main() -> None:
     arguments = read_arguments()
     if importlib.util.find_spec("trl") is None:
-        raise SystemExit('trl is not installed: pip install "aligndistil[trl]"')
+        raise SystemExit("trl is not installed: pip install -c constraints.txt --group trl")
     console = Console(width=120)
     cases = {name: case_of(name, arguments) for name in arguments.objective}
     with tempfile.TemporaryDirectory() as scratch:

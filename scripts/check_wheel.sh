@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Build the wheel and use it from an empty folder: recipes, schema and the embedded default must have travelled in it.
+# Build the wheel and use it from an empty folder: recipes, schema, the embedded default and the mark
+# that the package is typed must have travelled in it.
 set -euo pipefail
 python=$(cd "$(dirname "$1")" && pwd)/$(basename "$1")
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -11,6 +12,7 @@ mkdir "$scratch/empty" && cd "$scratch/empty"
 run() { PYTHONPATH="$scratch/site" "$python" -m aligndistil "$@"; }
 test "$(PYTHONPATH="$scratch/site" "$python" -c 'import aligndistil; print(aligndistil.__file__)')" = \
     "$scratch/site/aligndistil/__init__.py"
+test -f "$scratch/site/aligndistil/py.typed"
 run recipes ls
 run recipes cp quickstart .
 run validate quickstart.yaml --rows 1

@@ -1,10 +1,12 @@
 """What the documents say of the repository is true."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
 
 from aligndistil.objectives import registry
 from aligndistil.objectives.base import Role
@@ -15,14 +17,15 @@ PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "benchmark
 
 
 def test_readme_shows_the_two_commands_first():
-    assert README.index("make quickstart") < README.index("make test") < README.index("pip install .")
+    installed = README.index("pip install -c constraints.txt .")
+    assert README.index("make quickstart") < README.index("make test") < installed
 
 
 def test_readme_file_tree_lists_every_module_and_nothing_else():
     tree = README.split("## What is where")[1].split("\n    recipes/")[0]
     listed = set(re.findall(r"^      ([\w.]+/?)\s", tree, flags=re.MULTILINE))
     package = ROOT / "aligndistil"
-    hidden = {"__init__.py", "__main__.py", "__pycache__"}
+    hidden = {"__init__.py", "__main__.py", "__pycache__", "py.typed"}
     there = {p.name + "/" * p.is_dir() for p in package.iterdir() if p.name not in hidden}
     assert listed == there
 
@@ -58,3 +61,12 @@ def test_links_and_pictures_lead_somewhere(page):
     targets = re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text())
     missing = [target for target in targets if not (page.parent / target).exists()]
     assert not missing
+
+
+def test_the_versions_tested_with_are_ones_that_the_package_asks_for():
+    text = (ROOT / "constraints.txt").read_text()
+    pins = {name.lower().replace("_", "-"): pin for name, pin in re.findall(r"^([\w.-]+)==(\S+)$", text, re.MULTILINE)}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    asked = [Requirement(text) for text in (*project["project"]["dependencies"], *project["dependency-groups"]["dev"])]
+    assert [str(one) for one in asked if one.name.lower() not in pins] == []
+    assert [str(one) for one in asked if not one.specifier.contains(pins[one.name.lower()])] == []

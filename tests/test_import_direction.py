@@ -1,6 +1,7 @@
-"""Imports point one way, and what belongs to one place stays there. The table is the house plan."""
+"""Imports point one way, and what belongs to one place stays there. The layers are those of docs/architecture.md."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,21 +10,20 @@ import pytest
 import aligndistil
 
 ROOT = Path(aligndistil.__file__).parent
+REPOSITORY = Path(__file__).parents[1]
+TABLE = "the table of layers in docs/architecture.md"
 
-LAYERS = [
-    ["errors", "files", "assets", "maths", "batch"],
-    ["objectives"],
-    ["recipe"],
-    ["data", "models", "engine", "rollout", "run_folder", "progress"],
-    ["training"],
-    ["evaluation", "report"],
-    ["token_view"],
-    ["commands"],
-    ["cli"],
-    ["__main__"],
-]
-"""A module imports from the lines above its own, never from its siblings."""
-LAYER = {name: number for number, names in enumerate(LAYERS) for name in names} | {"__init__": 0}
+
+def layers_of(page: str) -> list[list[str]]:
+    """The modules of each row of its table of layers: those of a row import from the rows above alone."""
+    section = page.split("\n## Layers\n")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| (\d+) \| ([^|]+) \|", section, flags=re.MULTILINE)
+    assert [int(number) for number, _ in rows] == list(range(1, len(rows) + 1))
+    return [re.findall(r"`(\w+)/?`", modules) for _, modules in rows]
+
+
+LAYERS = layers_of((REPOSITORY / "docs" / "architecture.md").read_text())
+LAYER = {name: number for number, names in enumerate(LAYERS) for name in names} | {"__init__": 0, "__main__": 99}
 
 HEAVY = {"transformers", "deepspeed", "datasets", "accelerate", "peft", "matplotlib", "tensorboard"}
 
@@ -48,7 +48,7 @@ def wrong_arrows(file: Path, source: str) -> list[str]:
     """A sentence for each import that points the wrong way."""
     here = part_of(file)
     package = ("aligndistil", *file.relative_to(ROOT).parent.parts)
-    wrong = [] if here in LAYER else [f"{here}: add this module to LAYERS in tests/test_import_direction.py"]
+    wrong = [] if here in LAYER else [f"{here}: add this module to {TABLE}"]
     for name in imported(ast.parse(source), package):
         parts = name.split(".")
         if parts[0] != "aligndistil" or len(parts) == 1 or parts[1] == here or here not in LAYER:
@@ -57,7 +57,7 @@ def wrong_arrows(file: Path, source: str) -> list[str]:
         if there.startswith("__"):
             continue  # aligndistil.__version__
         if there not in LAYER:
-            wrong.append(f"{here} imports {there}: add it to LAYERS in tests/test_import_direction.py")
+            wrong.append(f"{here} imports {there}: add it to {TABLE}")
         elif LAYER[there] >= LAYER[here]:
             wrong.append(f"{file.relative_to(ROOT)}: {here} must not import {there}, which is beside or below it")
     return wrong
@@ -101,6 +101,18 @@ def is_objective_name(node: ast.expr) -> bool:
 
 
 FILES = sorted(file for file in ROOT.rglob("*.py"))
+
+
+def test_the_layers_are_of_every_module_once() -> None:
+    listed = [name for names in LAYERS for name in names]
+    assert sorted(listed) == sorted({part_of(file) for file in FILES} - {"__init__", "__main__"})
+
+
+def test_the_file_tree_of_the_readme_goes_from_the_top_layer_to_the_lowest() -> None:
+    tree = (REPOSITORY / "README.md").read_text().split("## What is where")[1].split("\n    recipes/")[0]
+    names = re.findall(r"^      (\w+)(?:/|\.py)\s", tree, flags=re.MULTILINE)
+    assert {*names} == {name for layer in LAYERS for name in layer}
+    assert names == sorted(names, key=lambda name: -LAYER[name])
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))

@@ -52,6 +52,7 @@ def test_an_objective_of_another_package_is_listed_with_its_fields(site: Path) -
     assert ipo["models"] == {"policy": "logp", "reference": "logp"}
     assert ipo["fields"]["tau"]["default"] == 0.1
     assert "regularisation" in ipo["fields"]["tau"]["description"]
+    assert "rewards/margins" in ipo["metrics"]
 
 
 def test_its_recipe_is_checked_and_trains(site: Path) -> None:
@@ -63,6 +64,8 @@ def test_its_recipe_is_checked_and_trains(site: Path) -> None:
     losses = [line["loss"] for line in lines if line["split"] == "train"]
     assert losses[0] == pytest.approx(25.0, rel=0.01)  # (1 / (2 x 0.1))² where policy and reference are the same
     assert losses[-1] < losses[0]
+    (ipo,) = [one for one in json.loads(run(site, "aligndistil", "objectives", "--json")) if one["name"] == "ipo"]
+    assert all(ipo["metrics"].keys() <= line.keys() for line in lines)
 
 
 def test_the_tests_of_the_tutorial_pass(site: Path) -> None:

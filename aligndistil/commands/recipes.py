@@ -1,15 +1,19 @@
-"""The recipes that travel with the package: finding, listing and copying them."""
+"""The recipes that travel with the package: finding, listing, showing and copying them."""
 
 from __future__ import annotations
 
 import shutil
 from importlib.resources import files
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import yaml
 from rich.table import Table
 
 from aligndistil.errors import UserError, nearest
+
+if TYPE_CHECKING:  # torch comes with it, which `recipes ls` does without
+    from aligndistil.recipe import Recipe
 
 SCHEMA = "schema.json"
 
@@ -58,6 +62,11 @@ def headline(path: Path) -> str:
     """The first comment of a recipe that is not for an editor."""
     comments = [line.lstrip("# ") for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
     return next((line for line in comments if line and not line.startswith("yaml-language-server")), "")
+
+
+def resolved_text(recipe: Recipe) -> str:
+    """The recipe as YAML that extends nothing and relies on no default."""
+    return yaml.safe_dump(recipe.resolved(), sort_keys=False, allow_unicode=True, width=120)
 
 
 def copy_recipe(name: str, target: Path) -> list[Path]:

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
 from aligndistil.batch import DataKind
+from aligndistil.cli import app
 from aligndistil.commands import recipes as shipped
 from aligndistil.errors import UserError
 from aligndistil.objectives import registry
@@ -56,6 +58,23 @@ def test_a_copied_recipe_stands_alone(tmp_path, name):
     shipped.copy_recipe(name, tmp_path)
     copied = load_recipe(tmp_path / f"{name}.yaml")
     assert copied.resolved()["stages"] == load_recipe(RECIPES[name]).resolved()["stages"]
+
+
+@pytest.mark.parametrize("name", ["quickstart", "smollm2/cpu", "paper/qwen2.5/table1"])
+def test_a_shown_recipe_is_the_same_recipe_with_nothing_left_out(tmp_path, name):
+    recipe = load_recipe(RECIPES[name], ["train.seed=7"])
+    shown = tmp_path / "shown.yaml"
+    shown.write_text(shipped.resolved_text(recipe))
+    written = yaml.safe_load(shown.read_text())
+    assert "extends" not in written
+    assert {stage["train"]["seed"] for stage in written["stages"].values()} == {7}
+    assert load_recipe(shown).resolved() == recipe.resolved()
+
+
+def test_recipes_show_prints_a_recipe_with_what_was_set():
+    said = CliRunner().invoke(app, ["recipes", "show", "quickstart", "--set", "stages.aligndistil.objective.r=15"])
+    assert said.exit_code == 0
+    assert yaml.safe_load(said.stdout)["stages"]["aligndistil"]["objective"]["r"] == 15
 
 
 # ---- one small recipe an objective
