@@ -12,6 +12,7 @@ import json
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -38,8 +39,8 @@ class CachedModel:
 
     def __init__(self, folder: Path, head: Head) -> None:
         self.head = head
-        files = [safe_open(file, "pt") for file in sorted(folder.glob("*.safetensors"))]
-        self._file_of = {key: file for file in files for key in file.keys()}  # noqa: SIM118 (no mapping)
+        files: list[Any] = [safe_open(file, "pt") for file in sorted(folder.glob("*.safetensors"))]
+        self._file_of = {key: file for file in files for key in file.keys()}  # noqa: SIM118 (not a mapping)
 
     def read(self, batch: Batch) -> FrozenRole:
         """The states (n, H) that predict the batch's response tokens, in row-major order.
