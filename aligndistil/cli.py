@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import rich
+import rich.markup
 import typer
 
 from aligndistil import __version__
@@ -161,7 +162,7 @@ def inspect(
     """Write a page that shows, token by token, what a stage was taught; --prompt and --row may be repeated."""
     from aligndistil import token_view
 
-    print(token_view.inspect(run, token_view.Wanted(prompt or (), row or (), seed, max_new_tokens), out, top))
+    print(token_view.inspect(run, token_view.Request(prompt or (), row or (), seed, max_new_tokens), out, top))
 
 
 @app.command()

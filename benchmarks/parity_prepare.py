@@ -60,7 +60,7 @@ def usable_pairs(arguments: argparse.Namespace, tokenizer: PreTrainedTokenizerBa
         on_boundary_mismatch="drop",
     )
     stops = stop_ids(path, Model(path=path), tokenizer)
-    examples = load_examples(section, "train", DataKind.PAIRS, tokenizer, stops, tokenizer.chat_template)
+    examples = load_examples(section, "train", DataKind.PAIRS, tokenizer, stops)
     seen = set[str]()
     for i in range(len(examples)):
         rows = examples.rows(i)

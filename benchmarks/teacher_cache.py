@@ -85,7 +85,7 @@ def train(asked: argparse.Namespace, folder: Path, name: str, cache: Path, cache
         "step_seconds": statistics.median(line["perf/step_seconds"] for line in steps[2:]),
         "command_seconds": seconds,
         "peak_gib": max(line["perf/peak_memory_gib"] for line in steps),
-        "cache_mib": sum(file.stat().st_size for file in hidden.rglob("*.bin")) / 2**20,
+        "cache_mib": sum(file.stat().st_size for file in hidden.rglob("*.safetensors")) / 2**20,
         "loss": steps[-1]["loss"],
     }
 

@@ -92,8 +92,7 @@ def load_examples(
     kind: DataKind,
     tokenizer: PreTrainedTokenizerBase,
     stop_ids: frozenset[int],
-    chat_template: str | None,
-    *,
+    *_: object,  # aligndistil.evaluation still gives the tokenizer's chat template here
     seed: int = 0,
     on_progress: Progress | None = None,
 ) -> Examples:
@@ -114,7 +113,6 @@ def load_examples(
     encoder = Encoder(
         tokenizer,
         stop_ids=stop_ids,
-        chat_template=chat_template,
         max_prompt_length=section.max_prompt_length,
         max_response_length=section.max_response_length,
     )

@@ -55,13 +55,11 @@ class Encoder:
         tokenizer: PreTrainedTokenizerBase,
         *,
         stop_ids: frozenset[int],
-        chat_template: str | None = None,
         max_prompt_length: int = 1024,
         max_response_length: int = 1024,
     ) -> None:
         self.tokenizer = tokenizer
-        self._override = chat_template
-        self.template = chat_template if chat_template is not None else tokenizer.chat_template
+        self.template = tokenizer.chat_template
         self.max_prompt_length, self.max_response_length = max_prompt_length, max_response_length
         eos, self._bos = cast("int | None", tokenizer.eos_token_id), cast("int | None", tokenizer.bos_token_id)
         self.stop_ids = stop_ids | ({eos} if eos is not None else set())
@@ -120,9 +118,7 @@ class Encoder:
         return _Rendered(self._apply(messages, answered=False), tuple(wholes), templated=True)
 
     def _apply(self, messages: Messages, *, answered: bool) -> str:
-        text = self.tokenizer.apply_chat_template(
-            messages, chat_template=self._override, tokenize=False, add_generation_prompt=not answered
-        )
+        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=not answered)
         return cast(str, text)
 
     def _tokenise(self, texts: list[str]) -> list[list[int]]:

@@ -49,8 +49,8 @@ function drawHistogram() {
   const largest = Math.max(...inTokens, ...inLoss);
   const bar = (name, share) => element("i", { className: name, style: `height: ${(100 * share) / largest}%` });
   at("histogram").replaceChildren(...inTokens.map((share, bin) => {
-    const told = `${written(bins.edges[bin])} to ${written(bins.edges[bin + 1])}: ${percent(share)} % of the tokens`;
-    const title = withLoss ? `${told}, ${percent(inLoss[bin])} % of the loss` : told;
+    const range = `${written(bins.edges[bin])} to ${written(bins.edges[bin + 1])}: ${percent(share)} % of the tokens`;
+    const title = withLoss ? `${range}, ${percent(inLoss[bin])} % of the loss` : range;
     return element("div", { title }, bar("tokens", share), withLoss ? bar("lost", inLoss[bin]) : null);
   }));
   const middle = bins.edges[Math.floor(count / 2)];
@@ -104,7 +104,7 @@ function drawLoss() {
     ...parts.slice(0, HEAVIEST).map(({ part, number, index, token }) => {
       const go = () => { if (number !== state.response) show(number, index); select(index); };
       const title = `token ${index + 1}, ${data.responses[number].label}`, share = `${percent(part / total)} %`;
-      return element("button", { type: "button", title, onclick: go }, spelled(token, false), element("b", {}, share));
+      return element("button", { type: "button", title, onclick: go }, tokenText(token, false), element("b", {}, share));
     }),
   );
 }
@@ -130,9 +130,9 @@ function draw() {
 
 function start() {
   for (const { key } of data.terms) scales[key] = scaleOf(key);
-  const asked = new URLSearchParams(location.hash.slice(1));
-  const number = (name, limit) => Math.min(limit - 1, Math.max(0, parseInt(asked.get(name) || "0", 10) || 0));
-  state.colour = term(asked.get("colour")) ? asked.get("colour") : data.terms[0].key;
+  const fragment = new URLSearchParams(location.hash.slice(1));
+  const number = (name, limit) => Math.min(limit - 1, Math.max(0, parseInt(fragment.get(name) || "0", 10) || 0));
+  state.colour = term(fragment.get("colour")) ? fragment.get("colour") : data.terms[0].key;
   state.histogram = term("alpha") ? "alpha" : state.colour;
   state.response = number("response", data.responses.length);
   state.token = number("token", current().tokens.length);

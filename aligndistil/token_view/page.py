@@ -19,9 +19,10 @@ from aligndistil.files import write_text
 from aligndistil.models import load_model, load_tokenizer, shared_vocab, stop_ids
 from aligndistil.objectives.base import Role, TermInfo
 from aligndistil.progress import Steps
+from aligndistil.rollout import LoadedModel
 from aligndistil.run_folder.outputs import check_file
-from aligndistil.token_view.responses import Response, Wanted, answer, choose
-from aligndistil.token_view.texts import Speller
+from aligndistil.token_view.responses import Request, Response, answer, choose
+from aligndistil.token_view.texts import TokenDecoder
 from aligndistil.token_view.trained import TrainedStage, find_stage
 from aligndistil.token_view.values import TARGET, TokenValues, Viewer
 
@@ -31,9 +32,11 @@ OWN_TERMS = {
 }
 """What the page adds to the terms that an objective declares."""
 _SCRIPTS = ("scales.js", "view.js", "charts.js")
+_BATCH = 8
+"""Prompts that are answered together."""
 
 
-def inspect(path: Path, wanted: Wanted, out: Path | None = None, top: int = 6) -> Path:
+def inspect(path: Path, request: Request, out: Path | None = None, top: int = 6) -> Path:
     """Write the page of a stage, or of a run's last; return where: `out`, or `inspect.html` in the stage's folder.
 
     Raises UserError when there is no such stage, prompt or row, and when `out` cannot be written.
@@ -48,12 +51,12 @@ def inspect(path: Path, wanted: Wanted, out: Path | None = None, top: int = 6) -
 
     tokenizer = load_tokenizer(stage.model.path, stage.model)
     stops = stop_ids(stage.model.path, stage.model, tokenizer)
-    chosen = choose(stage, wanted, tokenizer, stops)
-    loaded = {where: load(where) for where in {stage.model.path, *stage.paths.values()}}
-    policy = loaded[stage.model.path]
-    vocab = shared_vocab(loaded.values(), tokenizer)
-    shown = answer(stage, chosen, wanted.max_new_tokens, policy, tokenizer, stops, vocab)
-    viewer = Viewer(stage.objective, policy, {role: loaded[p] for role, p in stage.paths.items()}, vocab, top)
+    chosen = choose(stage, request, tokenizer, stops)
+    models = {where: load(where) for where in {stage.model.path, *stage.paths.values()}}
+    vocab = shared_vocab(models.values(), tokenizer)
+    policy = LoadedModel(models[stage.model.path], tokenizer, stops, vocab, _BATCH)
+    shown = answer(stage, chosen, request.max_new_tokens, policy)
+    viewer = Viewer(stage.objective, policy.model, {role: models[p] for role, p in stage.paths.items()}, vocab, top)
     viewed = []
     with Steps(f"looking at {stage.name}", len(shown), unit="responses") as steps:
         for response in shown:
@@ -66,7 +69,7 @@ def page_data(
     stage: TrainedStage, viewed: Sequence[tuple[Response, TokenValues]], tokenizer: PreTrainedTokenizerBase, top: int
 ) -> dict[str, Any]:
     """What the page shows, in JSON's types; numbers are rounded to six digits."""
-    speller = Speller(tokenizer)
+    decoder = TokenDecoder(tokenizer)
     first = viewed[0][1]
     names = list(first.terms) + (["loss_share"] if any(values.loss for _, values in viewed) else [])
     infos = {**stage.objective.terms, **OWN_TERMS}
@@ -84,8 +87,8 @@ def page_data(
         "top": top,
         "distributions": [_distribution(stage, name) for name in first.probabilities],
         "terms": [_term(name, infos) for name in ordered],
-        "vocabulary": {token: speller.alone(token) for token in used},
-        "responses": [_response(response, values, speller) for response, values in viewed],
+        "vocabulary": {token: decoder.alone(token) for token in used},
+        "responses": [_response(response, values, decoder) for response, values in viewed],
     }
 
 
@@ -105,14 +108,14 @@ def _term(name: str, infos: Mapping[str, TermInfo]) -> dict[str, str]:
     return {"key": name, "label": info.label, "about": info.meaning}
 
 
-def _response(response: Response, values: TokenValues, speller: Speller) -> dict[str, Any]:
+def _response(response: Response, values: TokenValues, decoder: TokenDecoder) -> dict[str, Any]:
     prompt, ids = response.row.prompt_ids, response.row.response_ids
-    spelled = speller.sequence([*prompt, *ids])
+    texts = decoder.sequence([*prompt, *ids])
     return {
         "label": response.label,
         "finished": response.finished,
-        "prompt": spelled[: len(prompt)],
-        "tokens": [[*one, token] for one, token in zip(spelled[len(prompt) :], ids, strict=True)],
+        "prompt": texts[: len(prompt)],
+        "tokens": [[*text, token] for text, token in zip(texts[len(prompt) :], ids, strict=True)],
         "terms": _rounded(values.terms),
         "loss": None if values.loss is None else _rounded(values.loss),
         "candidates": values.candidates,

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from aligndistil.batch import DataKind, Row
 from aligndistil.data import Encoder, Examples, Record, gives, load_examples
 from aligndistil.data.records import Unusable
 from aligndistil.errors import UserError
-from aligndistil.rollout import Sample, SamplingParams, TransformersRollout, sample_seed
+from aligndistil.rollout import LoadedModel, SamplingParams, sample_seed
 from aligndistil.token_view.trained import TrainedStage
 
 SHOWN = 4
 """Prompts of the evaluation data that the policy answers when nothing else is asked for."""
-_BATCH = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class Request:
     """What the page is to show; with neither prompts nor rows, the policy's answers to the first evaluation prompts."""
 
     prompts: Sequence[str] = ()
@@ -44,86 +42,60 @@ class Response:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class Prompt:
     """A prompt that the policy is to answer."""
 
     label: str
-    prompt_ids: Sequence[int]
+    ids: Sequence[int]
     seed: int
 
 
 def choose(
-    stage: TrainedStage, wanted: Wanted, tokenizer: PreTrainedTokenizerBase, stop_ids: frozenset[int]
-) -> list[Asked | Response]:
-    """What `wanted` names, prompts first, before any weight is read.
+    stage: TrainedStage, request: Request, tokenizer: PreTrainedTokenizerBase, stop_ids: frozenset[int]
+) -> list[Prompt | Response]:
+    """What `request` names, prompts first, before any weight is read.
 
     Raises UserError when a prompt or row cannot be shown.
     """
-    chosen: list[Asked | Response] = []
-    chosen += _prompts(stage, wanted, tokenizer, stop_ids)
+    chosen: list[Prompt | Response] = []
+    encoder = Encoder(tokenizer, stop_ids=stop_ids, max_prompt_length=stage.data.max_prompt_length)
+    for k, encoded in enumerate(encoder.encode([Record(prompt, ()) for prompt in request.prompts])):
+        if isinstance(encoded, Unusable):
+            raise UserError(f"--prompt {request.prompts[k]!r}: {encoded}; give another")
+        seed = sample_seed(request.seed, "inspect", request.prompts[k], k)
+        chosen.append(Prompt(f"prompt {k + 1}", encoded.rows[0].prompt_ids, seed))
+
+    def to_answer(number: int, ids: Sequence[int]) -> Prompt:
+        return Prompt(f"answer to row {number}", ids, sample_seed(request.seed, "inspect", "row", number))
+
     data = _EvalData(stage, tokenizer, stop_ids)
-    for number in wanted.rows:
-        chosen += _row(data, number, wanted.seed, stop_ids)
-    if not chosen:
-        for number, prompt_ids in enumerate(data.prompts(SHOWN)):
-            chosen.append(Asked(f"answer to row {number}", prompt_ids, _seed(wanted.seed, number)))
-    return chosen
-
-
-def _prompts(
-    stage: TrainedStage, wanted: Wanted, tokenizer: PreTrainedTokenizerBase, stop_ids: frozenset[int]
-) -> list[Asked]:
-    encoder = Encoder(
-        tokenizer,
-        stop_ids=stop_ids,
-        chat_template=tokenizer.chat_template,
-        max_prompt_length=stage.data.max_prompt_length,
-    )
-    asked = []
-    for k, one in enumerate(encoder.encode([Record(prompt, ()) for prompt in wanted.prompts])):
-        if isinstance(one, Unusable):
-            raise UserError(f"--prompt {wanted.prompts[k]!r}: {one}; give another")
-        seed = sample_seed(wanted.seed, "inspect", wanted.prompts[k], k)
-        asked.append(Asked(f"prompt {k + 1}", one.rows[0].prompt_ids, seed))
-    return asked
-
-
-def _row(data: _EvalData, number: int, seed: int, stop_ids: frozenset[int]) -> Iterator[Asked | Response]:
-    rows = data.rows(number)
-    labels = ("chosen", "rejected") if len(rows) == 2 else ("" if rows[0].label else "undesirable",)
-    for row, label in zip(rows, labels, strict=True):
-        if row.response_ids:
-            yield Response(f"row {number} {label}".strip(), row, row.response_ids[-1] in stop_ids)
-        else:
-            yield Asked(f"answer to row {number}", row.prompt_ids, _seed(seed, number))
-
-
-def _seed(seed: int, row: int) -> int:
-    return sample_seed(seed, "inspect", "row", row)
+    for number in request.rows:
+        rows = data.rows(number)
+        labels = ("chosen", "rejected") if len(rows) == 2 else ("" if rows[0].label else "undesirable",)
+        for row, label in zip(rows, labels, strict=True):
+            if row.response_ids:
+                finished = row.response_ids[-1] in stop_ids
+                chosen.append(Response(f"row {number} {label}".strip(), row, finished))
+            else:
+                chosen.append(to_answer(number, row.prompt_ids))
+    return chosen or [to_answer(number, ids) for number, ids in enumerate(data.prompts(SHOWN))]
 
 
 def answer(
-    stage: TrainedStage,
-    chosen: Sequence[Asked | Response],
-    max_new_tokens: int | None,
-    policy: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    stop_ids: frozenset[int],
-    vocab: int,
+    stage: TrainedStage, chosen: Sequence[Prompt | Response], max_new_tokens: int | None, policy: LoadedModel
 ) -> list[Response]:
     """`chosen` with answers, drawn as the stage drew its own samples, or from the policy itself where it drew none."""
-    asked = [one for one in chosen if isinstance(one, Asked)]
     section = stage.rollout
     longest = section.max_new_tokens if section else stage.data.max_response_length
     temperature, top_p = (section.temperature, section.top_p) if section else (1.0, 1.0)
-    rollout = TransformersRollout(lambda: nullcontext(policy), stop_ids, tokenizer.pad_token_id, vocab, _BATCH)
     params = SamplingParams(max_new_tokens or longest, temperature, top_p)
-    samples = iter(rollout.generate([one.prompt_ids for one in asked], params, [one.seed for one in asked]))
-    return [_answered(one, next(samples)) if isinstance(one, Asked) else one for one in chosen]
-
-
-def _answered(asked: Asked, sample: Sample) -> Response:
-    return Response(asked.label, Row(asked.prompt_ids, sample.token_ids), sample.finished)
+    prompts = [one for one in chosen if isinstance(one, Prompt)]
+    samples = policy.sample([prompt.ids for prompt in prompts], params, [prompt.seed for prompt in prompts])
+    answers = (
+        Response(prompt.label, Row(prompt.ids, sample.token_ids), sample.finished)
+        for prompt, sample in zip(prompts, samples, strict=True)
+    )
+    return [next(answers) if isinstance(one, Prompt) else one for one in chosen]
 
 
 class _EvalData:
@@ -157,12 +129,6 @@ class _EvalData:
         if kind not in self._read:
             section = self._stage.data.model_copy(update={"reverse_preferences": False})
             self._read[kind] = load_examples(
-                section,
-                "eval",
-                kind,
-                self._tokenizer,
-                self._stop_ids,
-                self._tokenizer.chat_template,
-                seed=self._stage.seed,
+                section, "eval", kind, self._tokenizer, self._stop_ids, seed=self._stage.seed
             )
         return self._read[kind]

@@ -38,7 +38,7 @@ class TokenValues:
 
 
 @dataclass(slots=True)
-class _Seen:
+class _Record:
     """What went through `token_terms`, chunk by chunk."""
 
     top: int
@@ -46,7 +46,7 @@ class _Seen:
     probabilities: dict[str, list[Tensor]] = field(default_factory=dict)
     ranks: dict[str, list[Tensor]] = field(default_factory=dict)
 
-    def note(self, chunk: TokenChunk, distributions: Mapping[str, Tensor]) -> None:
+    def add(self, chunk: TokenChunk, distributions: Mapping[str, Tensor]) -> None:
         own = chunk.ids.unsqueeze(-1)
         tops = [logps.topk(self.top, dim=-1).indices for logps in distributions.values()]
         candidates = torch.cat([own, *tops], dim=-1)
@@ -57,20 +57,20 @@ class _Seen:
             self.ranks.setdefault(name, []).append(ahead.cpu())
 
 
-class _Watched(Objective):
+class _Recording(Objective):
     """An objective, and a record of the distributions it was given; every model is read as a distribution."""
 
     data = DataKind.RESPONSES
     paper = ""
-    name: Literal["watched"] = "watched"
+    name: Literal["recording"] = "recording"
     _objective: Objective = PrivateAttr()
-    _seen: _Seen = PrivateAttr()
+    _record: _Record = PrivateAttr()
 
     @classmethod
-    def of(cls, objective: Objective, seen: _Seen) -> _Watched:
-        watched = cls()
-        watched._objective, watched._seen = objective, seen
-        return watched
+    def of(cls, objective: Objective, record: _Record) -> _Recording:
+        recording = cls()
+        recording._objective, recording._record = objective, record
+        return recording
 
     @property
     def needs(self) -> dict[str, Need]:
@@ -85,7 +85,7 @@ class _Watched(Objective):
         if target is not None:
             distributions[TARGET] = target
         distributions[Role.POLICY] = chunk.logps[Role.POLICY]
-        self._seen.note(chunk, distributions)
+        self._record.add(chunk, distributions)
         terms = {} if objective.prepares is Prepares.NOTHING else objective.preparation_terms(chunk)
         terms = terms | objective.token_terms(chunk)
         if Role.REFERENCE in chunk.logp:
@@ -115,21 +115,21 @@ class Viewer:
     def values(self, row: Row) -> TokenValues:
         """The values of each response token of a row, through the projection that training uses."""
         batch = collate([row], DataKind.RESPONSES, pad_id=0).to(self._device)
-        seen = _Seen(self._top)
-        watched = _Watched.of(self._objective, seen)
-        terms_BT = self._policy(batch, watched, {role: model.read(batch) for role, model in self._frozen.items()})
+        record = _Record(self._top)
+        recording = _Recording.of(self._objective, record)
+        terms_BT = self._policy(batch, recording, {role: model.read(batch) for role, model in self._frozen.items()})
         loss = loss_by_token(self._objective, batch, terms_BT)
         where = batch.response_BT
-        candidates, columns = _distinct(torch.cat(seen.candidates).tolist())
+        candidates, columns = _distinct(torch.cat(record.candidates).tolist())
         probabilities = {
             name: [[row[c] for c in kept] for row, kept in zip(torch.cat(parts).tolist(), columns, strict=True)]
-            for name, parts in seen.probabilities.items()
+            for name, parts in record.probabilities.items()
         }
         return TokenValues(
             terms={name: value[where].tolist() for name, value in terms_BT.items()},
             candidates=candidates,
             probabilities=probabilities,
-            ranks={name: torch.cat(parts).tolist() for name, parts in seen.ranks.items()},
+            ranks={name: torch.cat(parts).tolist() for name, parts in record.ranks.items()},
             loss=None if loss is None else loss[where].tolist(),
         )
 

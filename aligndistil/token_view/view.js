@@ -22,7 +22,7 @@ function label(text) {
 }
 
 // A token's text with white space that can be seen; `inline` keeps spaces between words as they are.
-function spelled([text, kind], inline) {
+function tokenText([text, kind], inline) {
   if (kind === SPECIAL || kind === BYTES) {
     return element("span", { className: kind === SPECIAL ? "special" : "bytes" }, text);
   }
@@ -72,7 +72,7 @@ function radios(id, options, key, changed) {
 
 function drawTokens() {
   const response = current(), scale = scales[state.colour], coloured = values(response, state.colour);
-  at("prompt").replaceChildren(...response.prompt.map((token) => spelled(token, true)));
+  at("prompt").replaceChildren(...response.prompt.map((token) => tokenText(token, true)));
   const nodes = response.tokens.flatMap((token, index) => {
     const node = element("span", {
       className: "token",
@@ -82,7 +82,7 @@ function drawTokens() {
       "aria-selected": String(index === state.token),
       "aria-label": `${token[0]}, token ${index + 1} of ${response.tokens.length}, ${term(state.colour).label} ${written(coloured[index])}`,
       style: `background: ${colour(scale, coloured[index])}`,
-    }, spelled(token, true));
+    }, tokenText(token, true));
     node.addEventListener("pointerenter", () => hover(index));
     node.addEventListener("pointerleave", () => hover(null));
     node.addEventListener("click", () => select(index));
@@ -126,11 +126,11 @@ function drawPanel() {
     element("th", { scope: "col" }, one.label, element("small", {}, one.path))));
   const body = rows.map((row) =>
     element("tr", { className: candidates[row] === token[2] ? "came" : "" },
-      element("th", { scope: "row" }, spelled(data.vocabulary[candidates[row]], false)),
+      element("th", { scope: "row" }, tokenText(data.vocabulary[candidates[row]], false)),
       ...columns.map((column, c) => probabilityCell(column[row], column[row] >= thresholds[c]))));
   const ranks = data.distributions.map(({ key }) => element("td", {}, String(response.ranks[key][index] + 1)));
   at("panel").replaceChildren(
-    element("h2", { id: "panel-token" }, spelled(token, false)),
+    element("h2", { id: "panel-token" }, tokenText(token, false)),
     element("p", { className: "where" }, `token ${index + 1} of ${response.tokens.length}, id ${token[2]}, ${response.label}`),
     element("dl", { className: "terms" }, ...terms.filter((_, t) => values(response, data.terms[t].key).length)),
     element("table", {},

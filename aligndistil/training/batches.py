@@ -19,7 +19,7 @@ from aligndistil.errors import UserError
 from aligndistil.maths import Metric
 from aligndistil.objectives.base import Prepares
 from aligndistil.recipe import Stage
-from aligndistil.rollout import Sample, SamplingParams, TransformersRollout, sample_seed
+from aligndistil.rollout import LoadedModel, Sample, SamplingParams, sample_seed
 from aligndistil.training.data import Scorer, StageData
 from aligndistil.training.samples import completion_metrics, sample_rows
 
@@ -137,10 +137,10 @@ class RolloutBatches:
     def __init__(
         self,
         stage: Stage,
-        data: StageData,
+        prompts: Examples,
         schedule: Schedule,
         processes: Processes,
-        rollout: TransformersRollout,
+        policy: LoadedModel,
         *,
         scorer: Scorer | None = None,
         write: Callable[[int, list[dict[str, Any]]], None] = lambda step, rows: None,
@@ -148,8 +148,8 @@ class RolloutBatches:
         """`scorer` measures the gold reward where the data knows one; `write` is given a step and its samples."""
         assert stage.rollout is not None
         settings = stage.rollout
-        self._examples, self._tokenizer = data.train, data.tokenizer
-        self._schedule, self._processes, self._rollout = schedule, processes, rollout
+        self._examples, self._policy = prompts, policy
+        self._schedule, self._processes = schedule, processes
         self._size, self._seed, self._group = (
             stage.train.micro_batch_size,
             stage.train.seed,
@@ -175,14 +175,14 @@ class RolloutBatches:
         prompts = [self._examples.prompt_ids(example) for _, example, _ in mine]
         seeds = [sample_seed(self._seed, number, self._examples.key(example), k) for _, example, k in mine]
         began = time.perf_counter()
-        samples = self._rollout.generate(prompts, self._params, seeds)
+        samples = self._policy.sample(prompts, self._params, seeds)
         seconds = time.perf_counter() - began
         rows = [
             Row(prompt, sample.token_ids, group=group)
             for prompt, sample, (group, _, _) in zip(prompts, samples, mine, strict=True)
         ]
         micro_batches = [
-            collate(rows[start : start + self._size], DataKind.RESPONSES, self._tokenizer.pad_token_id)
+            collate(rows[start : start + self._size], DataKind.RESPONSES, self._policy.tokenizer.pad_token_id)
             for start in range(0, len(rows), self._size)
         ]
         metrics = completion_metrics(samples)
@@ -228,9 +228,9 @@ class RolloutBatches:
 
     def _scores(self, step: int, prompts: Sequence[Sequence[int]], samples: Sequence[Sample]) -> dict[str, Metric]:
         """Write the samples down; where the data knows a gold reward, measure it."""
-        texts = self._tokenizer.batch_decode([list(s.token_ids) for s in samples], skip_special_tokens=True)
+        texts = self._policy.texts(samples)
         scores = None if self._scorer is None else self._scorer(texts)
-        self._write(step + 1, sample_rows(self._tokenizer, prompts, samples, texts, scores))
+        self._write(step + 1, sample_rows(self._policy.tokenizer, prompts, samples, texts, scores))
         if scores is None:
             return {}
         return {"gold_reward": Metric(torch.tensor(sum(scores)), torch.tensor(float(len(scores))))}

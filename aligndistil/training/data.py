@@ -55,7 +55,6 @@ def load_stage_data(stage: Stage, locate: Locate, *, rank: int = 0) -> StageData
                 kind,
                 tokenizer,
                 stops,
-                tokenizer.chat_template,
                 seed=stage.train.seed,
                 on_progress=on_progress,
             )

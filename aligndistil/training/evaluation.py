@@ -6,7 +6,7 @@ from aligndistil.batch import Batch
 from aligndistil.engine.engine import Engine
 from aligndistil.objectives.base import Prepares
 from aligndistil.recipe import Stage
-from aligndistil.rollout import SamplingParams, TransformersRollout, sample_seed
+from aligndistil.rollout import LoadedModel, SamplingParams, sample_seed
 from aligndistil.run_folder import StageFolder
 from aligndistil.training.batches import eval_batches
 from aligndistil.training.data import Scorer, StageData
@@ -23,14 +23,14 @@ class StageEvaluation:
         stage: Stage,
         data: StageData,
         engine: Engine,
-        rollout: TransformersRollout,
+        policy: LoadedModel,
         folder: StageFolder,
         scorer: Scorer | None,
     ) -> None:
         """Collates the eval data. On given responses an objective that prepares its own samples has no loss."""
         self.every = stage.evaluation.every
         self._stage, self._data, self._engine = stage, data, engine
-        self._rollout, self._folder, self._scorer = rollout, folder, scorer
+        self._policy, self._folder, self._scorer = policy, folder, scorer
         self._batches: list[tuple[Batch, bool]] = []
         self._mismatched: list[tuple[Batch, bool]] = []
         prepares = stage.objective.prepares
@@ -58,11 +58,11 @@ class StageEvaluation:
         prompts = [data.eval_prompts.prompt_ids(i) for i in mine]
         seeds = [sample_seed(self._stage.train.seed, "eval", data.eval_prompts.key(i)) for i in mine]
         params = SamplingParams(settings.max_new_tokens or self._stage.data.max_response_length)
-        samples = self._rollout.generate(prompts, params, seeds)
+        samples = self._policy.sample(prompts, params, seeds)
         gathered = processes.gather(list(zip(mine, prompts, samples, strict=True)))
         unique = {i: (prompt, sample) for part in gathered for i, prompt, sample in part}
         asked, answers = [unique[i][0] for i in range(count)], [unique[i][1] for i in range(count)]
-        texts = data.tokenizer.batch_decode([list(s.token_ids) for s in answers], skip_special_tokens=True)
+        texts = self._policy.texts(answers)
         scores = None if self._scorer is None else self._scorer(texts)
         if processes.is_main:
             self._folder.eval_samples(step, sample_rows(data.tokenizer, asked, answers, texts, scores))

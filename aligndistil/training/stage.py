@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from transformers import PretrainedConfig
@@ -17,7 +17,7 @@ from aligndistil.models import export_model
 from aligndistil.objectives.base import Role
 from aligndistil.progress import RunView
 from aligndistil.recipe import Stage
-from aligndistil.rollout import TransformersRollout
+from aligndistil.rollout import LoadedModel
 from aligndistil.run_folder import StageFolder, adopt_loggers, model_card
 from aligndistil.run_folder.environment import PACKAGES, installed_version
 from aligndistil.training.batches import DataBatches, RolloutBatches, Schedule
@@ -58,16 +58,24 @@ class StageTraining:
         engine = build_engine(stage, data, self.locate, processes, self.schedule.total_steps)
         adopt_loggers()  # again: loading made new ones
         micro_batch, scorer = stage.train.micro_batch_size, scorer_of(stage.data)
+        policy = LoadedModel(
+            engine.model,
+            data.tokenizer,
+            data.stop_ids,
+            engine.vocab,
+            batch_size=stage.evaluation.batch_size or micro_batch,
+            whole=engine.generating,
+            synced=engine.zero_stage == 3 and processes.world > 1,
+        )
         batches: DataBatches | RolloutBatches
         if self._given is not None:
             batches = self._given
         else:
             assert stage.rollout is not None
-            rollout = self._sampler(engine, stage.rollout.batch_size or micro_batch)
+            sampled = replace(policy, batch_size=stage.rollout.batch_size or micro_batch)
             batches = RolloutBatches(
-                stage, data, self.schedule, processes, rollout, scorer=scorer, write=self._write_samples
+                stage, data.train, self.schedule, processes, sampled, scorer=scorer, write=self._write_samples
             )
-        evaluated = self._sampler(engine, stage.evaluation.batch_size or micro_batch)
         reference = stage.models.get(Role.REFERENCE)
         starts_at_reference = reference is not None and self.locate(reference) == self.locate(stage.model.path)
         with ExitStack() as stack:
@@ -77,7 +85,7 @@ class StageTraining:
                 stage.name,
                 engine=engine,
                 batches=batches,
-                evaluation=StageEvaluation(stage, data, engine, evaluated, self.folder, scorer),
+                evaluation=StageEvaluation(stage, data, engine, policy, self.folder, scorer),
                 log=stack.enter_context(log),
                 checkpoints=Checkpoints(engine, self.folder.path, stage.checkpoint),
                 stop=stop,
@@ -85,16 +93,6 @@ class StageTraining:
             )
             self._export(engine, state.last)
             return Outcome(state.step, state.seconds, state.last)
-
-    def _sampler(self, engine: Engine, batch_size: int) -> TransformersRollout:
-        return TransformersRollout(
-            engine.generating,
-            self.data.stop_ids,
-            self.data.tokenizer.pad_token_id,
-            engine.vocab,
-            batch_size,
-            synced=engine.zero_stage == 3 and self.processes.world > 1,
-        )
 
     def _write_samples(self, step: int, rows: list[dict[str, Any]]) -> None:
         logging = self.stage.logging

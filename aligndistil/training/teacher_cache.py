@@ -9,21 +9,12 @@ import rich
 from filelock import FileLock
 from transformers import PreTrainedModel
 
-from aligndistil.batch import Batch, DataKind, Row, collate
-from aligndistil.data import Examples, cache_root
+from aligndistil.batch import Row
+from aligndistil.data import cache_root
 from aligndistil.engine.head import Head, check_head
 from aligndistil.engine.policy import FrozenModel, on_device
 from aligndistil.engine.processes import Processes
-from aligndistil.engine.teacher_cache import (
-    CachedModel,
-    HiddenStates,
-    cache_bytes,
-    cache_name,
-    damage,
-    is_complete,
-    unique_rows,
-    write_cache,
-)
+from aligndistil.engine.teacher_cache import CachedModel, cache_name, is_whole, row_key, write_cache
 from aligndistil.errors import UserError
 from aligndistil.models import model_hash
 from aligndistil.objectives.base import Prepares
@@ -49,7 +40,9 @@ def cached_model(
     """
     frozen = FrozenModel(on_device(model, processes.device), vocab)
     check_head(model, frozen.head)
-    rows = unique_rows([*_rows(data.train), *(_rows(data.eval) if data.eval else [])])
+    read = [examples for examples in (data.train, data.eval) if examples is not None]
+    every = (row for examples in read for i in range(len(examples)) for row in examples.rows(i))
+    rows = list({row_key(row): row for row in every}.values())
     name = cache_name(model_hash(path), model.dtype, stage.model.attn_implementation, rows)
     folder = cache_root() / "hidden" / name
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -58,30 +51,21 @@ def cached_model(
         lock.acquire()
     processes.barrier()
     try:
-        if not _is_good(folder, path, processes):
-            _write(frozen, path, rows, data, processes, folder)
-        hidden = HiddenStates(folder)
+        whole = processes.is_main and is_whole(folder)  # one process reads it through while the others wait
+        if processes.is_main and folder.exists() and not whole:
+            _say(f"the teacher cache of {path} is damaged and made again: {folder} is not as it was written")
+            shutil.rmtree(folder)
+        if not processes.gather(whole)[0]:
+            _write(frozen, path, rows, data.tokenizer.pad_token_id, processes, folder)
+        return CachedModel(folder, Head.of(model, vocab))
     finally:
         lock.release()
-    return CachedModel(hidden, Head.of(model, vocab))
 
 
-def _is_good(folder: Path, path: str, processes: Processes) -> bool:
-    """Whether the cache is there and as it was written; a damaged one is removed. Collective: one process reads it."""
-    good = False
-    if processes.is_main and is_complete(folder):
-        damaged = damage(folder)
-        if damaged:
-            _say(f"the teacher cache of {path} is damaged and made again: in {folder}, {damaged}")
-            shutil.rmtree(folder)
-        good = damaged is None
-    answers: list[bool] = processes.gather(good)
-    return answers[0]
-
-
-def _write(model: FrozenModel, path: str, rows: list[Row], data: StageData, processes: Processes, folder: Path) -> None:
-    size = cache_bytes(rows, model.model.config.get_text_config().hidden_size, model.model.dtype)
-    # Of one moment for all: they refuse together, or not at all.
+def _write(model: FrozenModel, path: str, rows: list[Row], pad_id: int, processes: Processes, folder: Path) -> None:
+    width = model.model.config.get_text_config().hidden_size
+    size = sum(len(row.response_ids) for row in rows) * width * model.model.dtype.itemsize
+    # What one process finds: they refuse together, or not at all.
     free: int = processes.gather(shutil.disk_usage(folder.parent).free)[0]
     if processes.is_main:
         _say(f"teacher cache of {path}: {len(rows):,} rows, {size / 2**20:,.1f} MiB in {folder.parent}")
@@ -90,20 +74,12 @@ def _write(model: FrozenModel, path: str, rows: list[Row], data: StageData, proc
             f"engine.teacher_cache: {folder.parent} has {free / 2**30:.1f} GiB left and the hidden states need "
             f"{size / 2**30:.1f}; set HF_HOME to a larger disk, or leave the field out"
         )
-
-    def pad(some: list[Row]) -> Batch:
-        return collate(some, DataKind.RESPONSES, data.tokenizer.pad_token_id)
-
     by_length = sorted(rows, key=lambda row: len(row.prompt_ids) + len(row.response_ids))
     batches = [by_length[start : start + _ROWS] for start in range(0, len(by_length), _ROWS)]
     mine = sum(len(batch) for batch in batches[processes.rank :: processes.world])
     with Steps("teacher cache", mine, unit="rows", rank=processes.rank) as steps:
-        for done in write_cache(folder, model, path, batches, pad, processes):
+        for done in write_cache(folder, model, path, batches, pad_id, processes):
             steps.advance(done)
-
-
-def _rows(examples: Examples) -> list[Row]:
-    return [row for i in range(len(examples)) for row in examples.rows(i)]
 
 
 def _say(text: str) -> None:

@@ -18,7 +18,7 @@ MERGED = {"prompt": "the mus", "chosen": "ic", "rejected": "no"}
 def load(tokenizer, *sources, kind=DataKind.PAIRS, which="train", seed=0, on_progress=None, **options):
     listed = [source if isinstance(source, dict) else {"path": source} for source in sources]
     section = Data.model_validate({"train": listed, "eval": listed, **options})
-    return load_examples(section, which, kind, tokenizer, frozenset(), None, seed=seed, on_progress=on_progress)
+    return load_examples(section, which, kind, tokenizer, frozenset(), seed=seed, on_progress=on_progress)
 
 
 def test_pairs_have_two_rows_chosen_first_and_share_their_prompt(qwen, write):
@@ -52,7 +52,7 @@ def test_other_kinds_have_one_row_from_the_same_file(qwen, write):
 def test_eval_is_its_own_part_of_the_section(qwen, write):
     assert len(load(qwen, write(GOOD), which="eval")) == 20
     with pytest.raises(ValueError, match=r"no data.eval"):
-        load_examples(Data(train={"path": "x"}), "eval", DataKind.PAIRS, qwen, frozenset(), None)
+        load_examples(Data(train={"path": "x"}), "eval", DataKind.PAIRS, qwen, frozenset())
 
 
 def test_rows_that_cannot_be_used_are_counted_with_reasons_and_numbers(qwen, write):

@@ -18,7 +18,10 @@ TURNS = [
 ]
 
 
-def encoder(tokenizer, stops=(), **options):
+def encoder(tokenizer, stops=(), template=None, **options):
+    if template is not None:
+        tokenizer = copy.deepcopy(tokenizer)
+        tokenizer.chat_template = template
     stop_ids = frozenset(tokenizer.convert_tokens_to_ids(stop) for stop in stops)
     return Encoder(tokenizer, stop_ids=stop_ids, **options)
 
@@ -82,7 +85,7 @@ def test_no_bos_means_none_in_ids(qwen, plain):
 def test_two_bos_tokens_from_template_and_row_are_refused(llama):
     double = "{{ bos_token }}{% for m in messages %}{{ m.content }}{% endfor %}"
     with pytest.raises(UserError, match="two BOS tokens open the row"):
-        encode(llama, Record(f"{llama.bos_token}Hi", ("Yes.",)), chat_template=double)
+        encode(llama, Record(f"{llama.bos_token}Hi", ("Yes.",)), template=double)
 
 
 @pytest.mark.parametrize(
@@ -169,7 +172,7 @@ def test_a_template_that_rewrites_history_is_a_mismatch(qwen):
         "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
-    encoded = encode(qwen, Record(TURNS, ("Yes.",)), chat_template=rewriting)
+    encoded = encode(qwen, Record(TURNS, ("Yes.",)), template=rewriting)
     assert encoded.shifted
     [row] = encoded.rows
     assert qwen.decode(row.prompt_ids).endswith("It is 4.<|im_end|>\n")
@@ -178,7 +181,7 @@ def test_a_template_that_rewrites_history_is_a_mismatch(qwen):
 
 def test_a_template_without_generation_prompt_leaves_the_header_to_the_response(qwen):
     silent = "{% for m in messages %}[{{ m.role }}]{{ m.content }}<|im_end|>{% endfor %}"
-    prompt, response = texts(qwen, Record("Hi", ("Yes.",)), chat_template=silent)
+    prompt, response = texts(qwen, Record("Hi", ("Yes.",)), template=silent)
     assert (prompt, response) == ("[user]Hi<|im_end|>", "[assistant]Yes.<|im_end|>")
 
 
@@ -189,7 +192,7 @@ def test_a_conversation_the_template_refuses_is_dropped_with_its_words(gemma):
 
 def test_a_template_that_does_not_parse_is_the_users_mistake(qwen):
     with pytest.raises(UserError, match="the chat template does not parse: line 1"):
-        encode(qwen, Record(TURNS, ("Yes.",)), chat_template="{% for m in messages %}")
+        encode(qwen, Record(TURNS, ("Yes.",)), template="{% for m in messages %}")
 
 
 def test_messages_without_a_template_are_refused(plain):
@@ -253,7 +256,7 @@ def test_the_fingerprint_covers_tokenizer_template_stops_and_lengths(qwen, llama
     prints = [
         encoder(qwen).fingerprint(),
         encoder(llama).fingerprint(),
-        encoder(qwen, chat_template="{{ messages[0].content }}").fingerprint(),
+        encoder(qwen, template="{{ messages[0].content }}").fingerprint(),
         encoder(qwen, ("<|endoftext|>",)).fingerprint(),
         encoder(qwen, max_prompt_length=5).fingerprint(),
         encoder(qwen, max_response_length=5).fingerprint(),

@@ -103,7 +103,7 @@ def test_generation_under_zero_3_gives_the_samples_of_stage_0_and_training_goes_
         )
         losses, samples = [], []
         for some in steps_of("dpo"):
-            samples.append(sampler(made).generate(prompts, SamplingParams(12), seeds))
+            samples.append(sampler(made).sample(prompts, SamplingParams(12), seeds))
             losses.append(take_step(made, some, 4)[0])
         made.close()
         seen.append((losses, samples))

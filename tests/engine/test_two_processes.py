@@ -146,7 +146,7 @@ def uneven_samples(models: Models, processes: Processes) -> dict[str, Any]:
     made = make_engine(objective("dpo"), *models, processes, train=train, engine=engine)
     prompts = [[5 + i, 6 + processes.rank] for i in range(3)]
     params = SamplingParams(4 if processes.rank == 0 else 40)
-    drawn = sampler(made, synced=True).generate(prompts, params, [sample_seed(processes.rank, i) for i in range(3)])
+    drawn = sampler(made, synced=True).sample(prompts, params, [sample_seed(processes.rank, i) for i in range(3)])
     loss = take_step(made, steps_of("dpo", 1)[0], 2)[0]
     made.close()
     return {"lengths": [len(sample.token_ids) for sample in drawn], "loss": loss}

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from toyland import build_tokenizer
 
 from aligndistil import recipe
 from aligndistil.batch import Batch, DataKind, Row, collate
@@ -16,7 +17,7 @@ from aligndistil.engine.processes import Processes
 from aligndistil.models import load_model, load_scalar_model
 from aligndistil.objectives import registry
 from aligndistil.objectives.base import Need, Objective, Role, TokenChunk
-from aligndistil.rollout import TransformersRollout
+from aligndistil.rollout import LoadedModel
 
 VOCAB = 96
 CONSTANT = {"learning_rate": 1e-3, "lr_scheduler": "constant", "warmup_ratio": 0.0}
@@ -164,5 +165,7 @@ def trained(
     return [loss for loss, _, _ in taken], [norm for _, norm, _ in taken], state
 
 
-def sampler(engine: Engine, synced: bool = False) -> TransformersRollout:
-    return TransformersRollout(engine.generating, frozenset({1}), 0, 96, batch_size=4, synced=synced)
+def sampler(engine: Engine, synced: bool = False) -> LoadedModel:
+    return LoadedModel(
+        engine.model, build_tokenizer(), frozenset({1}), 96, batch_size=4, whole=engine.generating, synced=synced
+    )

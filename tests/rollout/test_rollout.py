@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from toyland import EOS, PAD, build_model
+from toyland import EOS, PAD, build_model, build_tokenizer
 from transformers import GenerationConfig
 
 from aligndistil.batch import DataKind, Row, collate
 from aligndistil.engine.policy import response_hidden
-from aligndistil.rollout import Sample, SamplingParams, TransformersRollout, sample_seed
+from aligndistil.rollout import LoadedModel, Sample, SamplingParams, sample_seed
 
 STOPS = frozenset({EOS})
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14], [15, 16]]
@@ -24,8 +26,8 @@ def model() -> Any:
     return build_model(seed=3)
 
 
-def rollout(model: Any, *, stops: frozenset[int] = STOPS, vocab: int = 96, batch_size: int = 4) -> TransformersRollout:
-    return TransformersRollout(lambda: nullcontext(model), stops, PAD, vocab, batch_size)
+def rollout(model: Any, *, stops: frozenset[int] = STOPS, vocab: int = 96, batch_size: int = 4) -> LoadedModel:
+    return LoadedModel(model, build_tokenizer(), stops, vocab, batch_size)
 
 
 def next_token(model: Any, prompt: list[int]) -> torch.Tensor:
@@ -38,7 +40,7 @@ def drawn(model: Any, prompt: list[int], count: int, **params: Any) -> torch.Ten
     """How often each token was sampled first."""
     settings = SamplingParams(max_new_tokens=1, **params)
     seeds = [sample_seed("first token", number) for number in range(count)]
-    samples = rollout(model, batch_size=500).generate([prompt] * count, settings, seeds)
+    samples = rollout(model, batch_size=500).sample([prompt] * count, settings, seeds)
     return torch.bincount(torch.tensor([sample.token_ids[0] for sample in samples]), minlength=96).float()
 
 
@@ -84,27 +86,27 @@ def test_top_p_keeps_the_smallest_set_with_that_probability(model: Any) -> None:
 
 
 def test_a_sample_does_not_depend_on_the_rows_beside_it(model: Any) -> None:
-    together = rollout(model).generate(PROMPTS, SamplingParams(20), SEEDS)
-    alone = [rollout(model).generate([p], SamplingParams(20), [s])[0] for p, s in zip(PROMPTS, SEEDS, strict=True)]
-    backwards = rollout(model, batch_size=3).generate(PROMPTS[::-1], SamplingParams(20), SEEDS[::-1])
+    together = rollout(model).sample(PROMPTS, SamplingParams(20), SEEDS)
+    alone = [rollout(model).sample([p], SamplingParams(20), [s])[0] for p, s in zip(PROMPTS, SEEDS, strict=True)]
+    backwards = rollout(model, batch_size=3).sample(PROMPTS[::-1], SamplingParams(20), SEEDS[::-1])
     assert together == alone == backwards[::-1]
     assert len({len(sample.token_ids) for sample in together}) > 1  # some go on when others have stopped
 
 
 def test_equal_seeds_give_equal_samples_and_others_others(model: Any) -> None:
     torch.manual_seed(1)
-    first = rollout(model).generate(PROMPTS, SamplingParams(20), SEEDS)
+    first = rollout(model).sample(PROMPTS, SamplingParams(20), SEEDS)
     torch.manual_seed(2)
-    assert rollout(model).generate(PROMPTS, SamplingParams(20), SEEDS) == first
+    assert rollout(model).sample(PROMPTS, SamplingParams(20), SEEDS) == first
     others = [sample_seed(1, number) for number in range(4)]
-    assert rollout(model).generate(PROMPTS, SamplingParams(20), others) != first
+    assert rollout(model).sample(PROMPTS, SamplingParams(20), others) != first
 
 
 def test_sampling_leaves_the_run_s_own_random_numbers_alone(model: Any) -> None:
     torch.manual_seed(0)
     expected = torch.rand(3)
     torch.manual_seed(0)
-    rollout(model).generate(PROMPTS, SamplingParams(5), SEEDS)
+    rollout(model).sample(PROMPTS, SamplingParams(5), SEEDS)
     assert torch.equal(torch.rand(3), expected)
 
 
@@ -117,7 +119,7 @@ def test_a_seed_says_what_the_sample_is_and_nothing_else() -> None:
 
 def test_a_response_ends_with_its_stop_id_or_is_truncated_without_one(model: Any) -> None:
     stops = frozenset(range(1, 20))
-    samples = rollout(model, stops=stops).generate(PROMPTS * 8, SamplingParams(4), [sample_seed(i) for i in range(32)])
+    samples = rollout(model, stops=stops).sample(PROMPTS * 8, SamplingParams(4), [sample_seed(i) for i in range(32)])
     assert {sample.finished for sample in samples} == {True, False}
     for sample in samples:
         assert not stops & set(sample.token_ids[:-1])
@@ -128,7 +130,7 @@ def test_a_response_ends_with_its_stop_id_or_is_truncated_without_one(model: Any
 
 def test_padding_on_the_left_is_not_seen(model: Any) -> None:
     """What a token was drawn from beside longer prompts is what training computes for it, padded on the right."""
-    samples = rollout(model).generate(PROMPTS, SamplingParams(6), SEEDS)
+    samples = rollout(model).sample(PROMPTS, SamplingParams(6), SEEDS)
     batch = collate([Row(p, s.token_ids) for p, s in zip(PROMPTS, samples, strict=True)], DataKind.RESPONSES, PAD)
     with torch.no_grad():
         logits = model.lm_head(response_hidden(model, batch))
@@ -142,14 +144,14 @@ def test_padding_on_the_left_is_not_seen(model: Any) -> None:
 
 
 def test_the_settings_a_model_was_published_with_do_not_leak_in(model: Any) -> None:
-    clean = rollout(model).generate(PROMPTS, SamplingParams(12), SEEDS)
+    clean = rollout(model).sample(PROMPTS, SamplingParams(12), SEEDS)
     loud = build_model(seed=3)
     loud.generation_config = GenerationConfig(
         repetition_penalty=3.0, no_repeat_ngram_size=1, top_k=1, temperature=0.1, do_sample=True, max_new_tokens=2,
         suppress_tokens=[7], forced_eos_token_id=9, min_new_tokens=11, eos_token_id=50, bad_words_ids=[[6]],
     )  # fmt: skip
     published = loud.generation_config
-    assert rollout(loud).generate(PROMPTS, SamplingParams(12), SEEDS) == clean
+    assert rollout(loud).sample(PROMPTS, SamplingParams(12), SEEDS) == clean
     assert loud.generation_config is published
 
 
@@ -157,24 +159,38 @@ def test_rows_that_only_pad_the_output_matrix_are_never_sampled() -> None:
     """A policy with 160 rows beside a teacher with 96: training knows log-probabilities of the first 96 alone."""
     wide = build_model(seed=3, vocab=160)
     seeds = [sample_seed(number) for number in range(100)]
-    free = rollout(wide, vocab=160, batch_size=100).generate([[5, 6]] * 100, SamplingParams(3), seeds)
-    cut = rollout(wide, vocab=96, batch_size=100).generate([[5, 6]] * 100, SamplingParams(3), seeds)
+    free = rollout(wide, vocab=160, batch_size=100).sample([[5, 6]] * 100, SamplingParams(3), seeds)
+    cut = rollout(wide, vocab=96, batch_size=100).sample([[5, 6]] * 100, SamplingParams(3), seeds)
     assert max(max(sample.token_ids) for sample in free) >= 96
     assert max(max(sample.token_ids) for sample in cut) < 96
 
 
-def test_progress_is_told_of_every_batch(model: Any) -> None:
-    told: list[int] = []
-    TransformersRollout(lambda: nullcontext(model), STOPS, PAD, 96, 3, told.append).generate(
-        PROMPTS, SamplingParams(2), SEEDS
-    )
-    assert told == [3, 1]
-    assert rollout(model).generate([], SamplingParams(2), []) == []
+def test_no_prompts_give_no_samples(model: Any) -> None:
+    assert rollout(model).sample([], SamplingParams(2), []) == []
+
+
+def test_the_model_is_made_whole_around_all_its_batches(model: Any) -> None:
+    entered: list[str] = []
+
+    @contextmanager
+    def whole() -> Iterator[None]:
+        entered.append("in")
+        yield
+        entered.append("out")
+
+    loaded = replace(rollout(model, batch_size=3), whole=whole)
+    assert loaded.sample(PROMPTS, SamplingParams(2), SEEDS) == rollout(model).sample(PROMPTS, SamplingParams(2), SEEDS)
+    assert entered == ["in", "out"]
+
+
+def test_texts_are_without_special_tokens(model: Any) -> None:
+    samples = [Sample((5, 6, EOS), finished=True), Sample((7,), finished=False)]
+    assert rollout(model).texts(samples) == ["w00 w01", "w02"]
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_samples_on_a_gpu_belong_to_their_seed_too() -> None:
     model = build_model(seed=3).to("cuda")
-    together = rollout(model).generate(PROMPTS, SamplingParams(20), SEEDS)
-    assert rollout(model, batch_size=1).generate(PROMPTS, SamplingParams(20), SEEDS) == together
+    together = rollout(model).sample(PROMPTS, SamplingParams(20), SEEDS)
+    assert rollout(model, batch_size=1).sample(PROMPTS, SamplingParams(20), SEEDS) == together

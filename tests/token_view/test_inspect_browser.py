@@ -15,7 +15,7 @@ from worlds import three_stages
 
 from aligndistil.models import load_model, load_tokenizer
 from aligndistil.recipe import Model, load_recipe
-from aligndistil.token_view import Wanted, inspect, write_page
+from aligndistil.token_view import Request, inspect, write_page
 
 selenium = pytest.importorskip("selenium", reason="needs selenium: pip install selenium")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
@@ -49,8 +49,8 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     recipe = three_stages("builtin:tiny", str(folder / "pairs.jsonl"), output_dir=str(folder / "run"))
     (folder / "toy.yaml").write_text(json.dumps(recipe))
     run = finish(load_recipe(folder / "toy.yaml"), models)
-    wanted = Wanted(prompts=[HOSTILE], rows=[0], max_new_tokens=12)
-    return inspect(run, wanted, folder / "page.html")
+    request = Request(prompts=[HOSTILE], rows=[0], max_new_tokens=12)
+    return inspect(run, request, folder / "page.html")
 
 
 @pytest.fixture(scope="module")

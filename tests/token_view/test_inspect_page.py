@@ -14,7 +14,7 @@ import pytest
 from aligndistil.cli import main
 from aligndistil.errors import UserError
 from aligndistil.models import load_model
-from aligndistil.token_view import Viewer, Wanted, find_stage, inspect, write_page
+from aligndistil.token_view import Request, Viewer, find_stage, inspect, write_page
 
 Finished = Callable[..., Path]
 
@@ -29,7 +29,7 @@ def data_of(page: Path) -> dict[str, Any]:
 
 def test_the_page_holds_the_objectives_own_terms(finished: Finished) -> None:
     run = finished()
-    data = data_of(inspect(run, Wanted(prompts=["w01"], rows=[1])))
+    data = data_of(inspect(run, Request(prompts=["w01"], rows=[1])))
     stage = find_stage(run)
     policy, teacher, reverse = (
         load_model(path, stage.model, trained=False) for path in (stage.model.path, *stage.paths.values())
@@ -64,7 +64,7 @@ def rows_of(data: dict[str, Any]) -> list[Any]:
 
 
 def test_the_page_says_what_was_compared_with_what(finished: Finished) -> None:
-    data = data_of(inspect(finished(), Wanted(rows=[0])))
+    data = data_of(inspect(finished(), Request(rows=[0])))
     assert [(one["label"], one["path"]) for one in data["distributions"]] == [
         ("teacher", "dpo"),
         ("reverse teacher", "reverse"),
@@ -79,14 +79,14 @@ def test_the_page_says_what_was_compared_with_what(finished: Finished) -> None:
 
 
 def test_an_objective_without_distributions_shows_what_it_has(finished: Finished) -> None:
-    data = data_of(inspect(finished() / "dpo", Wanted(rows=[0])))
+    data = data_of(inspect(finished() / "dpo", Request(rows=[0])))
     assert [one["key"] for one in data["terms"]] == ["log_ratio", "logp", "ref_logp"]
     assert [one["key"] for one in data["distributions"]] == ["reference", "policy"]
     assert data["responses"][0]["loss"] is None
 
 
 def test_nothing_is_loaded_from_anywhere(finished: Finished) -> None:
-    text = inspect(finished(), Wanted(rows=[0])).read_text()
+    text = inspect(finished(), Request(rows=[0])).read_text()
     for outside in ("http://", "https://", "src=", "<link", "@import", "url(", "fetch(", "XMLHttpRequest", "import("):
         assert outside not in text
     assert "default-src 'none'" in text
@@ -111,7 +111,7 @@ def test_a_number_that_json_does_not_know_is_null(finished: Finished, monkeypatc
         return values
 
     monkeypatch.setattr(Viewer, "values", infinite)
-    data = data_of(inspect(finished(), Wanted(rows=[0])))
+    data = data_of(inspect(finished(), Request(rows=[0])))
     assert data["responses"][0]["terms"]["reward"][:2] == [None, None]
 
 
@@ -119,7 +119,7 @@ def test_a_wrong_row_is_refused_before_any_weight_is_read(finished: Finished) ->
     run = finished()
     (run / "dpo" / "final" / "model.safetensors").unlink()
     with pytest.raises(UserError, match="--row 99"):
-        inspect(run, Wanted(rows=[99]))
+        inspect(run, Request(rows=[99]))
 
 
 def test_the_command_writes_the_page_and_says_where(

@@ -1,4 +1,4 @@
-"""Tokens are spelled so that their texts can be told apart and read on."""
+"""Tokens are shown so that their texts can be told apart and read on."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from aligndistil.models import load_tokenizer
 from aligndistil.recipe import Model
-from aligndistil.token_view.texts import Kind, Speller
+from aligndistil.token_view.texts import Kind, TokenDecoder
 
 
 @pytest.fixture(scope="module")
@@ -29,30 +29,30 @@ def sentencewise() -> Any:
 
 def test_texts_read_one_after_the_other(bytewise: Any) -> None:
     text = "The plot soars.\n\nI loved  it"
-    spelled = Speller(bytewise).sequence(bytewise(text, add_special_tokens=False)["input_ids"])
-    assert "".join(one.text for one in spelled) == text
-    assert spelled[1].text == " plot"
-    assert {one.kind for one in spelled} == {Kind.TEXT}
+    shown = TokenDecoder(bytewise).sequence(bytewise(text, add_special_tokens=False)["input_ids"])
+    assert "".join(one.text for one in shown) == text
+    assert shown[1].text == " plot"
+    assert {one.kind for one in shown} == {Kind.TEXT}
 
 
 def test_parts_of_a_character_show_the_vocabularys_spelling(bytewise: Any) -> None:
     ids = bytewise("a😀b", add_special_tokens=False)["input_ids"]
-    spelled = Speller(bytewise).sequence(ids)
-    assert [one.kind for one in spelled] == [Kind.TEXT, *[Kind.BYTES] * (len(ids) - 2), Kind.TEXT]
-    assert spelled[1].text == bytewise.convert_ids_to_tokens(ids[1])
+    shown = TokenDecoder(bytewise).sequence(ids)
+    assert [one.kind for one in shown] == [Kind.TEXT, *[Kind.BYTES] * (len(ids) - 2), Kind.TEXT]
+    assert shown[1].text == bytewise.convert_ids_to_tokens(ids[1])
 
 
 def test_special_tokens_are_marked(bytewise: Any) -> None:
-    spelled = Speller(bytewise).alone(bytewise.eos_token_id)
-    assert spelled == (bytewise.eos_token, Kind.SPECIAL)
+    shown = TokenDecoder(bytewise).alone(bytewise.eos_token_id)
+    assert shown == (bytewise.eos_token, Kind.SPECIAL)
 
 
 def test_a_leading_space_is_kept_where_a_decoder_drops_it(sentencewise: Any) -> None:
-    speller = Speller(sentencewise)
-    assert speller.alone(1).text == " good"
-    assert speller.alone(2).text == "ness"
-    assert [one.text for one in speller.sequence([1, 2, 1])] == ["good", "ness", " good"]
+    decoder = TokenDecoder(sentencewise)
+    assert decoder.alone(1).text == " good"
+    assert decoder.alone(2).text == "ness"
+    assert [one.text for one in decoder.sequence([1, 2, 1])] == ["good", "ness", " good"]
 
 
 def test_a_row_of_the_output_matrix_without_a_token_shows_its_number(bytewise: Any) -> None:
-    assert Speller(bytewise).alone(10**6).text == "#1000000"
+    assert TokenDecoder(bytewise).alone(10**6).text == "#1000000"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,7 +18,7 @@ from aligndistil.errors import UserError
 from aligndistil.objectives import registry
 from aligndistil.objectives.base import Objective, OnPolicy, Prepares
 from aligndistil.recipe import Data, Rollout, Train
-from aligndistil.rollout import TransformersRollout
+from aligndistil.rollout import LoadedModel
 from aligndistil.training.batches import (
     DataBatches,
     RolloutBatches,
@@ -60,7 +59,7 @@ def data_batches(
 def examples(pairs_file: Callable[..., str]) -> Callable[[DataKind], Examples]:
     section = Data.model_validate({"train": {"path": pairs_file(7)}})
     tokenizer = build_tokenizer()
-    return lambda kind: load_examples(section, "train", kind, tokenizer, frozenset({1}), tokenizer.chat_template)
+    return lambda kind: load_examples(section, "train", kind, tokenizer, frozenset({1}))
 
 
 def test_processes_share_a_batch_without_overlap_or_gap(examples: Callable[[DataKind], Examples]) -> None:
@@ -92,10 +91,10 @@ def rollout_batches(
     stage = stage_of(name, rollout, batch_size=batch // minibatches, micro_batch_size=micro)
     return RolloutBatches(
         stage,
-        read(examples),
+        examples,
         Schedule.of(stage, len(examples)),
         shard(rank, world),
-        TransformersRollout(lambda: nullcontext(model), frozenset({1}), 0, 96, batch_size=2),
+        LoadedModel(model, build_tokenizer(), frozenset({1}), 96, batch_size=2),
         scorer=lambda texts: [float(len(text)) for text in texts],
         write=lambda step, rows: shown.append((step, rows)),
     )

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from aligndistil.data import cache_root
 from aligndistil.engine.policy import FrozenModel
 from aligndistil.engine.processes import Processes, start_processes
-from aligndistil.engine.teacher_cache import damage
+from aligndistil.engine.teacher_cache import is_whole
 from aligndistil.errors import UserError
 from aligndistil.recipe import load_recipe
 from aligndistil.run_folder import StageFolder
@@ -66,7 +66,7 @@ def losses(
 
 
 def caches() -> list[Path]:
-    return [about.parent for about in (cache_root() / "hidden").glob("*/about.json")]
+    return [path.parent for path in (cache_root() / "hidden").glob("*/checksum")]
 
 
 def test_a_cached_stage_learns_what_an_uncached_one_learns(
@@ -96,32 +96,39 @@ def test_another_attention_has_a_cache_of_its_own(losses: Callable[..., list[flo
 
 
 @pytest.mark.parametrize(
-    ("harm", "said"),
-    [
-        (lambda content: bytes(len(content)), "0.bin is not what was written"),
-        (lambda content: content[: len(content) // 2], "0.bin has"),
-    ],
-    ids=["zeros", "cut"],
+    "harm",
+    [lambda content: bytes(len(content)), lambda content: content[: len(content) // 2], lambda content: None],
+    ids=["zeros", "cut", "missing"],
 )
 def test_a_damaged_cache_is_said_and_made_again(
-    harm: Callable[[bytes], bytes],
-    said: str,
+    harm: Callable[[bytes], bytes | None],
     losses: Callable[..., list[float]],
     models: dict[str, str],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     first = losses("first", teacher_cache=True)
-    parts = [folder / "0.bin" for folder in caches()]
-    contents = [part.read_bytes() for part in parts]
-    parts[0].write_bytes(harm(contents[0]))
+    (damaged, part), (_, other) = [(folder, *folder.glob("*.safetensors")) for folder in caches()]
+    contents = [part.read_bytes(), other.read_bytes()]
+    harmed = harm(contents[0])
+    part.unlink() if harmed is None else part.write_bytes(harmed)
     capsys.readouterr()
     assert losses("second", teacher_cache=True) == first
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "is damaged" in line]
     assert any(f"the teacher cache of {models[role]} is damaged and made again" in line for role in models)
-    assert said in line
-    assert [part.read_bytes() for part in parts] == contents
+    assert f"{damaged} is not as it was written" in line
+    assert [part.read_bytes(), other.read_bytes()] == contents
     assert losses("third", teacher_cache=True) == first
     assert "teacher cache of" not in capsys.readouterr().out
+
+
+def test_a_disk_without_room_is_refused_before_a_teacher_is_run(
+    losses: Callable[..., list[float]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    with pytest.raises(UserError, match=r"hidden has 0\.0 GiB left and the hidden states need .* set HF_HOME"):
+        losses("first", teacher_cache=True)
+    assert caches() == []
 
 
 def test_a_teacher_that_is_not_finite_is_named(
@@ -141,15 +148,15 @@ def on_two(recipe: str, folder: str, home: str) -> dict[str, Any]:
     os.environ["HF_HOME"] = home
     processes, read = start_processes(), list[str]()
 
-    def watched(folder: Path) -> str | None:
+    def watched(folder: Path) -> bool:
         read.append(folder.name)
-        return damage(folder)
+        return is_whole(folder)
 
-    hidden_cache.damage = watched
+    hidden_cache.is_whole = watched
     first = losses_of(Path(recipe), Path(folder) / "first", processes)
     processes.barrier()
     if processes.is_main:
-        for part in (cache_root() / "hidden").glob("*/1.bin"):
+        for part in (cache_root() / "hidden").glob("*/00001-*.safetensors"):
             part.write_bytes(bytes(part.stat().st_size))
     processes.barrier()
     second = losses_of(Path(recipe), Path(folder) / "second", processes)
@@ -167,8 +174,8 @@ def test_of_two_processes_one_checks_and_both_make_it_again(
 ) -> None:
     recipe = recipe_file(content_of(models, pairs_file(6), {}, {"teacher_cache": True}))
     answers = on_processes(on_two, str(recipe), str(tmp_path), str(tmp_path / "home"))
-    # Two teachers, in the second and in the third stage.
-    assert answers == [{"same": True, "read": 4}, {"same": True, "read": 0}]
+    # Two teachers, in three stages.
+    assert answers == [{"same": True, "read": 6}, {"same": True, "read": 0}]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,122 @@
+"""A language model in memory, with what travels with it wherever it is sampled from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from transformers import (
+    GenerationConfig,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TemperatureLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from aligndistil.rollout.sampling import CutVocabulary, Sample, SamplingParams, SeededSampling
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model, its tokenizer, and how it is sampled from: with transformers' `generate`."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    stop_ids: frozenset[int]
+    """They end a response."""
+    vocab: int
+    """Only the first `vocab` ids are sampled: the rest is padding of the output matrix, which no model means."""
+    batch_size: int
+    """Prompts that are answered together."""
+    whole: Callable[[], AbstractContextManager[Any]] = nullcontext
+    """Entered while the model is sampled from: makes its weights whole on this process where they are sharded."""
+    synced: bool = False
+    """Decode until every process is done, which ZeRO-3 needs."""
+
+    def sample(self, prompts: Sequence[Sequence[int]], params: SamplingParams, seeds: Sequence[int]) -> list[Sample]:
+        """One response per prompt, in order; equal seeds give equal samples of equal weights."""
+        samples: list[Sample] = []
+        with self.whole(), _own_generation_config(self.model):
+            for start in range(0, len(prompts), self.batch_size):
+                rows = slice(start, start + self.batch_size)
+                samples += self._decode(prompts[rows], params, seeds[rows])
+        return samples
+
+    def texts(self, samples: Sequence[Sample]) -> list[str]:
+        """What the samples say, without special tokens."""
+        ids = [list(sample.token_ids) for sample in samples]
+        texts: list[str] = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        return texts
+
+    @torch.no_grad()
+    def _decode(self, prompts: Sequence[Sequence[int]], params: SamplingParams, seeds: Sequence[int]) -> list[Sample]:
+        model, pad = self.model, self.tokenizer.pad_token_id
+        width = max(len(prompt) for prompt in prompts)
+        ids = torch.full((len(prompts), width), pad, dtype=torch.long)
+        attention = torch.zeros_like(ids)
+        for row, prompt in enumerate(prompts):
+            ids[row, width - len(prompt) :] = torch.tensor(prompt)
+            attention[row, width - len(prompt) :] = 1
+        warpers = LogitsProcessorList([CutVocabulary(self.vocab)])
+        if params.temperature != 1.0:
+            warpers.append(TemperatureLogitsWarper(params.temperature))
+        if params.top_p < 1.0:
+            warpers.append(TopPLogitsWarper(params.top_p))
+        warpers.append(SeededSampling(seeds, model.device))
+        config = GenerationConfig(
+            max_new_tokens=params.max_new_tokens,
+            do_sample=False,
+            eos_token_id=sorted(self.stop_ids),
+            pad_token_id=pad,
+            use_cache=True,
+        )
+        output = model.generate(  # type: ignore[operator]
+            ids.to(model.device),
+            attention_mask=attention.to(model.device),
+            generation_config=config,
+            logits_processor=warpers,
+            synced_gpus=self.synced,
+        )
+        return [self._cut(row) for row in output[:, width:].tolist()]
+
+    def _cut(self, tokens: list[int]) -> Sample:
+        for position, token in enumerate(tokens):
+            if token in self.stop_ids:
+                return Sample(tuple(tokens[: position + 1]), finished=True)
+        return Sample(tuple(tokens), finished=False)
+
+
+class TransformersRollout:
+    """A `LoadedModel` from its parts, without a tokenizer: how `aligndistil.evaluation` still asks for one."""
+
+    def __init__(
+        self,
+        policy: Callable[[], AbstractContextManager[PreTrainedModel]],
+        stop_ids: frozenset[int],
+        pad_id: int,
+        vocab: int,
+        batch_size: int,
+    ) -> None:
+        tokenizer: Any = SimpleNamespace(pad_token_id=pad_id)
+        self._policy, self._parts = policy, (tokenizer, stop_ids, vocab, batch_size)
+
+    def generate(self, prompts: Sequence[Sequence[int]], params: SamplingParams, seeds: Sequence[int]) -> list[Sample]:
+        """As `LoadedModel.sample`."""
+        with self._policy() as model:
+            return LoadedModel(model, *self._parts).sample(prompts, params, seeds)
+
+
+@contextmanager
+def _own_generation_config(model: PreTrainedModel) -> Iterator[None]:
+    """Keep a model's published settings (a repetition penalty, say) out of the policy's own distribution."""
+    published = model.generation_config
+    model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = published
