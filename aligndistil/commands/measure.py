@@ -192,8 +192,8 @@ def _table(
 def _read(run: RunFolder, name: str, key: str) -> EvalResult | None:
     """What was measured with this key; None where nothing was, or another model, or on another eval set."""
     path = run.report / "models" / f"{name}.json"
-    record = json.loads(path.read_text()) if path.is_file() else {"key": None}
-    return EvalResult(record["metrics"], record["pairs"]) if record["key"] == key else None
+    record = json.loads(path.read_text()) if path.is_file() else None
+    return EvalResult(record["metrics"], record["pairs"]) if record and record["key"] == key else None
 
 
 def _write(run: RunFolder, name: str, key: str, result: EvalResult) -> None:

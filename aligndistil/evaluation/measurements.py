@@ -59,8 +59,8 @@ def measurements_of(recipe: Recipe) -> Measurements | None:
     rewards = [path for path in given if not path.startswith(CODE)] + trained
     train_pairs = None
     if recipe.report.reward_accuracy:
-        asked = (reference_stage, *stages)
-        train_pairs = next((stage for stage in asked if gives(stage.data, "train", DataKind.PAIRS)), None)
+        candidates = (reference_stage, *stages)
+        train_pairs = next((stage for stage in candidates if gives(stage.data, "train", DataKind.PAIRS)), None)
     return Measurements(
         recipe=recipe,
         reference_stage=reference_stage,
@@ -157,12 +157,12 @@ def read_eval_set(measurements: Measurements, locate: Callable[[str], str]) -> E
         limit = len(keys)
         for name in tokenizers:
             pairs[name][split] = [by_key[name][key] for key in keys]
-    asked = examples(INITIAL, stage.data, "eval", DataKind.PROMPTS)
+    prompts = examples(INITIAL, stage.data, "eval", DataKind.PROMPTS)
     own = pairs.pop(INITIAL)
     return EvalSet(
         tokenizer,
         stops,
-        prompts=[asked.prompt_ids(i) for i in range(min(settings.samples, len(asked)))],
+        prompts=[prompts.prompt_ids(i) for i in range(min(settings.samples, len(prompts)))],
         responses=[chosen for chosen, _ in own.get("eval", [])[: settings.samples]],
         pairs=own,
         pairs_by_tokenizer=pairs,

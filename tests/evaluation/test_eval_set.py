@@ -37,7 +37,7 @@ def test_training_pairs_are_as_many_as_the_held_out_ones(eval_set: Any) -> None:
     "override",
     ["report.pairs=3", "report.samples=3", "data.max_response_length=2", "stages.policy.data.max_response_length=2"],
 )
-def test_the_hash_follows_what_is_asked(eval_set: Any, override: str) -> None:
+def test_the_hash_follows_the_prompts_and_pairs(eval_set: Any, override: str) -> None:
     assert eval_set(override).content_hash() != eval_set().content_hash()
 
 

@@ -122,7 +122,7 @@ class Letters:
         return batch.ids_BT.cumsum(-1).float()
 
 
-def test_a_scalar_head_is_asked_at_the_last_response_token() -> None:
+def test_a_scalar_head_is_read_at_the_last_response_token() -> None:
     found = evaluator().measure_scores(Letters(), "reward_model")
     assert found.metrics == {}
     sums = [[float(sum([*row.prompt_ids, *row.response_ids])) for row in pair] for pair in PAIRS]
