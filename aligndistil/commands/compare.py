@@ -121,10 +121,10 @@ def _check_runs(given: Sequence[str], options: Options) -> None:
 
 def _train(path: Path, options: Options) -> int:
     """Train what is not done, a seed after the other; the exit code of what failed."""
-    from aligndistil.evaluation import plan_of
+    from aligndistil.evaluation.measurements import measurements_of
 
     recipe = load_recipe(path, options.overrides)
-    if plan_of(recipe) is None:
+    if measurements_of(recipe) is None:
         raise UserError(f"{path}: no stage has data.eval, so there is nothing to compare on; name held-out data")
     if options.seeds == 1:
         return _run(path, options.overrides, options)

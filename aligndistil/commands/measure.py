@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,26 +12,16 @@ from transformers import PreTrainedModel
 
 from aligndistil.engine.policy import on_device
 from aligndistil.engine.processes import Processes
-from aligndistil.engine.scalar import ScalarModel, Scorer
-from aligndistil.evaluation import (
-    INITIAL,
-    Bench,
-    Evaluator,
-    Measured,
-    ModelToEvaluate,
-    Plan,
-    Reward,
-    bench_of,
-    evaluator_of,
-    plan_of,
-    rewards_of,
-)
+from aligndistil.engine.scalar import ScalarModel
+from aligndistil.evaluation.measurements import INITIAL, EvalSet, Measurements, measurements_of, read_eval_set, sha256
+from aligndistil.evaluation.model import EvalResult, Evaluator
+from aligndistil.evaluation.rewards import Reward, rewards_of
 from aligndistil.files import write_text
 from aligndistil.models import load_model, load_scalar_model, load_tokenizer, model_hash, pick_dtype
 from aligndistil.progress import Steps
 from aligndistil.recipe import Recipe, stage_of
-from aligndistil.report import Comparison as Table
 from aligndistil.report import (
+    Comparison,
     ModelResult,
     RewardResult,
     read_logs,
@@ -40,17 +29,19 @@ from aligndistil.report import (
     with_steps_to_reward,
     write_report,
 )
+from aligndistil.rollout import SamplingParams
 from aligndistil.run_folder import RunFolder
+from aligndistil.training import scorer_of
 
 EVALUATION_VERSION = "3"
 """Raised when the same models get other numbers than before."""
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class WrittenComparison:
     """What was compared, and where it was written."""
 
-    table: Table
+    table: Comparison
     files: list[Path]
 
 
@@ -60,174 +51,153 @@ def locate(run: RunFolder, path: str) -> str:
     return path if name is None else str(run.stage(name).final)
 
 
-def text_of_file(named: object) -> dict[str, str]:
-    """The content of a file that a recipe names, by its name; empty for anything else."""
-    if not isinstance(named, str) or len(named) > 4096 or "{" in named or not Path(named).is_file():
-        return {}
-    return {named: Path(named).read_text()}
-
-
 def compare_models(
     recipe: Recipe, run: RunFolder, processes: Processes, weights: Mapping[str, str]
-) -> Comparison | None:
+) -> WrittenComparison | None:
     """Measure what has not been measured yet and write `report/`. None when no stage has eval data. Collective.
 
     `weights` are the hashes of the stages' final models.
     """
-    plan = plan_of(recipe)
-    if plan is None:
+    measurements = measurements_of(recipe)
+    if measurements is None:
         return None
-    bench = bench_of(recipe, plan, lambda path: locate(run, path))
-    keys = _Keys(recipe, plan, weights, bench)
-    waiting = [name for name in plan.models if _read(run, name, keys.of(name)) is None]
+    eval_set = read_eval_set(measurements, lambda path: locate(run, path))
+    measured_on, keys = _keys(measurements, eval_set, weights)
+    waiting = {name: key for name, key in keys.items() if _read(run, name, key) is None}
     processes.barrier()
     if waiting:
-        _measure(recipe, run, plan, bench, waiting, keys, processes)
+        _measure(measurements, eval_set, run, waiting, processes)
     processes.barrier()
-    measured = {name: _read(run, name, keys.of(name)) or Measured({}) for name in plan.models}
-    table = _table(recipe, run, plan, measured, keys.shared).model_copy(update={"weights": dict(weights)})
-    curves = {name: run.stage(name).metrics.read() for name in recipe.stages}
-    return Comparison(table, write_report(run.report, table, curves) if processes.is_main else [])
+    results = {name: _read(run, name, key) or EvalResult({}) for name, key in keys.items()}
+    logged = {name: run.stage(name).metrics.read() for name in recipe.stages}
+    table = _table(measurements, run, results, logged, measured_on).model_copy(update={"weights": dict(weights)})
+    return WrittenComparison(table, write_report(run.report, table, logged) if processes.is_main else [])
 
 
-def _table(recipe: Recipe, run: RunFolder, plan: Plan, measured: Mapping[str, Measured], measured_on: str) -> Table:
-    """From what was measured of the models, and what their training logged."""
-    pairs = {name: one.pairs for name, one in measured.items()}
-    splits = ["eval", *(["train"] if plan.train_pairs else [])] if measured[INITIAL].pairs else []
-    compared = rewards_of(recipe, plan) if recipe.report.reward_accuracy and splits else []
-    table = Table(
-        kl_to=stage_of(plan.target) or plan.target,
-        results=[_row(recipe, run, name, one, measured, name in plan.scalar) for name, one in measured.items()],
-        reward=(stage_of(plan.reward) or plan.reward) if plan.reward else "",
-        rewards=[
-            RewardResult(
-                name=one.name,
-                kind=one.kind,
-                right={split: [one.right(pairs, split)] for split in splits},
-                measured_on=measured_on,
-            )
-            for one in compared
-        ],
-        columns=None if recipe.report.columns is None else list(recipe.report.columns),
-        measured_on=measured_on,
+def _keys(measurements: Measurements, eval_set: EvalSet, weights: Mapping[str, str]) -> tuple[str, dict[str, str]]:
+    """Hashes of everything that numbers depend on: what all rows have in common, and by row, all of it."""
+
+    def identity(path: str) -> str:
+        name = stage_of(path)
+        return model_hash(path) if name is None else weights[name]
+
+    data, model = measurements.reference_stage.data, measurements.reference_stage.model
+    settings = {"samples", "pairs", "batch_size", "max_new_tokens", "seed"}
+    shared = sha256(
+        EVALUATION_VERSION,
+        identity(measurements.initial),
+        measurements.recipe.report.model_dump(mode="json", include=settings),
+        eval_set.content_hash(),
+        [source.path for source in data.eval or []],  # some have an exact reward
+        data.max_response_length,
+        model.model_dump(mode="json", exclude={"path"}),
+        str(pick_dtype(model.dtype)),
     )
-    logged = {name: run.stage(name).metrics.path for name in recipe.stages}
-    logs = {name: {"": read_logs(path)[0]} for name, path in logged.items() if path.is_file()}
-    return with_steps_to_reward(table, logs, recipe.report.threshold_metric, recipe.report.threshold)
-
-
-def _row(
-    recipe: Recipe, run: RunFolder, name: str, one: Measured, measured: Mapping[str, Measured], scalar: bool
-) -> ModelResult:
-    if name == INITIAL:
-        return ModelResult(name=name, objective="", metrics=one.metrics)
-    metrics = dict(one.metrics)
-    if one.pairs.get("eval"):
-        reward = Reward("score", name, None) if scalar else Reward("implicit", name, INITIAL)
-        right = reward.right({name: one.pairs, INITIAL: measured[INITIAL].pairs}, "eval")
-        metrics = {"reward_accuracy": right.count("1") / len(right), **metrics}
-    folder = run.stage(name)
-    metrics |= training_metrics(folder.read_done(), folder.metrics.read())
-    return ModelResult(name=name, objective=recipe.stages[name].objective.name, metrics=metrics)
+    against = identity(measurements.kl_to), "" if measurements.reward is None else identity(measurements.reward)
+    return shared, {
+        name: sha256(shared, identity(path), *against, eval_set.pairs_hash(name))
+        for name, path in measurements.models.items()
+    }
 
 
 def _measure(
-    recipe: Recipe, run: RunFolder, plan: Plan, bench: Bench, waiting: list[str], keys: _Keys, processes: Processes
+    measurements: Measurements, eval_set: EvalSet, run: RunFolder, waiting: Mapping[str, str], processes: Processes
 ) -> None:
-    models = _Models(recipe, run, plan, processes)
+    """Measure the rows of `waiting`, and write each with its key as soon as it is measured."""
+    recipe, stage = measurements.recipe, measurements.reference_stage
+    settings = recipe.report
+
+    def load(path: str) -> PreTrainedModel:
+        return load_model(locate(run, path), stage.model, trained=False)
+
+    def load_scalar(path: str) -> ScalarModel:
+        name = stage_of(path)
+        section = stage.model if name is None else recipe.stages[name].model
+        model = load_scalar_model(locate(run, path), section, trained=False)
+        return ScalarModel(on_device(model, processes.device))
+
     with Steps("comparing models", len(waiting), unit="models", rank=processes.rank) as steps:
-        evaluator: Evaluator = evaluator_of(recipe, plan, bench, processes, models.reward())
-        for name in waiting:
-            if name in plan.scalar:
-                measured = evaluator.measure_scores(models.scalar(plan.models[name]), name)
+        reward_model = None
+        if measurements.reward is not None:
+            vocab = load_tokenizer(locate(run, measurements.reward), stage.model).get_vocab()
+            # A reward model that reads other tokens than the policies write scores no samples.
+            if vocab == eval_set.tokenizer.get_vocab():
+                reward_model = load_scalar(measurements.reward)
+        evaluator = Evaluator(
+            eval_set,
+            SamplingParams(settings.max_new_tokens or stage.data.max_response_length),
+            batch_size=settings.batch_size,
+            seed=settings.seed,
+            processes=processes,
+            gold_reward=scorer_of(stage.data),
+            reward_model=reward_model,
+        )
+        # What all models are compared with stays loaded.
+        always = (measurements.initial, measurements.kl_to) if waiting.keys() - measurements.scalar else ()
+        kept = {path: load(path) for path in dict.fromkeys(always)}
+        for name, key in waiting.items():
+            path = measurements.models[name]
+            if name in measurements.scalar:
+                result = evaluator.measure_scores(load_scalar(path), name)
             else:
-                measured = evaluator.measure(models.to_evaluate(plan.models[name]))
+                initial, kl_to = kept[measurements.initial], kept[measurements.kl_to]
+                result = evaluator.measure(kept.get(path) or load(path), initial=initial, kl_to=kl_to)
             if processes.is_main:
-                _write(run, name, keys.of(name), measured)
+                _write(run, name, key, result)
             steps.advance(values={"last": name})
 
 
-class _Models:
-    """Models as they are needed; those that all are compared with stay loaded."""
-
-    def __init__(self, recipe: Recipe, run: RunFolder, plan: Plan, processes: Processes) -> None:
-        self._recipe, self._run, self._plan, self._processes = recipe, run, plan, processes
-        self._kept: dict[str, PreTrainedModel] = {}
-
-    def to_evaluate(self, path: str) -> ModelToEvaluate:
-        initial, kl_to = self._keep(self._plan.initial), self._keep(self._plan.target)
-        return ModelToEvaluate(self._kept.get(path) or self._load(path), initial, kl_to)
-
-    def scalar(self, path: str) -> ScalarModel:
-        name = stage_of(path)
-        section = self._plan.judge.model if name is None else self._recipe.stages[name].model
-        model = load_scalar_model(locate(self._run, path), section, trained=False)
-        return ScalarModel(on_device(model, self._processes.device))
-
-    def reward(self) -> Scorer | None:
-        """What scores everybody's samples; None too where it reads other tokens than the policies write."""
-        path, section = self._plan.reward, self._plan.judge.model
-        if path is None:
-            return None
-        tokenizer = load_tokenizer(locate(self._run, self._plan.initial), section)
-        theirs = load_tokenizer(locate(self._run, path), section)
-        return self.scalar(path) if theirs.get_vocab() == tokenizer.get_vocab() else None
-
-    def _keep(self, path: str) -> PreTrainedModel:
-        if path not in self._kept:
-            self._kept[path] = self._load(path)
-        return self._kept[path]
-
-    def _load(self, path: str) -> PreTrainedModel:
-        return load_model(locate(self._run, path), self._plan.judge.model, trained=False)
-
-
-class _Keys:
-    """Hashes of everything that the numbers of a model depend on."""
-
-    def __init__(self, recipe: Recipe, plan: Plan, weights: Mapping[str, str], bench: Bench) -> None:
-        self._plan, self._weights, self._bench = plan, weights, bench
-        judge, settings = plan.judge, {"samples", "pairs", "batch_size", "max_new_tokens", "seed"}
-        self.shared = _sha(
-            EVALUATION_VERSION,
-            self._identity(plan.initial),
-            recipe.report.model_dump(mode="json", include=settings),
-            bench.content_hash(),
-            [source.path for source in judge.data.eval or []],  # some have an exact reward
-            judge.data.max_response_length,
-            judge.model.model_dump(mode="json", exclude={"path"}),
-            str(pick_dtype(judge.model.dtype)),
+def _table(
+    measurements: Measurements,
+    run: RunFolder,
+    results: Mapping[str, EvalResult],
+    logged: Mapping[str, list[dict[str, Any]]],
+    measured_on: str,
+) -> Comparison:
+    """From what was measured of the models, and what their training logged."""
+    settings, stages = measurements.recipe.report, measurements.recipe.stages
+    pairs = {name: result.pairs for name, result in results.items()}
+    rows = [ModelResult(name=INITIAL, objective="", metrics=results[INITIAL].metrics)]
+    for name, stage in stages.items():
+        metrics = results[name].metrics
+        if pairs[name].get("eval"):
+            scalar = name in measurements.scalar
+            right = (Reward("score", name, None) if scalar else Reward("implicit", name, INITIAL)).right(pairs, "eval")
+            metrics = {"reward_accuracy": right.count("1") / len(right), **metrics}
+        metrics = metrics | training_metrics(run.stage(name).read_done(), logged[name])
+        rows.append(ModelResult(name=name, objective=stage.objective.name, metrics=metrics))
+    splits = list(pairs[INITIAL]) if settings.reward_accuracy else []
+    rewards = [
+        RewardResult(
+            name=reward.name,
+            kind=reward.kind,
+            right={split: [reward.right(pairs, split)] for split in splits},
+            measured_on=measured_on,
         )
-        """Of what all models of the table have in common."""
-
-    def of(self, name: str) -> str:
-        plan = self._plan
-        told = [self.shared, self._identity(plan.models[name]), self._identity(plan.target)]
-        reward = "" if plan.reward is None else self._identity(plan.reward)
-        return _sha(*told, reward, self._bench.foreign_hash(name))
-
-    def _identity(self, path: str) -> str:
-        name = stage_of(path)
-        return model_hash(path) if name is None else self._weights[name]
-
-
-def _sha(*told: Any) -> str:
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+        for reward in (rewards_of(measurements) if splits else [])
+    ]
+    table = Comparison(
+        kl_to=stage_of(measurements.kl_to) or measurements.kl_to,
+        results=rows,
+        reward=(stage_of(measurements.reward) or measurements.reward) if measurements.reward else "",
+        rewards=rewards,
+        columns=None if settings.columns is None else list(settings.columns),
+        measured_on=measured_on,
+    )
+    paths = {name: run.stage(name).metrics.path for name in stages}
+    logs = {name: {"": read_logs(path)[0]} for name, path in paths.items() if path.is_file()}
+    return with_steps_to_reward(table, logs, settings.threshold_metric, settings.threshold)
 
 
-def _read(run: RunFolder, name: str, key: str) -> Measured | None:
+def _read(run: RunFolder, name: str, key: str) -> EvalResult | None:
+    """What was measured with this key; None where nothing was, or another model, or on another eval set."""
     path = run.report / "models" / f"{name}.json"
-    if not path.is_file():
-        return None
-    record = json.loads(path.read_text())
-    if record["key"] != key:
-        return None
-    pairs = {split: [(chosen, rejected) for chosen, rejected in values] for split, values in record["pairs"].items()}
-    return Measured(record["metrics"], pairs)
+    record = json.loads(path.read_text()) if path.is_file() else None
+    return EvalResult(record["metrics"], record["pairs"]) if record and record["key"] == key else None
 
 
-def _write(run: RunFolder, name: str, key: str, measured: Measured) -> None:
-    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in measured.samples)
+def _write(run: RunFolder, name: str, key: str, result: EvalResult) -> None:
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in result.samples)
     write_text(run.report / "samples" / f"{name}.jsonl", lines)
-    record = {"key": key, "metrics": measured.metrics, "pairs": measured.pairs}
+    record = {"key": key, "metrics": result.metrics, "pairs": result.pairs}
     write_text(run.report / "models" / f"{name}.json", json.dumps(record) + "\n")

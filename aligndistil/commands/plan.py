@@ -11,7 +11,7 @@ from aligndistil.commands.estimate import Memory, ModelSize, amount, amount_at_m
 from aligndistil.commands.train import check_recipe, stages_wanted
 from aligndistil.commands.validate import with_existing_model
 from aligndistil.errors import ServiceError
-from aligndistil.evaluation import initial_model
+from aligndistil.evaluation.measurements import initial_model
 from aligndistil.recipe import Recipe, Stage, stage_of
 from aligndistil.run_folder import RunFolder
 from aligndistil.training import is_code, load_stage_data

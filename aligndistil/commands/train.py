@@ -13,7 +13,7 @@ import torch
 from rich.markup import escape
 
 from aligndistil.commands.compare import show
-from aligndistil.commands.measure import Comparison, compare_models, locate, text_of_file
+from aligndistil.commands.measure import WrittenComparison, compare_models, locate
 from aligndistil.data import content_hash
 from aligndistil.engine.processes import Processes, launched_rank, launched_world, start_processes
 from aligndistil.errors import Interrupted, UserError
@@ -36,7 +36,7 @@ class Finished:
     run: Path
     models: dict[str, Path]
     """The final model of every stage that was asked for; that which the recipe is about comes last."""
-    comparison: Comparison | None
+    comparison: WrittenComparison | None
     """None when the recipe has no eval data, or not all of its stages were asked for."""
 
     @property
@@ -262,6 +262,13 @@ def _fingerprint(stage: Stage, weights: dict[str, str]) -> str:
         elif stage_of(path) is None:
             contents[path] = model_hash(path)
     for named in (stage.model.chat_template, stage.engine.deepspeed):
-        contents |= text_of_file(named)
+        contents |= _text_of_file(named)
     inputs = {name: weights[name] for name in stage.inputs}
     return stage_fingerprint(stage, inputs, contents, RESULT_VERSION)
+
+
+def _text_of_file(named: object) -> dict[str, str]:
+    """The content of a file that a recipe names, by its name; empty for anything else."""
+    if not isinstance(named, str) or len(named) > 4096 or "{" in named or not Path(named).is_file():
+        return {}
+    return {named: Path(named).read_text()}

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from aligndistil.commands.train import check_recipe
 from aligndistil.data import preview
-from aligndistil.evaluation import initial_model
+from aligndistil.evaluation.measurements import initial_model
 from aligndistil.recipe import Recipe, Stage
 from aligndistil.training import load_stage_data
 

@@ -5,160 +5,164 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import TypeAlias, TypeVar
+from typing import Literal, TypeVar
 
+import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
-from aligndistil.batch import Row
+from aligndistil.batch import Batch, DataKind, Row, collate
 from aligndistil.engine.policy import FrozenModel, Policy, on_device
 from aligndistil.engine.processes import Processes
-from aligndistil.engine.scalar import Scorer as RewardModel
-from aligndistil.evaluation.bench import Bench, Pairs
+from aligndistil.engine.scalar import Scorer
+from aligndistil.evaluation.measurements import EvalSet, Pairs
 from aligndistil.evaluation.samples import decode, summarise
-from aligndistil.evaluation.terms import Divergence, LogProbability, response_scores, sequence_sums
+from aligndistil.maths import kl_divergence, sum_tokens
 from aligndistil.models import shared_vocab
-from aligndistil.objectives.base import Objective, Role
+from aligndistil.objectives.base import Need, Objective, Role, TokenChunk
+from aligndistil.objectives.sft import SFT
 from aligndistil.rollout import Sample, SamplingParams, TransformersRollout, sample_seed
 
-Scorer = Callable[[Sequence[str]], list[float]]
-"""Texts of responses to rewards."""
-PairValues: TypeAlias = tuple[float, float]
-"""What a model says of the chosen and of the rejected response of a pair."""
 _Result = TypeVar("_Result")
 
 
+class Divergence(Objective):
+    """KL(policy || other) of each token, over the whole vocabulary, for each of `others`; terms are named by role."""
+
+    data = DataKind.RESPONSES
+    paper = "Zhang et al. 2025, arXiv 2503.02832, Table 3"
+    name: Literal["divergence"] = "divergence"
+    others: tuple[str, ...] = (Role.REFERENCE,)
+
+    @property
+    def needs(self) -> dict[str, Need]:
+        return dict.fromkeys((Role.POLICY, *self.others), Need.DISTRIBUTION)
+
+    def token_terms(self, chunk: TokenChunk) -> dict[str, Tensor]:
+        policy = chunk.logps[Role.POLICY]
+        return {role: kl_divergence(policy, chunk.logps[role]) for role in self.others}
+
+
 @dataclass(frozen=True, slots=True)
-class ModelToEvaluate:
-    """A language model and those it is compared with; they may be the same object."""
-
-    model: PreTrainedModel
-    initial: PreTrainedModel
-    """What training started from."""
-    kl_to: PreTrainedModel
-
-
-@dataclass(frozen=True, slots=True)
-class Measured:
+class EvalResult:
     """The metrics of one model, and what they were measured on."""
 
     metrics: dict[str, float]
-    pairs: dict[str, list[PairValues]] = field(default_factory=dict)
-    """By split: log-probabilities summed over the response, or scores of a scalar head."""
+    pairs: Mapping[str, Sequence[Sequence[float]]] = field(default_factory=dict)
+    """By split, of the chosen and the rejected response of each pair: the log-probability summed over its tokens, or
+    the score of a scalar head."""
     samples: list[dict[str, object]] = field(default_factory=list)
+    """Prompt and response as text, and the response's rewards."""
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluator:
-    """What all models of a table are asked, and how. Measuring is collective."""
+    """Measures models on one eval set. Measuring is collective: processes share the rows, and all get all results."""
 
-    bench: Bench
-    given: Sequence[Row]
-    """Responses of the data: divergences are measured on them too."""
+    eval_set: EvalSet
     params: SamplingParams
     batch_size: int
     seed: int
     processes: Processes
-    scorer: Scorer | None = None
-    """The exact reward of a text."""
-    reward: RewardModel | None = None
+    gold_reward: Callable[[Sequence[str]], list[float]] | None = None
+    """The exact reward of texts."""
+    reward_model: Scorer | None = None
     """Scores the samples; on this process's device."""
 
-    def measure(self, subject: ModelToEvaluate) -> Measured:
-        """Log-probabilities of the pairs, divergences, and what one sample for each prompt is like."""
-        models = [subject.model, subject.initial, subject.kl_to]
-        vocab = shared_vocab(models, self.bench.tokenizer)
-        device = self.processes.device
-        policy = Policy(on_device(subject.model, device).eval(), vocab)
-        others: dict[str, FrozenModel] = {Role.REFERENCE: FrozenModel(on_device(subject.initial, device), vocab)}
-        if subject.kl_to is not subject.initial:
-            others[Role.TEACHER] = FrozenModel(on_device(subject.kl_to, device), vocab)
-        pairs = self._of_pairs(self.bench.pairs, lambda rows: self._sums(LogProbability(), policy, {}, rows)["logp"])
-        metrics = self._divergences(policy, others, self.given, "_data")
-        if not self.bench.prompts:
-            return Measured(metrics, pairs)
-        samples = self._share_out(len(self.bench.prompts), lambda places: self._answers(subject.model, vocab, places))
-        rows = [Row(prompt, sample.token_ids) for prompt, sample in zip(self.bench.prompts, samples, strict=True)]
-        texts = decode(self.bench.tokenizer, samples)
-        rewards = self._rewards(rows, texts)
-        metrics = self._divergences(policy, others, rows) | metrics | summarise(samples, texts)
-        metrics |= {name: _mean(values) for name, values in rewards.items()}
-        return Measured(metrics, pairs, self._shown(samples, texts, rewards))
+    def measure(self, model: PreTrainedModel, *, initial: PreTrainedModel, kl_to: PreTrainedModel) -> EvalResult:
+        """Log-probabilities of the pairs, divergences, and what one sample for each prompt is like.
 
-    def measure_scores(self, model: RewardModel, name: str) -> Measured:
-        """All that a model with a scalar head says: its scores of the pairs."""
-        pairs = self.bench.foreign_pairs.get(name, self.bench.pairs)
-        return Measured({}, self._of_pairs(pairs, lambda rows: self._scores(model, rows)))
+        `initial` is what training began from; the three models may be the same object.
+        """
+        prompts, tokenizer, device = self.eval_set.prompts, self.eval_set.tokenizer, self.processes.device
+        vocab = shared_vocab([model, initial, kl_to], tokenizer)
+        policy = Policy(on_device(model, device).eval(), vocab)
+        frozen: dict[str, FrozenModel] = {Role.REFERENCE: FrozenModel(on_device(initial, device), vocab)}
+        if kl_to is not initial:
+            frozen[Role.TEACHER] = FrozenModel(on_device(kl_to, device), vocab)
+        # The one term of SFT is the log-probability of each token.
+        pairs = self._pairs(self.eval_set.pairs, lambda batch: _sums(SFT(), policy, {}, batch))
+        metrics = self._divergences(policy, frozen, self.eval_set.responses, "_data")
+        if not prompts:
+            return EvalResult(metrics, pairs)
+        stops, pad_id = self.eval_set.stop_ids, tokenizer.pad_token_id
+        rollout = TransformersRollout(lambda: nullcontext(model), stops, pad_id, vocab, self.batch_size)
 
-    def _of_pairs(self, given: Pairs, read: Callable[[Sequence[Row]], list[float]]) -> dict[str, list[PairValues]]:
-        found: dict[str, list[PairValues]] = {}
-        for split, pairs in given.items():
-            values = self._on_rows([row for pair in pairs for row in pair], read)
+        def answers(places: Sequence[int]) -> list[Sample]:
+            seeds = [sample_seed(self.seed, "report", place) for place in places]
+            return rollout.generate([prompts[place] for place in places], self.params, seeds)
+
+        samples = self._share(len(prompts), answers)
+        rows = [Row(prompt, sample.token_ids) for prompt, sample in zip(prompts, samples, strict=True)]
+        texts = decode(tokenizer, samples)
+        rewards: dict[str, list[float]] = {}
+        if self.gold_reward is not None:
+            rewards["gold_reward"] = self.gold_reward(texts)
+        if (reward_model := self.reward_model) is not None:
+            scores = self._of_rows(rows, lambda batch: _last_scores(reward_model, batch))
+            rewards["reward_score"] = [score for (score,) in scores]
+        metrics = self._divergences(policy, frozen, rows) | metrics | summarise(samples, texts)
+        metrics |= {name: sum(values) / len(values) for name, values in rewards.items()}
+        shown: list[dict[str, object]] = [
+            {"prompt": tokenizer.decode(list(prompt)), "response": text, "finished": sample.finished}
+            | {name: values[i] for name, values in rewards.items()}
+            for i, (prompt, text, sample) in enumerate(zip(prompts, texts, samples, strict=True))
+        ]
+        return EvalResult(metrics, pairs, shown)
+
+    def measure_scores(self, model: Scorer, name: str) -> EvalResult:
+        """What there is to measure of a scalar head, the model of row `name`: its scores of the pairs."""
+        pairs = self.eval_set.pairs_by_tokenizer.get(name, self.eval_set.pairs)
+        return EvalResult({}, self._pairs(pairs, lambda batch: _last_scores(model, batch)))
+
+    def _pairs(self, by_split: Pairs, read: Callable[[Batch], Tensor]) -> dict[str, list[tuple[float, float]]]:
+        found: dict[str, list[tuple[float, float]]] = {}
+        for split, pairs in by_split.items():
+            values = [value for (value,) in self._of_rows([row for pair in pairs for row in pair], read)]
             found[split] = list(zip(values[0::2], values[1::2], strict=True))
         return found
 
     def _divergences(
-        self, policy: Policy, others: Mapping[str, FrozenModel], rows: Sequence[Row], suffix: str = ""
+        self, policy: Policy, frozen: Mapping[str, FrozenModel], rows: Sequence[Row], suffix: str = ""
     ) -> dict[str, float]:
         """Means over rows of the sequence sums of KL(policy || other); none without rows."""
         if not rows:
             return {}
-        measure = Divergence(others=tuple(others))
+        divergence = Divergence(others=tuple(frozen))
+        of_rows = self._of_rows(rows, lambda batch: _sums(divergence, policy, frozen, batch))
+        means = [sum(column) / len(rows) for column in zip(*of_rows, strict=True)]
+        return {f"kl{suffix}": means[-1], f"kl_initial{suffix}": means[0]}
 
-        def read(mine: Sequence[Row]) -> list[dict[str, float]]:
-            sums = self._sums(measure, policy, others, mine)
-            return [dict(zip(sums, values, strict=True)) for values in zip(*sums.values(), strict=True)]
+    @torch.no_grad()
+    def _of_rows(self, rows: Sequence[Row], read: Callable[[Batch], Tensor]) -> list[list[float]]:
+        """What `read` finds, (B, K) of a batch: K numbers of each row, in the order of `rows`."""
 
-        each = self._on_rows(rows, read)
-        means = {role: _mean([row[role] for row in each]) for role in others}
-        initial = means[Role.REFERENCE]
-        return {f"kl{suffix}": means.get(Role.TEACHER, initial), f"kl_initial{suffix}": initial}
+        def of_places(places: Sequence[int]) -> list[list[float]]:
+            # Rows of about the same length share a batch, so that little of it is padding.
+            order = sorted(places, key=lambda i: len(rows[i].prompt_ids) + len(rows[i].response_ids))
+            found: dict[int, list[float]] = {}
+            for start in range(0, len(order), self.batch_size):
+                chosen = order[start : start + self.batch_size]
+                batch = collate([rows[i] for i in chosen], DataKind.RESPONSES, self.eval_set.tokenizer.pad_token_id)
+                found |= zip(chosen, read(batch.to(self.processes.device)).tolist(), strict=True)
+            return [found[i] for i in places]
 
-    def _rewards(self, rows: Sequence[Row], texts: Sequence[str]) -> dict[str, list[float]]:
-        found = {}
-        if self.scorer is not None:
-            found["gold_reward"] = self.scorer(texts)
-        if self.reward is not None:
-            reward = self.reward
-            found["reward_score"] = self._on_rows(rows, lambda mine: self._scores(reward, mine))
-        return found
+        return self._share(len(rows), of_places)
 
-    def _shown(
-        self, samples: Sequence[Sample], texts: Sequence[str], rewards: Mapping[str, Sequence[float]]
-    ) -> list[dict[str, object]]:
-        shown: list[dict[str, object]] = []
-        for i, (prompt, sample) in enumerate(zip(self.bench.prompts, samples, strict=True)):
-            asked = self.bench.tokenizer.decode(list(prompt))
-            row = {"prompt": asked, "response": texts[i], "finished": sample.finished}
-            shown.append(row | {name: values[i] for name, values in rewards.items()})
-        return shown
-
-    def _answers(self, model: PreTrainedModel, vocab: int, places: Sequence[int]) -> list[Sample]:
-        rollout = TransformersRollout(
-            lambda: nullcontext(model), self.bench.stop_ids, self.bench.tokenizer.pad_token_id, vocab, self.batch_size
-        )
-        seeds = [sample_seed(self.seed, "report", place) for place in places]
-        return rollout.generate([self.bench.prompts[place] for place in places], self.params, seeds)
-
-    def _sums(
-        self, measure: Objective, policy: Policy, others: Mapping[str, FrozenModel], rows: Sequence[Row]
-    ) -> dict[str, list[float]]:
-        pad, device = self.bench.tokenizer.pad_token_id, self.processes.device
-        return sequence_sums(measure, policy, others, rows, batch_size=self.batch_size, pad_id=pad, device=device)
-
-    def _scores(self, model: RewardModel, rows: Sequence[Row]) -> list[float]:
-        pad, device = self.bench.tokenizer.pad_token_id, self.processes.device
-        return response_scores(model, rows, batch_size=self.batch_size, pad_id=pad, device=device)
-
-    def _on_rows(self, rows: Sequence[Row], read: Callable[[Sequence[Row]], list[_Result]]) -> list[_Result]:
-        return self._share_out(len(rows), lambda places: read([rows[place] for place in places]))
-
-    def _share_out(self, count: int, work: Callable[[Sequence[int]], list[_Result]]) -> list[_Result]:
-        """Every process works on its own of the places 0..count - 1; all are given all results, in order."""
+    def _share(self, count: int, work: Callable[[Sequence[int]], list[_Result]]) -> list[_Result]:
+        """Every process works on its own of the places 0 .. count - 1; all are given all results, in order."""
         world = self.processes.world
-        mine = range(self.processes.rank, count, world)
-        parts: list[list[_Result]] = self.processes.gather(work(mine) if mine else [])
+        places = range(self.processes.rank, count, world)
+        parts: list[list[_Result]] = self.processes.gather(work(places) if places else [])
         return [parts[place % world][place // world] for place in range(count)]
 
 
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
+def _sums(objective: Objective, policy: Policy, frozen: Mapping[str, FrozenModel], batch: Batch) -> Tensor:
+    """(B, K) each term of `objective`, summed over the response tokens."""
+    terms = policy(batch, objective, {role: model.read(batch) for role, model in frozen.items()})
+    return torch.stack([sum_tokens(values_BT, batch.response_BT) for values_BT in terms.values()], -1)
+
+
+def _last_scores(model: Scorer, batch: Batch) -> Tensor:
+    """(B, 1) the score at the last token of each row."""
+    return model.scores(batch).gather(1, batch.attention_BT.sum(-1, keepdim=True) - 1)

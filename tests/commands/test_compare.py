@@ -15,7 +15,7 @@ import yaml
 from worlds import merged, three_stages
 
 from aligndistil.cli import main
-from aligndistil.commands import measure as comparison
+from aligndistil.commands import measure
 from aligndistil.errors import EXIT_USAGE
 from aligndistil.report import load_results
 
@@ -70,7 +70,7 @@ def test_seeds_are_trained_once_measured_alike_and_averaged(
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr(comparison, "load_model", refuse)
+    monkeypatch.setattr(measure, "load_model", refuse)
     before = (run / "report" / "comparison.json").read_bytes()
     code, out, err = compare(recipe, "--seeds", 2, "--out", "elsewhere")
     assert code == 0, err

@@ -17,7 +17,7 @@ from worlds import differences, left_behind, lines, off_policy, three_stages
 
 from aligndistil import models, objectives
 from aligndistil.batch import DataKind
-from aligndistil.commands import measure as comparison
+from aligndistil.commands import measure
 from aligndistil.commands import train as pipeline
 from aligndistil.commands.train import Finished, run_recipe
 from aligndistil.engine.checkpoint import checkpoints
@@ -97,7 +97,7 @@ def test_a_second_run_skips_everything_and_loads_no_model(
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr(comparison, "load_model", refuse)
+    monkeypatch.setattr(measure, "load_model", refuse)
     second = run(three)
     text = told()
     for name in ("dpo", "reverse", "policy"):
@@ -275,22 +275,25 @@ def test_models_and_batches_are_checked_before_anything_is_made(three: Path, mod
 
 def test_a_killed_comparison_measures_only_what_is_missing(three: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     measured: list[Any] = []
-    own = comparison.Evaluator.measure
+    own = measure.Evaluator.measure
 
-    def dies_at_the_third(self: Any, subject: Any) -> Any:
+    def counted(self: Any, model: Any, **against: Any) -> Any:
+        measured.append(model)
+        return own(self, model, **against)
+
+    def dies_at_the_third(self: Any, model: Any, **against: Any) -> Any:
         if len(measured) == 2:
             raise KeyboardInterrupt
-        measured.append(subject)
-        return own(self, subject)
+        return counted(self, model, **against)
 
-    monkeypatch.setattr(comparison.Evaluator, "measure", dies_at_the_third)
+    monkeypatch.setattr(measure.Evaluator, "measure", dies_at_the_third)
     with pytest.raises(KeyboardInterrupt):
         run(three)
     kept = three.parent / "runs" / "toy" / "report" / "models"
     assert sorted(file.stem for file in kept.glob("*.json")) == ["dpo", "initial"]
     before = (kept / "dpo.json").stat().st_mtime_ns
     measured.clear()
-    monkeypatch.setattr(comparison.Evaluator, "measure", lambda self, subject: measured.append(1) or own(self, subject))
+    monkeypatch.setattr(measure.Evaluator, "measure", counted)
     done = run(three)
     assert len(measured) == 2
     assert (kept / "dpo.json").stat().st_mtime_ns == before

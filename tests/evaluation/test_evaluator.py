@@ -13,7 +13,9 @@ from toyland import build_model, build_tokenizer
 
 from aligndistil.batch import Batch, Row
 from aligndistil.engine.processes import Processes
-from aligndistil.evaluation import Bench, Evaluator, Measured, ModelToEvaluate, distinct_n, summarise
+from aligndistil.evaluation.measurements import EvalSet
+from aligndistil.evaluation.model import EvalResult, Evaluator
+from aligndistil.evaluation.samples import distinct_n, summarise
 from aligndistil.rollout import Sample, SamplingParams, TransformersRollout, sample_seed
 
 PROMPTS = [[5, 6], [7, 8, 9], [10], [11, 12, 13, 14], [15]]
@@ -25,12 +27,21 @@ PAIRS = [
 ALONE = Processes(0, 1, torch.device("cpu"))
 
 
+def measure(three: Sequence[Any], **settings: Any) -> EvalResult:
+    """The first of three models measured, against the initial one and the one that `kl` is to."""
+    model, initial, kl_to = three
+    return evaluator(**settings).measure(model, initial=initial, kl_to=kl_to)
+
+
 def evaluator(**settings: Any) -> Evaluator:
-    asked = {"prompts": PROMPTS, "pairs": {"eval": PAIRS}}
-    asked |= {name: settings.pop(name) for name in ("prompts", "pairs", "foreign_pairs") if name in settings}
+    content: dict[str, Any] = {
+        "prompts": PROMPTS,
+        "responses": [chosen for chosen, _ in PAIRS],
+        "pairs": {"eval": PAIRS},
+    }
+    content |= {name: settings.pop(name) for name in (*content, "pairs_by_tokenizer") if name in settings}
     defaults: dict[str, Any] = {
-        "bench": Bench(build_tokenizer(), frozenset({1}), **asked),
-        "given": [chosen for chosen, _ in PAIRS],
+        "eval_set": EvalSet(build_tokenizer(), frozenset({1}), **content),
         "params": SamplingParams(8),
         "batch_size": 2,
         "seed": 0,
@@ -45,8 +56,8 @@ def models() -> list[Any]:
 
 
 @pytest.fixture(scope="module")
-def measured(models: list[Any]) -> Measured:
-    return evaluator().measure(ModelToEvaluate(*models))
+def measured(models: list[Any]) -> EvalResult:
+    return measure(models)
 
 
 @torch.no_grad()
@@ -61,14 +72,14 @@ def sequence_logp(model: Any, row: Row) -> float:
     return float(table[torch.arange(len(row.response_ids)), torch.tensor(row.response_ids)].sum())
 
 
-def test_pairs_are_given_their_summed_log_probabilities(models: list[Any], measured: Measured) -> None:
+def test_pairs_are_given_their_summed_log_probabilities(models: list[Any], measured: EvalResult) -> None:
     expected = [(sequence_logp(models[0], chosen), sequence_logp(models[0], rejected)) for chosen, rejected in PAIRS]
     for found, wanted in zip(measured.pairs["eval"], expected, strict=True):
         assert found == pytest.approx(wanted, rel=1e-5)
 
 
 def test_the_initial_model_is_no_distance_from_itself(models: list[Any]) -> None:
-    same = evaluator().measure(ModelToEvaluate(models[0], models[0], models[0])).metrics
+    same = measure([models[0]] * 3).metrics
     assert [same[name] for name in ("kl", "kl_initial", "kl_data", "kl_initial_data")] == pytest.approx(
         [0] * 4, abs=1e-5
     )
@@ -76,11 +87,11 @@ def test_the_initial_model_is_no_distance_from_itself(models: list[Any]) -> None
 
 def test_equal_models_give_equal_numbers(models: list[Any]) -> None:
     """To the last bit, so that the implicit reward of an untrained model is a tie."""
-    subject, twin = (evaluator().measure(ModelToEvaluate(m, *models[1:])) for m in (models[0], build_model(seed=0)))
+    subject, twin = (measure([model, *models[1:]]) for model in (models[0], build_model(seed=0)))
     assert subject.pairs == twin.pairs
 
 
-def test_divergences_are_sums_over_the_model_s_own_samples(models: list[Any], measured: Measured) -> None:
+def test_divergences_are_sums_over_the_model_s_own_samples(models: list[Any], measured: EvalResult) -> None:
     policy, initial, other = models
     rollout = TransformersRollout(lambda: nullcontext(policy), frozenset({1}), 0, 96, batch_size=5)
     seeds = [sample_seed(0, "report", number) for number in range(len(PROMPTS))]
@@ -93,7 +104,7 @@ def test_divergences_are_sums_over_the_model_s_own_samples(models: list[Any], me
         assert measured.metrics[name] == pytest.approx(total / len(PROMPTS), rel=1e-4)
 
 
-def test_divergences_on_the_data_are_sums_over_its_chosen_responses(models: list[Any], measured: Measured) -> None:
+def test_divergences_on_the_data_are_sums_over_its_chosen_responses(models: list[Any], measured: EvalResult) -> None:
     policy, initial, other = models
     sums = {"kl_data": 0.0, "kl_initial_data": 0.0}
     for row, _ in PAIRS:
@@ -111,7 +122,7 @@ class Letters:
         return batch.ids_BT.cumsum(-1).float()
 
 
-def test_a_scalar_head_is_asked_at_the_last_response_token() -> None:
+def test_a_scalar_head_is_read_at_the_last_response_token() -> None:
     found = evaluator().measure_scores(Letters(), "reward_model")
     assert found.metrics == {}
     sums = [[float(sum([*row.prompt_ids, *row.response_ids])) for row in pair] for pair in PAIRS]
@@ -120,13 +131,13 @@ def test_a_scalar_head_is_asked_at_the_last_response_token() -> None:
 
 def test_a_scalar_head_with_other_tokens_reads_the_pairs_in_its_own() -> None:
     other = [[Row([1], [2, 3]), Row([1], [4])]]
-    found = evaluator(foreign_pairs={"theirs": {"eval": other}})
+    found = evaluator(pairs_by_tokenizer={"theirs": {"eval": other}})
     assert found.measure_scores(Letters(), "theirs").pairs == {"eval": [(6.0, 5.0)]}
     assert len(found.measure_scores(Letters(), "ours").pairs["eval"]) == 3
 
 
-def test_samples_are_scored_by_a_reward_model_where_there_is_one(models: list[Any], measured: Measured) -> None:
-    scored = evaluator(reward=Letters()).measure(ModelToEvaluate(*models))
+def test_samples_are_scored_by_a_reward_model_where_there_is_one(models: list[Any], measured: EvalResult) -> None:
+    scored = measure(models, reward_model=Letters())
     rollout = TransformersRollout(lambda: nullcontext(models[0]), frozenset({1}), 0, 96, batch_size=5)
     samples = rollout.generate(PROMPTS, SamplingParams(8), [sample_seed(0, "report", i) for i in range(len(PROMPTS))])
     scores = [sum(prompt) + sum(sample.token_ids) for prompt, sample in zip(PROMPTS, samples, strict=True)]
@@ -135,20 +146,20 @@ def test_samples_are_scored_by_a_reward_model_where_there_is_one(models: list[An
     assert "reward_score" not in measured.metrics
 
 
-def test_metrics_have_the_names_of_the_documentation(measured: Measured) -> None:
+def test_metrics_have_the_names_of_the_documentation(measured: EvalResult) -> None:
     documented = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
     assert {name for name in measured.metrics if f"`{name}`" not in documented} == set()
 
 
-def test_a_gold_reward_is_measured_where_there_is_one(models: list[Any], measured: Measured) -> None:
-    scored = evaluator(scorer=lambda texts: [float(i) for i in range(len(texts))]).measure(ModelToEvaluate(*models))
+def test_a_gold_reward_is_measured_where_there_is_one(models: list[Any], measured: EvalResult) -> None:
+    scored = measure(models, gold_reward=lambda texts: [float(i) for i in range(len(texts))])
     assert scored.metrics["gold_reward"] == 2.0
     assert [row["gold_reward"] for row in scored.samples] == [0, 1, 2, 3, 4]
     assert "gold_reward" not in measured.metrics
 
 
-def test_numbers_do_not_depend_on_the_batch_size(models: list[Any], measured: Measured) -> None:
-    again = evaluator(batch_size=5).measure(ModelToEvaluate(*models))
+def test_numbers_do_not_depend_on_the_batch_size(models: list[Any], measured: EvalResult) -> None:
+    again = measure(models, batch_size=5)
     assert again.samples == measured.samples
     assert again.metrics == pytest.approx(measured.metrics, rel=1e-4)
     for one, other in zip(again.pairs["eval"], measured.pairs["eval"], strict=True):
@@ -156,12 +167,16 @@ def test_numbers_do_not_depend_on_the_batch_size(models: list[Any], measured: Me
 
 
 def test_pairs_or_prompts_alone_are_enough(models: list[Any]) -> None:
-    without_prompts = evaluator(prompts=[]).measure(ModelToEvaluate(*models))
+    without_prompts = measure(models, prompts=[])
     assert set(without_prompts.metrics) == {"kl_data", "kl_initial_data"}
-    without_pairs = evaluator(pairs={}, given=[]).measure(ModelToEvaluate(*models))
+    without_pairs = measure(models, pairs={}, responses=[])
     assert without_pairs.pairs == {}
     assert {"kl", "length_mean"} < set(without_pairs.metrics)
     assert "kl_data" not in without_pairs.metrics
+
+
+def test_no_pair_that_all_tokenizers_can_read_is_no_pair_measured(models: list[Any]) -> None:
+    assert measure(models, pairs={"eval": []}).pairs == {"eval": []}
 
 
 def share() -> list[Any]:
@@ -169,12 +184,12 @@ def share() -> list[Any]:
     from aligndistil.engine.processes import start_processes
 
     processes = start_processes()
-    found = evaluator(processes=processes).measure(ModelToEvaluate(*(build_model(seed=seed) for seed in range(3))))
+    found = measure([build_model(seed=seed) for seed in range(3)], processes=processes)
     processes.stop()
     return [found.metrics, found.pairs["eval"]]
 
 
-def test_processes_share_the_work_and_all_know_the_result(measured: Measured, on_processes: Any) -> None:
+def test_processes_share_the_work_and_all_know_the_result(measured: EvalResult, on_processes: Any) -> None:
     first, second = on_processes(share)
     assert first == second
     assert first[0] == pytest.approx(measured.metrics, rel=1e-4)
@@ -183,7 +198,7 @@ def test_processes_share_the_work_and_all_know_the_result(measured: Measured, on
 
 def test_models_padded_differently_are_compared_on_the_tokens_they_share() -> None:
     wide, narrow = build_model(seed=0, vocab=128), build_model(seed=1)
-    found = evaluator().measure(ModelToEvaluate(wide, narrow, narrow))
+    found = measure([wide, narrow, narrow])
     assert all(torch.tensor(list(found.metrics.values())).isfinite())
 
 

@@ -10,7 +10,10 @@ import pytest
 from worlds import merged, off_policy, three_stages
 
 from aligndistil.errors import UserError
-from aligndistil.evaluation import Reward, plan_of, rewards_of
+from aligndistil.evaluation.measurements import Measurements, measurements_of
+from aligndistil.evaluation.rewards import Reward, rewards_of
+from aligndistil.objectives.base import ImplicitReward
+from aligndistil.objectives.dpo import DPO
 from aligndistil.recipe import Recipe, load_recipe
 
 RecipeFile = Callable[..., Path]
@@ -26,25 +29,51 @@ def load(recipe_file: RecipeFile, pairs_file: Callable[..., str]) -> Callable[..
     return load
 
 
+def measurements(recipe: Recipe) -> Measurements:
+    found = measurements_of(recipe)
+    assert found is not None
+    return found
+
+
 def test_each_reward_of_the_recipe_is_found_once(load: Callable[..., Recipe]) -> None:
-    recipe = load(stages={"scorer": {"objective": {"name": "reward_model"}}})
-    plan = plan_of(recipe)
-    assert plan is not None
-    assert rewards_of(recipe, plan) == [
+    rewards = rewards_of(measurements(load(stages={"scorer": {"objective": {"name": "reward_model"}}})))
+    assert rewards == [
         Reward("score", "scorer", None),
         Reward("implicit", "dpo", "initial"),
         Reward("contrastive", "dpo", "reverse"),
     ]
-    assert [reward.name for reward in rewards_of(recipe, plan)] == ["scorer", "dpo / initial", "dpo / reverse"]
+    assert [reward.name for reward in rewards] == ["scorer", "dpo / initial", "dpo / reverse"]
 
 
 def test_two_opposite_stages_are_a_reward_without_a_policy_between_them(load: Callable[..., Recipe]) -> None:
-    recipe = load(stages={"policy": None})
-    plan = plan_of(recipe)
-    assert plan is not None
-    assert Reward("contrastive", "dpo", "reverse") in rewards_of(recipe, plan)
-    other = load(stages={"policy": None, "reverse": {"objective": {"beta": 0.3}}})
-    assert [reward.kind for reward in rewards_of(other, plan)] == ["implicit"]
+    opposite = measurements(load(stages={"policy": None}))
+    assert Reward("contrastive", "dpo", "reverse") in rewards_of(opposite)
+    unlike = measurements(load(stages={"policy": None, "reverse": {"objective": {"beta": 0.3}}}))
+    assert [reward.kind for reward in rewards_of(unlike)] == ["implicit"]
+
+
+@pytest.mark.parametrize(
+    ("objective", "models", "implicit"),
+    [
+        ("kto", {"reference": "builtin:tiny"}, [Reward("implicit", "trained", "initial")]),
+        ("tdpo", {"reference": "builtin:tiny"}, [Reward("implicit", "trained", "initial")]),
+        ("simpo", {}, []),
+        ("sft", {}, []),
+    ],
+)
+def test_the_objective_says_whether_it_leaves_an_implicit_reward(
+    objective: str, models: dict[str, str], implicit: list[Reward], load: Callable[..., Recipe]
+) -> None:
+    trained = {"objective": {"name": objective}, "models": models}
+    alone = {"dpo": None, "reverse": None, "policy": None, "trained": trained}
+    assert rewards_of(measurements(load(stages=alone))) == implicit
+
+
+def test_a_reference_without_a_declaration_leaves_no_reward(
+    load: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(DPO, "implicit_reward", ImplicitReward.NONE)
+    assert [reward.kind for reward in rewards_of(measurements(load()))] == ["contrastive"]
 
 
 def test_a_pair_is_right_when_the_chosen_response_is_worth_more_and_a_tie_is_wrong() -> None:
@@ -57,22 +86,21 @@ def test_a_pair_is_right_when_the_chosen_response_is_worth_more_and_a_tie_is_wro
     assert Reward("score", "dpo", None).right(pairs, "eval") == "1001"
 
 
-def test_the_plan_says_who_scores_whom(load: Callable[..., Recipe]) -> None:
+def test_the_models_and_those_they_are_measured_against_are_the_recipe_s(load: Callable[..., Recipe]) -> None:
     recipe = load(stages={"scorer": {"objective": {"name": "reward_model"}}}, report={"reward_accuracy": True})
-    plan = plan_of(recipe)
-    assert plan is not None
-    assert list(plan.models) == ["initial", "dpo", "reverse", "policy", "scorer"]
-    assert plan.scalar == {"scorer"}
-    assert plan.reward == "stage:scorer"
-    assert plan.judge.name == "policy"
-    assert plan.target == "stage:dpo"
-    assert plan.train_pairs is plan.judge
+    found = measurements(recipe)
+    assert list(found.models) == ["initial", "dpo", "reverse", "policy", "scorer"]
+    assert found.scalar == {"scorer"}
+    assert found.reward == "stage:scorer"
+    assert found.reference_stage.name == "policy"
+    assert found.kl_to == "stage:dpo"
+    assert found.train_pairs is found.reference_stage
 
 
-def test_without_eval_data_there_is_no_plan(recipe_file: RecipeFile, pairs_file: Callable[..., str]) -> None:
+def test_without_eval_data_nothing_is_measured(recipe_file: RecipeFile, pairs_file: Callable[..., str]) -> None:
     content = off_policy("builtin:tiny", pairs_file(6))
     del content["data"]["eval"], content["evaluation"]
-    assert plan_of(load_recipe(recipe_file(content))) is None
+    assert measurements_of(load_recipe(recipe_file(content))) is None
 
 
 @pytest.mark.parametrize(
@@ -86,6 +114,4 @@ def test_a_reward_that_scores_nothing_is_refused(named: str, why: str, load: Cal
 def test_a_reward_that_is_a_function_scores_no_samples(load: Callable[..., Recipe]) -> None:
     models = {"reference": "builtin:tiny", "critic": "builtin:tiny", "reward": "python:taste:score"}
     stage = {"objective": {"name": "ppo"}, "models": models, "rollout": {"max_new_tokens": 4}}
-    plan = plan_of(load(stages={"trained": stage}))
-    assert plan is not None
-    assert plan.reward is None
+    assert measurements(load(stages={"trained": stage})).reward is None
