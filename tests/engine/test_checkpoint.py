@@ -12,14 +12,14 @@ from typing import Any
 import numpy
 import pytest
 import torch
-from rounds import case_of, folders_of
-from rounds import engine_of as rounds_engine
-from toys import make_engine, models_of, objective, steps_of, take_step
 
 from aligndistil.engine.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from aligndistil.engine.engine import Engine
 from aligndistil.engine.processes import Processes
 from aligndistil.errors import UserError
+from support.engines import make_engine, models_of, objective, steps_of, take_step
+from support.step_batches import case_of, folders_of
+from support.step_batches import engine_of as rounds_engine
 
 ModelFolder = Callable[..., str]
 TRAIN = {"learning_rate": 1e-3, "warmup_ratio": 0.5, "batch_size": 4, "micro_batch_size": 2, "weight_decay": 0.1}

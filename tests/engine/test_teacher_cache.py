@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from toys import VOCAB, batch_of, examples, section
 
 from aligndistil.batch import Batch, DataKind, Row, collate
 from aligndistil.engine.policy import FrozenModel
@@ -27,6 +26,7 @@ from aligndistil.engine.teacher_cache import (
 )
 from aligndistil.errors import UserError
 from aligndistil.models import load_model
+from support.engines import VOCAB, batch_of, examples, section
 
 
 def pad(rows: list[Row]) -> Batch:

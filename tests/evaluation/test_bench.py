@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from worlds import three_stages
 
 from aligndistil.evaluation import Bench, bench_of, plan_of
 from aligndistil.recipe import load_recipe
+from support.recipes import three_stages
 
 
 @pytest.fixture

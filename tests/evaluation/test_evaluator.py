@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from toyland import build_model, build_tokenizer
 
 from aligndistil.batch import Batch, Row
 from aligndistil.engine.processes import Processes
 from aligndistil.evaluation import Bench, Evaluator, Measured, ModelToEvaluate, distinct_n, summarise
 from aligndistil.rollout import Sample, SamplingParams, TransformersRollout, sample_seed
+from support.models import build_model, build_tokenizer
 
 PROMPTS = [[5, 6], [7, 8, 9], [10], [11, 12, 13, 14], [15]]
 PAIRS = [

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from worlds import merged, off_policy, three_stages
 
 from aligndistil.errors import UserError
 from aligndistil.evaluation import Reward, plan_of, rewards_of
 from aligndistil.recipe import Recipe, load_recipe
+from support.recipes import merged, off_policy, three_stages
 
 RecipeFile = Callable[..., Path]
 

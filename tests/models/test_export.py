@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from toyland import CHAT
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, GenerationConfig
 
 from aligndistil.models import export_model, load_model, load_scalar_model, load_tokenizer
 from aligndistil.recipe import Model
+from support.models import CHAT
 
 ModelFolder = Callable[..., str]
 

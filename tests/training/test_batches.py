@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from toyland import build_model, build_tokenizer
 
 from aligndistil.batch import Batch, DataKind, Row
 from aligndistil.data import Examples, Sampler, load_examples
@@ -28,6 +27,7 @@ from aligndistil.training.batches import (
     eval_batches,
     mismatched,
 )
+from support.models import build_model, build_tokenizer
 
 
 def shard(rank: int = 0, world: int = 1) -> Processes:

@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from toyloop import Stop
-from worlds import actor_critic, differences, left_behind, lines, off_policy, on_policy, unpaired
 
 from aligndistil.engine.checkpoint import checkpoints
 from aligndistil.engine.processes import Processes
@@ -21,6 +19,9 @@ from aligndistil.errors import EXIT_SIGTERM, Interrupted
 from aligndistil.recipe import Stage, load_recipe
 from aligndistil.run_folder import Done, StageFolder
 from aligndistil.training import StageTraining
+from support.loop import Stop
+from support.recipes import actor_critic, off_policy, on_policy, unpaired
+from support.run_folders import differences, left_behind, lines
 
 ModelFolder = Callable[..., str]
 

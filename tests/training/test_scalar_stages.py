@@ -9,9 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from toyland import EOS, build_model, build_tokenizer
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
-from worlds import actor_critic, lines, scoring, unpaired
 
 from aligndistil.batch import Batch
 from aligndistil.data import Examples
@@ -24,6 +22,9 @@ from aligndistil.recipe import Stage, load_recipe
 from aligndistil.run_folder import StageFolder
 from aligndistil.training import StageTraining, StopSignal
 from aligndistil.training.batches import Share, eval_batches
+from support.models import EOS, build_model, build_tokenizer
+from support.recipes import actor_critic, scoring, unpaired
+from support.run_folders import lines
 
 ModelFolder = Callable[..., str]
 Launch = Callable[..., StageTraining]

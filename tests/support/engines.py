@@ -100,11 +100,11 @@ def take_step(engine: Engine, some: Sequence[Sequence[Row]], micro: int) -> tupl
 
 def plain_loss(goal: Objective, models: dict[str, Any], batch: Batch) -> Tensor:
     """(E,) from log-softmax of all logits of all models."""
-    where = batch.response_BT[:, 1:]
-    ids = batch.ids_BT[:, 1:][where]
+    mask = batch.response_BT[:, 1:]
+    ids = batch.ids_BT[:, 1:][mask]
     logps: dict[str, Tensor] = {}
     for role, model in models.items():
-        logits = model(input_ids=batch.ids_BT, attention_mask=batch.attention_BT.long()).logits[:, :-1][where]
+        logits = model(input_ids=batch.ids_BT, attention_mask=batch.attention_BT.long()).logits[:, :-1][mask]
         logps[role] = torch.log_softmax(logits.float() if role == Role.POLICY else logits.float().detach(), -1)
     logp = {role: values.gather(-1, ids[:, None]).squeeze(-1) for role, values in logps.items()}
     whole = {role: logps[role] for role, need in goal.needs.items() if need is Need.DISTRIBUTION}
