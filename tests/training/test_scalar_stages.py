@@ -21,7 +21,7 @@ from aligndistil.models import load_scalar_model
 from aligndistil.recipe import Stage, load_recipe
 from aligndistil.run_folder import StageFolder
 from aligndistil.training import StageTraining, StopSignal
-from aligndistil.training.batches import Share, eval_batches
+from aligndistil.training.batches import eval_batches
 from support.models import EOS, build_model, build_tokenizer
 from support.recipes import actor_critic, scoring, unpaired
 from support.run_folders import lines
@@ -53,7 +53,7 @@ def run(launched: StageTraining) -> tuple[Path, dict[str, float]]:
 
 
 def all_of(examples: Examples) -> Batch:
-    ((batch, _),) = eval_batches(examples, Share(0, 1, len(examples)), None, 0)
+    ((batch, _),) = eval_batches(examples, len(examples), None, 0, Processes(0, 1, torch.device("cpu")))
     return batch
 
 
