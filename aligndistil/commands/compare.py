@@ -13,7 +13,7 @@ from rich.markup import escape
 from aligndistil.commands.launch import must_start, process_count, start, start_side_by_side
 from aligndistil.commands.recipes import find_recipe, shipped_recipes
 from aligndistil.errors import UserError
-from aligndistil.files import is_aside
+from aligndistil.files import is_partial
 from aligndistil.recipe import Recipe, load_recipe
 from aligndistil.report import (
     Comparison,
@@ -190,4 +190,4 @@ def _check_seeds(recipe: Recipe, options: Options) -> None:
 def _belongs(entry: Path) -> bool:
     name = entry.name
     seed = name.removeprefix("seed-").removesuffix(".log")
-    return name == "report" or is_aside(entry) or (name.startswith("seed-") and seed.isdecimal())
+    return name == "report" or is_partial(entry) or (name.startswith("seed-") and seed.isdecimal())

@@ -23,7 +23,7 @@ from aligndistil.engine.policy import FrozenModel
 from aligndistil.engine.processes import Processes
 from aligndistil.engine.token_terms import FrozenRole
 from aligndistil.errors import UserError
-from aligndistil.files import settle
+from aligndistil.files import partial_path, replace_folder, start_folder
 
 _ABOUT = "about.json"
 _VERSION = 2
@@ -113,10 +113,9 @@ def write_cache(
     Every process writes a part; the folder is there when all are whole and on the disk. Raises UserError, on every
     process, when a value is not finite: it says so of the model `named`.
     """
-    aside = folder.with_name(f"{folder.name}.partial")
+    aside = partial_path(folder)
     if processes.is_main:
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
+        start_folder(folder)
     processes.barrier()
     mine = batches[processes.rank :: processes.world]
     parts = processes.gather((yield from _write_part(aside / f"{processes.rank}.bin", model, mine, pad, processes)))
@@ -129,7 +128,7 @@ def write_cache(
         )
     if processes.is_main:
         _write_about(aside, parts)
-        settle(aside, folder)
+        replace_folder(folder)
     processes.barrier()
 
 
