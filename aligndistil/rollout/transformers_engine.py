@@ -27,16 +27,14 @@ class TransformersRollout:
         pad_id: int,
         vocab: int,
         batch_size: int,
-        on_batch: Callable[[int], None] = lambda rows: None,
         synced: bool = False,
     ) -> None:
         """Only the first `vocab` ids are sampled: the rest is padding of the output matrix, which no model means.
 
-        `synced` keeps decoding until every process is done, which ZeRO-3 needs; `on_batch` is told rows finished.
+        `synced` keeps decoding until every process is done, which ZeRO-3 needs.
         """
         self._policy, self._stops, self._pad, self._batch_size = policy, sorted(stop_ids), pad_id, batch_size
-        self._vocab = vocab
-        self._on_batch, self._synced = on_batch, synced
+        self._vocab, self._synced = vocab, synced
 
     def generate(self, prompts: Sequence[Sequence[int]], params: SamplingParams, seeds: Sequence[int]) -> list[Sample]:
         """One sample per prompt, in order; equal seeds give equal samples of equal weights."""
@@ -45,7 +43,6 @@ class TransformersRollout:
             for start in range(0, len(prompts), self._batch_size):
                 rows = slice(start, start + self._batch_size)
                 samples += self._decode(model, prompts[rows], params, seeds[rows])
-                self._on_batch(len(prompts[rows]))
         return samples
 
     @torch.no_grad()
@@ -78,13 +75,11 @@ class TransformersRollout:
             logits_processor=warpers,
             synced_gpus=self._synced,
         )
-        return [self._cut(row) for row in output[:, width:].tolist()]
-
-    def _cut(self, tokens: list[int]) -> Sample:
-        for position, token in enumerate(tokens):
-            if token in self._stops:
-                return Sample(tuple(tokens[: position + 1]), finished=True)
-        return Sample(tuple(tokens), finished=False)
+        samples = []
+        for tokens in output[:, width:].tolist():
+            end = next((position for position, token in enumerate(tokens) if token in self._stops), None)
+            samples.append(Sample(tuple(tokens if end is None else tokens[: end + 1]), finished=end is not None))
+        return samples
 
 
 @contextmanager
