@@ -1,4 +1,4 @@
-"""Encoded sources on disk, so that of N processes one encodes and the others read.
+"""Encoded sources on disk, so that one process encodes them and the others read.
 
 A file lock does the waiting, never a process group: tokenising a large source takes longer than its timeouts.
 """
