@@ -1,4 +1,4 @@
-"""Where everything a run leaves behind lies. The folder explains itself: no file here needs this package to be read."""
+"""The folder of a run: where every file lies. All of them can be read without this package."""
 
 from __future__ import annotations
 
