@@ -37,7 +37,13 @@ def save_checkpoint(engine: Engine, folder: Path, state: dict[str, Any], *, keep
     processes.barrier()
     for tag, deepspeed in engine.deepspeed.items():
         deepspeed.save_checkpoint(str(partial), tag=tag, save_latest=False)
-    torch.save(_random_states(), partial / f"random-{processes.rank}.pt")
+    states = {
+        "python": random.getstate(),
+        "numpy": numpy.random.get_state(),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+    }
+    torch.save(states, partial / f"random-{processes.rank}.pt")
     processes.barrier()
     if processes.is_main:
         record = {"state": state, "processes": processes.world, "zero_stage": engine.zero_stage}
@@ -73,12 +79,3 @@ def load_checkpoint(engine: Engine, path: Path) -> dict[str, Any]:
         torch.cuda.set_rng_state(states["cuda"])
     state: dict[str, Any] = record["state"]
     return state
-
-
-def _random_states() -> dict[str, Any]:
-    return {
-        "python": random.getstate(),
-        "numpy": numpy.random.get_state(),
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
-    }
