@@ -235,7 +235,9 @@ def test_a_step_whose_prompts_are_all_the_same_is_noticed_beforehand(monkeypatch
         def __len__(self) -> int:
             return 8
 
-    monkeypatch.setattr(Sampler, "_at", lambda self, position: position)
+    monkeypatch.setattr(
+        Sampler, "batch", lambda self, step: [step * self.batch_size + i for i in range(self.batch_size)]
+    )
     sentence = "train.batch_size: all 2 examples of step 1 have the same prompt, so that none can be compared"
     with pytest.raises(UserError, match=sentence):
         data_batches(Same(), batch=2, name="kto", steps=4)
