@@ -151,9 +151,9 @@ def _run(path: Path, overrides: Sequence[str], options: Options) -> int:
 
 
 def _command(path: Path, overrides: Sequence[str], options: Options) -> list[str]:
-    told = [part for override in overrides for part in ("--set", override)]
+    settings = [part for override in overrides for part in ("--set", override)]
     allowed = ["--allow-code"] if options.allow_code else []
-    return ["train", str(path), *told, *allowed, "--processes", options.processes]
+    return ["train", str(path), *settings, *allowed, "--processes", options.processes]
 
 
 def _seed_folder(base: Path, k: int) -> Path:
@@ -183,8 +183,8 @@ def _check_seeds(recipe: Recipe, options: Options) -> None:
             "give --set output_dir=ANOTHER"
         )
     entries = list(base.iterdir()) if base.is_dir() else []
-    if foreign := [entry.name for entry in entries if not _belongs(entry)]:
-        raise UserError(f"output_dir: {base} holds {foreign[0]}, which is no run of ours: give another output_dir")
+    if unknown := [entry.name for entry in entries if not _belongs(entry)]:
+        raise UserError(f"output_dir: {base} holds {unknown[0]}, which is no run of ours: give another output_dir")
 
 
 def _belongs(entry: Path) -> bool:
