@@ -50,7 +50,11 @@ def train(
 
     loaded = _load(recipe, overrides)
     if dry_run:
-        return _show_plan(loaded, stage, process_count(processes))
+        from aligndistil.commands.plan import plan
+
+        for text in plan(loaded, stage, process_count(processes)):
+            rich.print(text)
+        return
     if must_start(processes):
         raise typer.Exit(start(process_count(processes), sys.argv[1:]))
     train(loaded, stage=stage, fresh=fresh, allow_code=allow_code)
@@ -206,13 +210,6 @@ def _load(path: Path, overrides: list[str] | None):  # type: ignore[no-untyped-d
     from aligndistil.recipe import load_recipe
 
     return load_recipe(recipes.find_recipe(path), overrides or ())
-
-
-def _show_plan(loaded, stage: str | None, processes: int) -> None:  # type: ignore[no-untyped-def]
-    from aligndistil.commands.plan import plan
-
-    for text in plan(loaded, stage, processes):
-        rich.print(text)
 
 
 def _version(value: bool) -> None:

@@ -1,14 +1,12 @@
 """What can go wrong through no fault of the program, and the exit code that says so.
 
-A `UserError` is shown as one sentence, without a traceback. Anything else that is raised is a bug and keeps its
-traceback. The functions at the end are the words of sentences that guess what was meant, and list what there is.
+A `UserError` is shown as one sentence, without a traceback. Anything else that is raised is a bug: exit code 1, with
+its traceback. The functions at the end are the words of sentences that guess what was meant, and list what there is.
 """
 
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-EXIT_OK = 0
-EXIT_BUG = 1
 EXIT_USAGE = 2
 EXIT_MISSING = 3
 EXIT_SERVICE = 4

@@ -1,22 +1,30 @@
-"""Files and folders that are there whole or not at all: written aside in the same folder, then renamed."""
+"""Atomic writes: a file or folder is there whole or not at all. It is written under another name, then renamed."""
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from pathlib import Path
 
-ASIDE = ".aside"
+_PARTIAL = re.compile(r"\..+\.(partial|aside)|(final|checkpoint-\d+)\.tmp")
+"""Names of what is being written: `.NAME.partial`; the others are those of earlier versions."""
 
 
-def aside_of(path: Path) -> Path:
+def partial_path(path: Path) -> Path:
     """Where `path` is written until it is complete. The name is fixed, so that a second attempt replaces the first."""
-    return path.with_name(f".{path.name}{ASIDE}")
+    return path.with_name(f".{path.name}.partial")
 
 
-def is_aside(path: Path) -> bool:
+def is_partial(path: Path) -> bool:
     """Whether `path` is what an interrupted write left behind."""
-    return path.name.startswith(".") and path.name.endswith(ASIDE)
+    return _PARTIAL.fullmatch(path.name) is not None
+
+
+def remove_partial(folder: Path) -> None:
+    """Remove what interrupted writes left in a folder, which need not exist, and nothing else."""
+    for left in filter(is_partial, folder.iterdir() if folder.is_dir() else ()):
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -27,24 +35,33 @@ def write_text(path: Path, text: str) -> None:
 def write_bytes(path: Path, content: bytes) -> None:
     """Replace the content of `path` in one step. Makes its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = aside_of(path)
-    with aside.open("wb") as file:
+    partial = partial_path(path)
+    with partial.open("wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    aside.replace(path)
+    partial.replace(path)
 
 
-def settle(aside: Path, target: Path) -> None:
-    """A complete folder takes the name of `target` and the place of what was there.
+def start_folder(target: Path) -> Path:
+    """An empty folder to write into, at `partial_path(target)`; `replace_folder` gives it the name of `target`."""
+    partial = partial_path(target)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    return partial
+
+
+def replace_folder(target: Path) -> None:
+    """The complete folder at `partial_path(target)` takes the name of `target` and the place of what was there.
 
     It is on the disk before it is renamed: after a power cut, what has the name is whole.
     """
-    for path in (*aside.rglob("*"), aside):
+    partial = partial_path(target)
+    for path in (*partial.rglob("*"), partial):
         _sync(path)
     if target.exists():
         shutil.rmtree(target)
-    aside.rename(target)
+    partial.rename(target)
     _sync(target.parent)
 
 

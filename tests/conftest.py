@@ -1,4 +1,4 @@
-"""Small worlds: models of 30,000 random weights, a tokenizer of 96 words, pairs of nonsense, and real processes."""
+"""Models of 30,000 random weights, a tokenizer of 96 words, pairs of nonsense, and real processes, as fixtures."""
 
 import atexit
 import inspect
@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -16,7 +17,8 @@ from typing import Any
 
 import pytest
 import yaml
-from toyland import build_model, build_tokenizer, environment, free_port, nonsense
+
+from support.models import build_model, build_tokenizer, nonsense
 
 # Before anything reads them: no test touches the network or what a person has cached.
 os.environ["HF_HOME"] = home = tempfile.mkdtemp(prefix="aligndistil-tests-")
@@ -27,6 +29,21 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ModelFolder = Callable[..., str]
+IN_FLOAT64 = {"golden", "objectives"}
+"""Folders of tests that compare to 1e-9 or less."""
+
+
+@pytest.fixture(autouse=True)
+def double_precision(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Golden numbers and the objectives that are compared with them are float64."""
+    if request.path.parent.name not in IN_FLOAT64:
+        yield
+        return
+    import torch
+
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
 
 
 @pytest.fixture(scope="session")
@@ -84,6 +101,19 @@ def processes() -> Iterator[Any]:
     started = start_processes()
     yield started
     started.stop()
+
+
+def environment(rank: int, world: int, port: int) -> dict[str, str]:
+    """What torchrun would set."""
+    numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_PORT": port}
+    return {**os.environ, "MASTER_ADDR": "127.0.0.1", **{name: str(value) for name, value in numbers.items()}}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 CALL = """

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from aligndistil.files import aside_of, settle, write_text
+from aligndistil.files import partial_path, replace_folder, start_folder, write_text
 
 
-def test_a_file_is_replaced_and_nothing_is_left_aside(tmp_path: Path) -> None:
+def test_a_file_is_replaced_and_nothing_is_left_beside_it(tmp_path: Path) -> None:
     for text in ("one", "two"):
         write_text(tmp_path / "a" / "file", text)
     assert [(path.name, path.read_text()) for path in (tmp_path / "a").iterdir()] == [("file", "two")]
@@ -26,33 +26,35 @@ def test_a_write_that_is_interrupted_leaves_the_old_file(tmp_path: Path, monkeyp
     with pytest.raises(KeyboardInterrupt):
         write_text(tmp_path / "file", "new")
     assert (tmp_path / "file").read_text() == "old"
-    assert aside_of(tmp_path / "file").exists()
+    assert partial_path(tmp_path / "file").exists()
 
 
 def test_a_folder_takes_the_place_of_what_was_there(tmp_path: Path) -> None:
-    for name, text in (("target", "old"), ("aside", "new")):
-        write_text(tmp_path / name / "below" / text, text)
-    settle(tmp_path / "aside", tmp_path / "target")
+    target = tmp_path / "target"
+    for folder, text in ((target, "old"), (start_folder(target), "new")):
+        write_text(folder / "below" / text, text)
+    replace_folder(target)
     assert [path.name for path in tmp_path.iterdir()] == ["target"]
     assert [path.name for path in (tmp_path / "target" / "below").iterdir()] == ["new"]
 
 
 def test_a_folder_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_text(tmp_path / "aside" / "below" / "file", "content")
+    target = tmp_path / "target"
+    write_text(start_folder(target) / "below" / "file", "content")
     happened: list[str] = []
     sync, rename = os.fsync, Path.rename
 
-    def told_sync(descriptor: int) -> None:
+    def recorded_sync(descriptor: int) -> None:
         happened.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
         sync(descriptor)
 
-    def told_rename(path: Path, target: Path) -> Path:
+    def recorded_rename(path: Path, target: Path) -> Path:
         happened.append("renamed")
         return rename(path, target)
 
-    monkeypatch.setattr(os, "fsync", told_sync)
-    monkeypatch.setattr(Path, "rename", told_rename)
-    settle(tmp_path / "aside", tmp_path / "target")
+    monkeypatch.setattr(os, "fsync", recorded_sync)
+    monkeypatch.setattr(Path, "rename", recorded_rename)
+    replace_folder(target)
     before = happened.index("renamed")
-    assert set(happened[:before]) == {"file", "below", "aside"}
+    assert set(happened[:before]) == {"file", "below", partial_path(target).name}
     assert happened[before + 1 :] == [tmp_path.name]

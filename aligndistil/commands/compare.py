@@ -13,7 +13,7 @@ from rich.markup import escape
 from aligndistil.commands.launch import must_start, process_count, start, start_side_by_side
 from aligndistil.commands.recipes import find_recipe, shipped_recipes
 from aligndistil.errors import UserError
-from aligndistil.files import is_aside
+from aligndistil.files import is_partial
 from aligndistil.recipe import Recipe, load_recipe
 from aligndistil.report import (
     Comparison,
@@ -151,9 +151,9 @@ def _run(path: Path, overrides: Sequence[str], options: Options) -> int:
 
 
 def _command(path: Path, overrides: Sequence[str], options: Options) -> list[str]:
-    told = [part for override in overrides for part in ("--set", override)]
+    settings = [part for override in overrides for part in ("--set", override)]
     allowed = ["--allow-code"] if options.allow_code else []
-    return ["train", str(path), *told, *allowed, "--processes", options.processes]
+    return ["train", str(path), *settings, *allowed, "--processes", options.processes]
 
 
 def _seed_folder(base: Path, k: int) -> Path:
@@ -183,11 +183,11 @@ def _check_seeds(recipe: Recipe, options: Options) -> None:
             "give --set output_dir=ANOTHER"
         )
     entries = list(base.iterdir()) if base.is_dir() else []
-    if foreign := [entry.name for entry in entries if not _belongs(entry)]:
-        raise UserError(f"output_dir: {base} holds {foreign[0]}, which is no run of ours: give another output_dir")
+    if unknown := [entry.name for entry in entries if not _belongs(entry)]:
+        raise UserError(f"output_dir: {base} holds {unknown[0]}, which is no run of ours: give another output_dir")
 
 
 def _belongs(entry: Path) -> bool:
     name = entry.name
     seed = name.removeprefix("seed-").removesuffix(".log")
-    return name == "report" or is_aside(entry) or (name.startswith("seed-") and seed.isdecimal())
+    return name == "report" or is_partial(entry) or (name.startswith("seed-") and seed.isdecimal())

@@ -98,7 +98,7 @@ class Memory:
 
 
 @dataclass(frozen=True, slots=True)
-class Amount:
+class Cost:
     """What a stage reads and samples."""
 
     examples: int
@@ -209,17 +209,17 @@ def _generation(stage: Stage, size: ModelSize, width: int, world: int) -> float:
     return tokens * 2 * size.layers * size.kv_width * width + rows * size.vocab * 4 * 4
 
 
-def amount(stage: Stage, examples: Examples) -> Amount:
+def cost(stage: Stage, examples: Examples) -> Cost:
     """What the stage takes of these examples."""
     steps, responses = _steps(stage, len(examples))
     lengths = [
         sum(len(row.prompt_ids) + len(row.response_ids) for row in examples.rows(i)) for i in range(len(examples))
     ]
     tokens = round(sum(lengths) / len(lengths) * stage.train.batch_size * steps)
-    return Amount(len(examples), examples.kind, steps, tokens, responses * _longest_response(stage), exact=True)
+    return Cost(len(examples), examples.kind, steps, tokens, responses * _longest_response(stage), exact=True)
 
 
-def amount_at_most(stage: Stage) -> Amount | None:
+def cost_at_most(stage: Stage) -> Cost | None:
     """The same without reading tokens, from numbers of rows and the recipe's limits; None where rows are not known."""
     kind = DataKind.PROMPTS if stage.on_policy else stage.objective.data
     rows = [_rows_at_most(source) for source in stage.data.train]
@@ -231,7 +231,7 @@ def amount_at_most(stage: Stage) -> Amount | None:
     steps, responses = _steps(stage, examples)
     length = stage.data.max_prompt_length + (0 if stage.on_policy else stage.data.max_response_length)
     tokens = _rows_each(kind) * length * stage.train.batch_size * steps
-    return Amount(examples, kind, steps, tokens, responses * _longest_response(stage), exact=False)
+    return Cost(examples, kind, steps, tokens, responses * _longest_response(stage), exact=False)
 
 
 def _rows_at_most(source: Source) -> int | None:

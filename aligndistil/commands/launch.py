@@ -94,7 +94,7 @@ def start_side_by_side(commands: list[list[str]], logs: list[Path], jobs: int) -
     # They share the cores: with a thread for every core each, they would wait for each other.
     environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
     waiting, running, code = list(zip(commands, logs, strict=True)), dict[Path, subprocess.Popen[bytes]](), 0
-    with _orphaning_none(running):
+    with _stopping_with_this_process(running):
         while running or (waiting and not code):
             while waiting and not code and len(running) < jobs:
                 command, log = waiting.pop(0)
@@ -104,7 +104,8 @@ def start_side_by_side(commands: list[list[str]], logs: list[Path], jobs: int) -
                 ended = running.pop(log).returncode
                 if ended and not code:
                     code = ended if ended > 0 else 128 - ended
-                    _complain(_last_line(log))
+                    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+                    _complain(f"{lines[-1].removeprefix('error: ')} (see {log})" if lines else f"see {log}")
                     _stop(running.values())
                 elif not ended:
                     rich.print(f"[green]✓[/] [bold]{log.stem}[/]")
@@ -121,7 +122,7 @@ def _started(command: list[str], log: Path, environment: dict[str, str]) -> subp
 
 
 @contextmanager
-def _orphaning_none(running: dict[Path, subprocess.Popen[bytes]]) -> Iterator[None]:
+def _stopping_with_this_process(running: dict[Path, subprocess.Popen[bytes]]) -> Iterator[None]:
     """SIGINT and SIGTERM stop the processes that run, with their checkpoints, before they stop this one."""
 
     def terminated(*_: object) -> None:
@@ -142,11 +143,6 @@ def _orphaning_none(running: dict[Path, subprocess.Popen[bytes]]) -> Iterator[No
 def _stop(processes: Iterable[subprocess.Popen[bytes]]) -> None:
     for process in processes:
         process.send_signal(signal.SIGTERM)
-
-
-def _last_line(log: Path) -> str:
-    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return f"{lines[-1].removeprefix('error: ')} (see {log})" if lines else f"see {log}"
 
 
 def report_error(error: UserError) -> None:

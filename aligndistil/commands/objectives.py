@@ -1,4 +1,4 @@
-"""`aligndistil objectives`: what each objective computes, reads and can be told."""
+"""`aligndistil objectives`: what each objective computes and reads, and its fields."""
 
 from __future__ import annotations
 

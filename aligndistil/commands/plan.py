@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from rich.console import RenderableType
 from rich.markup import escape
 
-from aligndistil.commands.estimate import Memory, ModelSize, amount, amount_at_most, configuration, memory, model_size
+from aligndistil.commands.estimate import Memory, ModelSize, configuration, cost, cost_at_most, memory, model_size
 from aligndistil.commands.train import check_recipe, stages_wanted
 from aligndistil.commands.validate import with_existing_model
 from aligndistil.errors import ServiceError
@@ -50,9 +50,9 @@ def _needed(m: Memory) -> str:
         "activations": m.activations,
         "logits": m.logits,
     }
-    told = ", ".join(f"{name} {gib:.2f}" for name, gib in parts.items())
+    held = ", ".join(f"{name} {gib:.2f}" for name, gib in parts.items())
     sampling = f"; while sampling {m.generation:.2f} instead of the last two" if m.generation else ""
-    return f"{m.total:.2f} GiB a process: {told}{sampling}"
+    return f"{m.total:.2f} GiB a process: {held}{sampling}"
 
 
 def _sizes(recipe: Recipe, stage: Stage, unread: set[str]) -> tuple[ModelSize, dict[str, ModelSize]] | None:
@@ -78,11 +78,11 @@ def _shown(stage: Stage, sizes: tuple[ModelSize, dict[str, ModelSize]] | None) -
     if sizes is None:
         return "unknown: a configuration is on the Hub, which cannot be reached"
     policy, others = sizes
-    told = [f"policy {escape(stage.model.path)} ({_millions(policy)})"]
+    models = [f"policy {escape(stage.model.path)} ({_millions(policy)})"]
     for role, path in stage.models.items():
         size = f" ({_millions(others[role])})" if role in others else ""
-        told.append(f"{role.replace('_', ' ')} {escape(path)}{size}")
-    return ", ".join(told)
+        models.append(f"{role.replace('_', ' ')} {escape(path)}{size}")
+    return ", ".join(models)
 
 
 def _millions(size: ModelSize) -> str:
@@ -95,10 +95,10 @@ def _taken(recipe: Recipe, stage: Stage, unread: set[str]) -> str:
     taken = None
     if not unread & {initial_model(recipe, stage), *sources}:
         try:
-            taken = amount(stage, load_stage_data(with_existing_model(recipe, stage), str).train)
+            taken = cost(stage, load_stage_data(with_existing_model(recipe, stage), str).train)
         except ServiceError:
             unread |= sources
-    taken = taken or amount_at_most(stage)
+    taken = taken or cost_at_most(stage)
     if taken is None:
         steps = f"{stage.train.max_steps} steps" if stage.train.max_steps else f"{stage.train.epochs:g} epoch(s)"
         return f"{steps} of {stage.train.batch_size}; the data or the tokenizer are on the Hub, which cannot be reached"

@@ -203,7 +203,7 @@ def _run_stage(
 
 
 def _make_room(stage: Stage, folder: StageFolder, done: Done | None, fingerprint: str, fresh: bool) -> None:
-    """Keep what an interrupted run of the same stage left; move what belongs to another version of it aside."""
+    """Keep what an interrupted run of the same stage left; rename the folder of another version of it."""
     started = folder.path / "started.json"
     same = started.is_file() and json.loads(started.read_text())["fingerprint"] == fingerprint
     if done is not None or fresh or not same or stage.checkpoint.resume == "never":

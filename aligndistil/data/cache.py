@@ -1,4 +1,4 @@
-"""Encoded sources on disk, so that of N processes one encodes and the others read.
+"""Encoded sources on disk, so that one process encodes them and the others read.
 
 A file lock does the waiting, never a process group: tokenising a large source takes longer than its timeouts.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from aligndistil.errors import UserError
-from aligndistil.files import settle
+from aligndistil.files import replace_folder, start_folder
 
 START, PROMPT_LENGTH, RESPONSE_LENGTH, FLAGS = range(4)
 DESIRABLE, PROMPT_TRUNCATED, RESPONSE_TRUNCATED, SHIFTED = 1, 2, 4, 8
@@ -78,10 +77,8 @@ def _read(folder: Path) -> EncodedRows | None:
 
 
 def _write(folder: Path, encoded: EncodedRows) -> EncodedRows:
-    aside = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
-    arrays = {name: aside / f"{name}.npy" for name in ("tokens", "rows", "origins")}
+    partial = start_folder(folder)
+    arrays = {name: partial / f"{name}.npy" for name in ("tokens", "rows", "origins")}
     for name, path in arrays.items():
         np.save(path, getattr(encoded, name))
     about = {
@@ -90,6 +87,6 @@ def _write(folder: Path, encoded: EncodedRows) -> EncodedRows:
         "left_out": encoded.left_out,
         "dropped": encoded.dropped,
     }
-    (aside / "about.json").write_text(json.dumps(about), encoding="utf-8")
-    settle(aside, folder)
+    (partial / "about.json").write_text(json.dumps(about), encoding="utf-8")
+    replace_folder(folder)
     return encoded

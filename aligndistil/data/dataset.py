@@ -45,8 +45,8 @@ class Examples:
     def __init__(self, kind: DataKind, parts: Sequence[_Part], weights: Sequence[float], seed: int) -> None:
         self.kind = kind
         self.report = merge_reports(part.report for part in parts)
-        told = json.dumps([[part.key for part in parts], list(weights), seed, self.report.used])
-        self.content_hash = hashlib.sha256(told.encode()).hexdigest()
+        depends_on = json.dumps([[part.key for part in parts], list(weights), seed, self.report.used])
+        self.content_hash = hashlib.sha256(depends_on.encode()).hexdigest()
         """SHA-256 of everything the examples and their order depend on."""
         self._parts = parts
         self._rows_each = 2 if kind is DataKind.PAIRS else 1
@@ -60,7 +60,12 @@ class Examples:
     def rows(self, index: int) -> list[Row]:
         """Two rows for PAIRS, chosen first; else one. For PROMPTS it has no response tokens."""
         part, example = self._find(index)
-        return [self._row(part.encoded, example * self._rows_each + r) for r in range(self._rows_each)]
+        tokens, first = part.encoded.tokens, example * self._rows_each
+        rows = []
+        for start, prompt_length, response_length, flags in part.encoded.rows[first : first + self._rows_each].tolist():
+            middle, end = start + prompt_length, start + prompt_length + response_length
+            rows.append(Row(tokens[start:middle].tolist(), tokens[middle:end].tolist(), bool(flags & DESIRABLE)))
+        return rows
 
     def key(self, index: int) -> str:
         """The raw row the example came from, `path#split:number`: the same in every run and for every repetition.
@@ -78,13 +83,6 @@ class Examples:
         place, example = self._index[index]
         return self._parts[place], int(example)
 
-    @staticmethod
-    def _row(encoded: EncodedRows, number: int) -> Row:
-        start, prompt_length, response_length, flags = encoded.rows[number].tolist()
-        middle, end = start + prompt_length, start + prompt_length + response_length
-        tokens = encoded.tokens
-        return Row(tokens[start:middle].tolist(), tokens[middle:end].tolist(), bool(flags & DESIRABLE))
-
 
 def load_examples(
     section: Data,
@@ -96,7 +94,7 @@ def load_examples(
     seed: int = 0,
     on_progress: Progress | None = None,
 ) -> Examples:
-    """The examples of `section.train` or `section.eval` that an objective which eats `kind` is given.
+    """The examples of `section.train` or `section.eval` that an objective whose data are `kind` is given.
 
     Call it before there is a process group. A source's `weight` is how often an epoch sees its examples: 2 sees each
     twice, 0.25 sees a quarter of them, drawn once by `seed`; sources of different size are not made equal.
@@ -120,14 +118,10 @@ def load_examples(
     for source in sources:
         read = sum(part.report.rows_read for part in parts)
         part = _load_part(section, which, source, kind, encoder, _counting_on(on_progress, read))
-        parts.append(replace(part, name=_unlike(part.name, [other.name for other in parts])))
+        # Sources may share path and split, and differ in columns: their rows are others.
+        repeated = sum(other.name == part.name or other.name.startswith(f"{part.name}(") for other in parts)
+        parts.append(replace(part, name=f"{part.name}({repeated + 1})") if repeated else part)
     return Examples(kind, parts, [source.weight for source in sources], seed)
-
-
-def _unlike(name: str, others: Sequence[str]) -> str:
-    """Sources may share path and split, and differ in columns: their rows are others."""
-    repeated = sum(other == name or other.startswith(f"{name}(") for other in others)
-    return f"{name}({repeated + 1})" if repeated else name
 
 
 def _counting_on(on_progress: Progress | None, read: int) -> Progress | None:
@@ -137,20 +131,15 @@ def _counting_on(on_progress: Progress | None, read: int) -> Progress | None:
 def _load_part(
     section: Data, which: str, source: Source, kind: DataKind, encoder: Encoder, on_progress: Progress | None
 ) -> _Part:
-    key = _cache_key(source, kind, encoder, reverse=section.reverse_preferences)
-    encoded = cached(
-        key, lambda: encode_source(source, kind, encoder, reverse=section.reverse_preferences, on_progress=on_progress)
-    )
+    reverse = section.reverse_preferences
+    read_as = [source.name, source.split, str(source.format), sorted(source.columns.items()), source.limit]
+    content = [CACHE_VERSION, content_hash(source), read_as, str(kind), reverse, encoder.fingerprint()]
+    key = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    encoded = cached(key, lambda: encode_source(source, kind, encoder, reverse=reverse, on_progress=on_progress))
     where = f"data.{which}: {source.path}, split {source.split}"
     used, report = _select(encoded, str(section.on_boundary_mismatch), where)
     _refuse_dropped(report, section.max_dropped_fraction, where)
     return _Part(f"{source.path}#{source.split}", encoded, used, report, key)
-
-
-def _cache_key(source: Source, kind: DataKind, encoder: Encoder, *, reverse: bool) -> str:
-    read_as = [source.name, source.split, str(source.format), sorted(source.columns.items()), source.limit]
-    content = [CACHE_VERSION, content_hash(source), read_as, str(kind), reverse, encoder.fingerprint()]
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def _select(encoded: EncodedRows, on_mismatch: str, where: str) -> tuple[NDArray[np.int64], DropReport]:
@@ -182,14 +171,15 @@ def _select(encoded: EncodedRows, on_mismatch: str, where: str) -> tuple[NDArray
 
 
 def _refuse_dropped(report: DropReport, allowed: float, where: str) -> None:
-    told = f"{where}: {report.dropped_count} of {report.used + report.dropped_count} examples cannot be used"
+    beginning = f"{where}: {report.dropped_count} of {report.used + report.dropped_count} examples cannot be used"
     if report.dropped_fraction > allowed:
         raise UserError(
-            f"{told}, more than data.max_dropped_fraction ({allowed:g}): {report.reasons()}; mend the rows, or raise "
-            "data.max_dropped_fraction"
+            f"{beginning}, more than data.max_dropped_fraction ({allowed:g}): {report.reasons()}; mend the rows, or "
+            "raise data.max_dropped_fraction"
         )
     if report.used == 0:
-        raise UserError(f"{told} and none is left: {report.reasons() or 'no row is desirable'}; give another source")
+        reasons = report.reasons() or "no row is desirable"
+        raise UserError(f"{beginning} and none is left: {reasons}; give another source")
 
 
 def _take(used: NDArray[np.int64], weight: float, seed: int, place: int) -> NDArray[np.int64]:

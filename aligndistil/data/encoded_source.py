@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import islice
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-from datasets import Dataset
 
 from aligndistil.batch import DataKind
 from aligndistil.data.cache import DESIRABLE, PROMPT_TRUNCATED, RESPONSE_TRUNCATED, SHIFTED, EncodedRows
@@ -26,7 +25,7 @@ Progress = Callable[[int, int], None]
 def encode_source(
     source: Source, kind: DataKind, encoder: Encoder, *, reverse: bool, on_progress: Progress | None
 ) -> EncodedRows:
-    """Reads, understands and encodes every row; those that cannot be used are named with the reason, not raised.
+    """Read and encode every row; those that cannot be used are reported with the reason, not raised.
 
     Raises UserError when the source is not there or does not fit the objective, ServiceError when the Hub failed.
     """
@@ -37,7 +36,10 @@ def encode_source(
     tokens, table, origins = array("i"), array("q"), array("q")
     dropped: list[tuple[str, int]] = []
     left_out = done = 0
-    rows = _iterate(raw, columns)
+    used = raw.select_columns(sorted(set(columns.values())))  # only the columns in use are decoded
+    rows = (
+        (number, {ours: row[theirs] for ours, theirs in columns.items()}) for number, row in enumerate(used, start=1)
+    )
     while numbered := list(islice(rows, ENCODED_AT_ONCE)):
         records: list[tuple[int, Record]] = []
         for number, row in numbered:
@@ -64,18 +66,11 @@ def encode_source(
 def gives(section: Data, which: Literal["train", "eval"], kind: DataKind) -> bool:
     """Whether every source of `section.train` or `section.eval` has rows that examples of `kind` can be made from."""
     sources = (section.train if which == "train" else section.eval) or []
-    return all(kind in FEEDS[_layout(source)] for source in sources)
-
-
-def _layout(source: Source) -> str:
-    raw = load_rows(source)
-    return find_format(source, find_columns(source, raw.column_names), raw)
-
-
-def _iterate(raw: Dataset, columns: dict[str, str]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(number from 1, row under our column names); only the columns in use are decoded."""
-    for number, row in enumerate(raw.select_columns(sorted(set(columns.values()))), start=1):
-        yield number, {ours: row[theirs] for ours, theirs in columns.items()}
+    for source in sources:
+        raw = load_rows(source)
+        if kind not in FEEDS[find_format(source, find_columns(source, raw.column_names), raw)]:
+            return False
+    return True
 
 
 def _store(one: Encoded, tokens: array[int], table: array[int]) -> None:

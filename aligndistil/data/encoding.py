@@ -76,7 +76,12 @@ class Encoder:
 
     def fingerprint(self) -> str:
         """SHA-256 of everything here that token ids depend on."""
-        backend = self._backend()
+        if self.tokenizer.is_fast:
+            # The tokenizer itself, whatever files it came from; padding and truncation are call options, not content.
+            whole = json.loads(cast(Any, self.tokenizer).backend_tokenizer.to_str())
+            backend: Any = {key: value for key, value in whole.items() if key not in ("padding", "truncation")}
+        else:
+            backend = [type(self.tokenizer).__name__, sorted(self.tokenizer.get_vocab().items())]
         state = [backend, str(self.template), sorted(self.stop_ids), self._eos, self._bos, self._adds_bos]
         lengths = [self.max_prompt_length, self.max_response_length]
         return hashlib.sha256(json.dumps([*state, *lengths]).encode()).hexdigest()
@@ -85,7 +90,8 @@ class Encoder:
         """The records in order; an Unusable stands where one has to be dropped. Large lists are much faster."""
         rendered = [self._try_render(record) for record in records]
         texts = [text for one in rendered if isinstance(one, _Rendered) for text in (one.prompt, *one.wholes)]
-        ids = iter(self._tokenise(texts))
+        tokenised = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
+        ids = iter(cast("list[list[int]]", tokenised))
         encoded: list[Encoded | Unusable] = []
         for one, record in zip(rendered, records, strict=True):
             if isinstance(one, Unusable):
@@ -120,11 +126,6 @@ class Encoder:
     def _apply(self, messages: Messages, *, answered: bool) -> str:
         text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=not answered)
         return cast(str, text)
-
-    def _tokenise(self, texts: list[str]) -> list[list[int]]:
-        if not texts:
-            return []
-        return cast("list[list[int]]", self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"])
 
     def _lead(self, ids: list[int], rendered: _Rendered) -> list[int]:
         """One BOS at most: added to plain text where the tokenizer would, never to what a template wrote."""
@@ -182,10 +183,3 @@ class Encoder:
         if token not in self._is_blank:
             self._is_blank[token] = not cast(str, self.tokenizer.decode([token])).strip()
         return self._is_blank[token]
-
-    def _backend(self) -> Any:
-        """The tokenizer itself, whatever files it came from; padding and truncation are call options, not content."""
-        if self.tokenizer.is_fast:
-            backend = json.loads(cast(Any, self.tokenizer).backend_tokenizer.to_str())
-            return {key: value for key, value in backend.items() if key not in ("padding", "truncation")}
-        return [type(self.tokenizer).__name__, sorted(self.tokenizer.get_vocab().items())]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from datasets import Dataset
 
@@ -71,12 +70,14 @@ def find_format(source: Source, columns: Mapping[str, str], rows: Dataset) -> st
             "them with `columns`"
         )
     if named == "auto":
-        return "hh" if "hh" in fitting and _is_hh(rows[0][columns["chosen"]]) else fitting[0]
+        first = rows[0][columns["chosen"]] if "hh" in fitting else None
+        is_hh = isinstance(first, str) and first.lstrip().startswith("Human:") and HH_ANSWER in first
+        return "hh" if is_hh else fitting[0]
     return named
 
 
 def check_feeds(source: Source, layout: str, kind: DataKind, *, reverse: bool) -> None:
-    """Raises UserError when rows of this format cannot give the examples that the objective eats."""
+    """Raises UserError when rows of this format cannot give the examples that the objective learns from."""
     if kind not in FEEDS[layout]:
         able = ", ".join(name for name, kinds in FEEDS.items() if kind in kinds)
         raise UserError(
@@ -87,10 +88,6 @@ def check_feeds(source: Source, layout: str, kind: DataKind, *, reverse: bool) -
         raise UserError(
             f"data source {source.path}: data.reverse_preferences cannot reverse demonstrations; leave it out"
         )
-
-
-def _is_hh(text: Any) -> bool:
-    return isinstance(text, str) and text.lstrip().startswith("Human:") and HH_ANSWER in text
 
 
 def _ways(layout: str) -> str:

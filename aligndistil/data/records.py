@@ -36,7 +36,7 @@ class Record:
 def to_records(
     row: Mapping[str, Any], layout: str, kind: DataKind, *, reverse: bool = False, chat: bool = True
 ) -> list[Record]:
-    """What a raw row (our column names, see `formats`) gives to an objective that eats `kind`.
+    """What a raw row (our column names, see `formats`) gives to an objective whose data are `kind`.
 
     Usually one record; a pair gives two to UNPAIRED, and an undesirable row none to RESPONSES. `reverse` swaps chosen
     and rejected, or the label. HH strings become messages when `chat`, and else stay the plain text they are.

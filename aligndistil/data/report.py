@@ -63,16 +63,16 @@ class DropReport:
 
     def lines(self) -> list[str]:
         """What a person should know, one fact a line."""
-        told = [f"{self.rows_read} rows read, {self.used} examples used"]
+        facts = [f"{self.rows_read} rows read, {self.used} examples used"]
         if self.left_out:
-            told.append(f"{self.left_out} undesirable rows left out")
+            facts.append(f"{self.left_out} undesirable rows left out")
         if self.truncated_prompts or self.truncated_responses:
-            told.append(f"{self.truncated_prompts} prompts and {self.truncated_responses} responses truncated")
+            facts.append(f"{self.truncated_prompts} prompts and {self.truncated_responses} responses truncated")
         if self.shifted:
-            told.append(f"{self.shifted} boundaries between prompt and response moved")
+            facts.append(f"{self.shifted} boundaries between prompt and response moved")
         if self.dropped:
-            told.append(f"{self.dropped_count} dropped ({self.dropped_fraction:.1%}): {self.reasons()}")
-        return told
+            facts.append(f"{self.dropped_count} dropped ({self.dropped_fraction:.1%}): {self.reasons()}")
+        return facts
 
 
 def merge_reports(reports: Iterable[DropReport]) -> DropReport:

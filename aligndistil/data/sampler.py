@@ -25,8 +25,8 @@ class Sampler:
 
     def batch(self, step: int) -> list[int]:
         """The example indices of a step, over all processes."""
-        start = step * self.batch_size
-        return [self._at(position) for position in range(start, start + self.batch_size)]
+        places = (divmod(position, self.n) for position in range(step * self.batch_size, (step + 1) * self.batch_size))
+        return [int(_permutation(self.seed, epoch, self.n)[place]) for epoch, place in places]
 
     def micro_batches(self, step: int, rank: int, world: int, micro_batch_size: int) -> list[list[int]]:
         """This rank's part of the batch, cut for gradient accumulation.
@@ -49,10 +49,6 @@ class Sampler:
         """Steps after which every example was seen `epochs` times: rounded up, the next epoch fills the last batch."""
         # Rounded before it is raised: 0.1 * 30 must be 3 examples, not 4.
         return max(1, math.ceil(round(epochs * self.n / self.batch_size, 9)))
-
-    def _at(self, position: int) -> int:
-        epoch, place = divmod(position, self.n)
-        return int(_permutation(self.seed, epoch, self.n)[place])
 
 
 @lru_cache(maxsize=4)

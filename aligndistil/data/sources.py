@@ -60,7 +60,8 @@ def content_hash(source: Source) -> str:
     if source.path.startswith(BUILTIN):
         return _hash([_builtin_file(source)])
     if (path := local_path(source)) is not None:
-        return _hash(_data_files(path))
+        inside = sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
+        return _hash([path] if path.is_file() else inside)
     rows = load_rows(source.model_copy(update={"limit": None}))
     return _hash(sorted({Path(file["filename"]) for file in rows.cache_files}))
 
@@ -132,8 +133,8 @@ def _builder(path: Path) -> str | None:
 
 def _reason(error: BaseException) -> str:
     """The first line that says something: `datasets` hides the cause of a failed parse one level down."""
-    told = str(error.__cause__ or error).strip() or str(error).strip()
-    return told.splitlines()[0] if told else "it holds no row"
+    text = str(error.__cause__ or error).strip() or str(error).strip()
+    return text.splitlines()[0] if text else "it holds no row"
 
 
 def _nearest(path: Path) -> str:
@@ -142,12 +143,6 @@ def _nearest(path: Path) -> str:
         return f" (nor a folder {folder})"
     near = nearest(path.name, sorted(entry.name for entry in folder.iterdir()), count=3, cutoff=0.5)
     return f"; near it: {', '.join(str(folder / name) for name in near)}" if near else ""
-
-
-def _data_files(path: Path) -> list[Path]:
-    if path.is_file():
-        return [path]
-    return sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
 
 
 def _hash(contents: Iterable[Traversable]) -> str:

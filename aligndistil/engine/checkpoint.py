@@ -1,4 +1,4 @@
-"""Checkpoints that a killed run can continue from: written aside, renamed when complete, the oldest removed after."""
+"""Checkpoints that a killed run can continue from: written whole or not at all, the oldest removed after."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 
 from aligndistil.engine.engine import Engine
 from aligndistil.errors import UserError
-from aligndistil.files import settle
+from aligndistil.files import partial_path, remove_partial, replace_folder, start_folder
 
 _RECORD = "checkpoint.json"
 _NAME = re.compile(r"checkpoint-(\d+)$")
@@ -30,19 +30,25 @@ def save_checkpoint(engine: Engine, folder: Path, state: dict[str, Any], *, keep
     """Save weights, optimizer, schedule, random states and `state`, whose "step" names the checkpoint. Collective."""
     processes = engine.processes
     target = folder / f"checkpoint-{state['step']}"
-    aside = folder / f"{target.name}.tmp"
+    partial = partial_path(target)
     if processes.is_main:
-        for left in folder.glob("checkpoint-*.tmp"):
-            shutil.rmtree(left)
+        remove_partial(folder)
+        start_folder(target)
     processes.barrier()
     for tag, deepspeed in engine.deepspeed.items():
-        deepspeed.save_checkpoint(str(aside), tag=tag, save_latest=False)
-    torch.save(_random_states(), aside / f"random-{processes.rank}.pt")
+        deepspeed.save_checkpoint(str(partial), tag=tag, save_latest=False)
+    states = {
+        "python": random.getstate(),
+        "numpy": numpy.random.get_state(),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+    }
+    torch.save(states, partial / f"random-{processes.rank}.pt")
     processes.barrier()
     if processes.is_main:
         record = {"state": state, "processes": processes.world, "zero_stage": engine.zero_stage}
-        (aside / _RECORD).write_text(json.dumps(record, indent=2))
-        settle(aside, target)
+        (partial / _RECORD).write_text(json.dumps(record, indent=2))
+        replace_folder(target)
         for old in checkpoints(folder)[:-keep]:
             shutil.rmtree(old)
     processes.barrier()
@@ -73,12 +79,3 @@ def load_checkpoint(engine: Engine, path: Path) -> dict[str, Any]:
         torch.cuda.set_rng_state(states["cuda"])
     state: dict[str, Any] = record["state"]
     return state
-
-
-def _random_states() -> dict[str, Any]:
-    return {
-        "python": random.getstate(),
-        "numpy": numpy.random.get_state(),
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
-    }

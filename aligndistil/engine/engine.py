@@ -60,10 +60,16 @@ class Engine:
         for role, model in frozen.items():
             if isinstance(model, CachedModel):
                 self._frozen[role] = model
-            elif objective.needs[role].is_scalar:
-                self._scorers[role] = self._freeze_scalar(model, role)
+                continue
+            model = on_device(model, processes.device)
+            if objective.needs[role].is_scalar:
+                normalized = objective.needs[role] is Need.NORMALIZED_SCORE
+                self._scorers[role] = ScalarModel(model, normalized=normalized)
             else:
-                self._frozen[role] = self._freeze(model)
+                self._frozen[role] = read = FrozenModel(model, vocab)
+                check_head(model, read.head)
+            if settings.zero_stage == 3:
+                import_deepspeed().initialize(model=model, config=frozen_config(settings, model.dtype))
         if reward is not None:
             self._scorers[Role.REWARD] = reward
 
@@ -83,22 +89,6 @@ class Engine:
             total_steps=self._total_steps,
         )
 
-    def _freeze(self, model: PreTrainedModel) -> FrozenModel:
-        frozen = FrozenModel(on_device(model, self.processes.device), self.vocab)
-        check_head(model, frozen.head)
-        self._shard(model)
-        return frozen
-
-    def _freeze_scalar(self, model: PreTrainedModel, role: str) -> ScalarModel:
-        normalized = self.objective.needs[role] is Need.NORMALIZED_SCORE
-        scorer = ScalarModel(on_device(model, self.processes.device), normalized=normalized)
-        self._shard(model)
-        return scorer
-
-    def _shard(self, model: PreTrainedModel) -> None:
-        if self._settings.zero_stage == 3:
-            import_deepspeed().initialize(model=model, config=frozen_config(self._settings, model.dtype))
-
     def terms(
         self, batch: Batch, *, preparing: bool = False, known: Mapping[str, Tensor] | None = None
     ) -> dict[str, Tensor]:
@@ -112,17 +102,16 @@ class Engine:
             frozen = {role: model.read(batch) for role, model in self._frozen.items() if role in needs}
             terms = self._policy.engine(batch, self.objective, frozen, self._gathered_heads, preparing, known)
         for role, need in needs.items():
-            if need.is_scalar:
-                terms[scalar_term(role, need)] = scalar_output(self._scalar(role, batch), batch, need)
+            if not need.is_scalar:
+                continue
+            if role in self._scorers:
+                outputs_BT = self._scorers[role].scores(batch)
+            else:
+                trained = self._policy if role == Role.POLICY else self._critic
+                assert trained is not None
+                outputs_BT = trained.engine(batch)
+            terms[scalar_term(role, need)] = scalar_output(outputs_BT, batch, need)
         return terms
-
-    def _scalar(self, role: str, batch: Batch) -> Tensor:
-        if role in self._scorers:
-            return self._scorers[role].scores(batch)
-        trained = self._policy if role == Role.POLICY else self._critic
-        assert trained is not None
-        outputs_BT: Tensor = trained.engine(batch)
-        return outputs_BT
 
     @torch.no_grad()
     def prepare(

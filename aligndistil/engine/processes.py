@@ -18,7 +18,7 @@ from aligndistil.errors import UserError
 
 @dataclass(frozen=True, slots=True)
 class Processes:
-    """This process among its peers."""
+    """The rank of this process, and what it exchanges with the others."""
 
     rank: int
     world: int

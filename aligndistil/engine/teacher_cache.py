@@ -25,7 +25,7 @@ from aligndistil.engine.policy import FrozenModel
 from aligndistil.engine.processes import Processes
 from aligndistil.engine.token_terms import FrozenRole
 from aligndistil.errors import UserError
-from aligndistil.files import aside_of, settle
+from aligndistil.files import partial_path, replace_folder, start_folder
 
 _VERSION = 3
 """Raised when what is written changes: older caches are then left alone."""
@@ -83,10 +83,9 @@ def write_cache(
     Every process writes files of its own; the folder is there when all are whole and on the disk. Raises UserError, on
     every process, when a value is not finite: it says so of the model `named`.
     """
-    aside = aside_of(folder)
+    aside = partial_path(folder)
     if processes.is_main:
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
+        start_folder(folder)
     processes.barrier()
     mine, finite = batches[processes.rank :: processes.world], True
     states: dict[str, Tensor] = {}
@@ -113,7 +112,7 @@ def write_cache(
         )
     if processes.is_main:
         (aside / _CHECKSUM).write_text(_checksum(aside), encoding="utf-8")
-        settle(aside, folder)
+        replace_folder(folder)
     processes.barrier()
 
 

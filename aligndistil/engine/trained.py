@@ -58,16 +58,15 @@ class Trained:
     def step(self) -> tuple[float, float]:
         """Take the optimizer step; returns the learning rate it used and the gradient norm before clipping."""
         learning_rate = float(self.engine.get_lr()[0])
-        norm = self._stage0_norm() if self.zero_stage == 0 else None
+        norm: float | None = None
+        if self.zero_stage == 0:
+            # DeepSpeed reports no norm for plain data parallelism in float32; its gradients are already averaged.
+            gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+            norm = float(torch.nn.utils.get_total_norm(gradients)) if gradients else None
         self.engine.step()
         if norm is None:
             norm = float(self.engine.get_global_grad_norm() or 0.0)
         return learning_rate, norm
-
-    def _stage0_norm(self) -> float | None:
-        """DeepSpeed reports no norm for plain data parallelism in float32; its gradients are already averaged."""
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        return float(torch.nn.utils.get_total_norm(gradients)) if gradients else None
 
 
 def _adamw(model: PreTrainedModel, train: recipe.Train, learning_rate: float) -> torch.optim.Optimizer:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from aligndistil.files import settle
+from aligndistil.files import replace_folder, start_folder
 
 
 def export_model(
@@ -19,26 +18,24 @@ def export_model(
     folder: Path,
     card: str,
 ) -> None:
-    """Write weights, configuration, tokenizer, generation configuration and card; aside first, then renamed.
+    """Write weights, configuration, tokenizer, generation configuration and card, all of them or none.
 
     The generation configuration stops at every id that training treated as an end, and samples as it did before.
     A model with a scalar head has none.
     """
-    aside = folder.with_name(f"{folder.name}.tmp")
-    if aside.exists():
-        shutil.rmtree(aside)
+    partial = start_folder(folder)
     cached, model.config.use_cache = model.config.use_cache, True
     if model.can_generate():
-        _save_generating(model, state, tokenizer, stops, aside)
+        _save_generating(model, state, tokenizer, stops, partial)
     else:
         # transformers finds the token to score by looking for padding: an EOS that pads would not be scored.
         pad = tokenizer.pad_token_id
         model.config.pad_token_id = None if pad == tokenizer.eos_token_id else pad
-        model.save_pretrained(aside, state_dict=state)
+        model.save_pretrained(partial, state_dict=state)
     model.config.use_cache = cached
-    tokenizer.save_pretrained(aside)
-    (aside / "README.md").write_text(card, encoding="utf-8")
-    settle(aside, folder)
+    tokenizer.save_pretrained(partial)
+    (partial / "README.md").write_text(card, encoding="utf-8")
+    replace_folder(folder)
 
 
 def _save_generating(

@@ -93,6 +93,8 @@ def model_card(
         tags=list(dict.fromkeys(["aligndistil", objective])),
     )
     recipe_text = yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True, width=120).rstrip()
+    # The code fence is longer than any in the text: a chat template may hold one.
+    longest_fence = max((len(run) for run in re.findall(r"`{3,}", recipe_text)), default=2)
     card = ModelCard.from_template(
         metadata,
         template_str=TEMPLATE,
@@ -106,19 +108,13 @@ def model_card(
         data=", ".join(f"`{source}`" for source in data),
         metrics=[(metric, f"{value:.6g}") for metric, value in metrics.items()],
         recipe=recipe_text,
-        fence=_fence(recipe_text),
+        fence="`" * (longest_fence + 1),
         versions={package: version for package, version in versions.items() if version is not None},
     )
     return str(card)
 
 
 def is_hub_id(path: str) -> bool:
-    """Whether a path of a recipe is `owner/name` on the Hub, as far as can be told without asking it."""
+    """Whether a path of a recipe is `owner/name` on the Hub, as far as the name says."""
     data_file = path.endswith((".json", ".jsonl", ".parquet", ".csv", ".gz"))
     return re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", path) is not None and not data_file and not Path(path).exists()
-
-
-def _fence(text: str) -> str:
-    """A code fence longer than any in the text: a chat template may hold one."""
-    longest = max((len(run) for run in re.findall(r"`{3,}", text)), default=2)
-    return "`" * (longest + 1)

@@ -59,7 +59,7 @@ class Environment(BaseModel):
 
     @classmethod
     def collect(cls, *, world_size: int = 1, devices: Sequence[str] = ()) -> Environment:
-        """Look at this process. Versions come from package metadata, so nothing heavy is imported."""
+        """Describe this process. Versions come from package metadata, so nothing heavy is imported."""
         return cls(
             date=datetime.now(UTC).replace(microsecond=0),
             command=list(sys.argv),

@@ -1,11 +1,10 @@
-"""Where everything a run leaves behind lies. The folder explains itself: no file here needs this package to be read."""
+"""The folder of a run: where every file lies. All of them can be read without this package."""
 
 from __future__ import annotations
 
 import json
 import logging
 import math
-import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +15,7 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from aligndistil.errors import UserError
-from aligndistil.files import is_aside, write_text
+from aligndistil.files import is_partial, remove_partial, write_text
 from aligndistil.run_folder.environment import Environment
 from aligndistil.run_folder.metrics import MetricsLog
 from aligndistil.run_folder.trackers import open_trackers
@@ -120,10 +119,9 @@ class StageFolder:
         return target
 
     def clear_unfinished(self) -> None:
-        """Remove what a killed process was writing aside, and nothing else."""
+        """Remove what a killed process was writing, and nothing else."""
         for folder in (self.path, self.path / "samples"):
-            for left in filter(is_aside, folder.iterdir() if folder.is_dir() else ()):
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
+            remove_partial(folder)
 
 
 class RunFolder:
@@ -185,7 +183,7 @@ class RunFolder:
             raise UserError(f"output_dir: {self.path} cannot be written: {error.strerror}") from error
 
     def _previous(self, recipe_name: str) -> dict[str, Any] | None:
-        if not self.path.is_dir() or all(is_aside(entry) or entry.name == LOCK for entry in self.path.iterdir()):
+        if not self.path.is_dir() or all(is_partial(entry) or entry.name == LOCK for entry in self.path.iterdir()):
             return None
         record = _read_record(self.path / "environment.json")
         if record is None and any(_read_record(path) for path in self.path.glob("seed-*/environment.json")):

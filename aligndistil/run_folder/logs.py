@@ -55,10 +55,6 @@ def _console_handler() -> logging.Handler:
     else:
         handler = logging.StreamHandler(console.file)
         handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
-    handler.addFilter(_for_console)
+    handler.addFilter(lambda record: record.levelno >= logging.ERROR or not record.name.startswith(QUIET))
     handler.set_name(CONSOLE)
     return handler
-
-
-def _for_console(record: logging.LogRecord) -> bool:
-    return record.levelno >= logging.ERROR or not record.name.startswith(QUIET)

@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from aligndistil.files import write_bytes
 from aligndistil.run_folder.trackers import Tracker
@@ -34,7 +34,14 @@ class MetricsLog:
         line: dict[str, Any] = {"step": step, "split": split, **finite}
         if missing := [name for name in metrics if name not in finite]:
             line["not_finite"] = missing
-        self._append(json.dumps(line, allow_nan=False))
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a+b") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - 1))
+            if size and file.read(1) != b"\n":
+                # A process killed in the middle of a line would otherwise spoil the next one too.
+                file.truncate(len(self._complete()))
+            file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
         for tracker in self.trackers:
             tracker.log(step, split, finite)
 
@@ -59,21 +66,7 @@ class MetricsLog:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _append(self, line: str) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a+b") as file:
-            if not _ends_with_newline(file):
-                # A process killed in the middle of a line would otherwise spoil the next one too.
-                file.truncate(len(self._complete()))
-            file.write(line.encode() + b"\n")
-
     def _complete(self) -> bytes:
         """The file up to and with its last line end."""
         content = self.path.read_bytes() if self.path.exists() else b""
         return content[: content.rfind(b"\n") + 1]
-
-
-def _ends_with_newline(file: IO[bytes]) -> bool:
-    size = file.seek(0, os.SEEK_END)
-    file.seek(max(0, size - 1))
-    return size == 0 or file.read(1) == b"\n"

@@ -163,14 +163,14 @@ class RolloutBatches:
     def at(self, step: int) -> StepBatch:
         """The rollout whose first optimizer step comes after `step` of them, drawn from the policy as it is now."""
         number = step // self._schedule.steps_of_a_batch
-        asked = self._asked(number)
-        # This process's part of each optimizer step, so that what a step sees does not depend on `world`.
-        each = len(asked) // self._schedule.minibatches
+        requests = self._requests(number)
+        # This process's part of each optimizer step, so that the samples of a step do not depend on `world`.
+        each = len(requests) // self._schedule.minibatches
         share = each // self._processes.world
         mine = [
             one
-            for start in range(self._processes.rank * share, len(asked), each)
-            for one in asked[start : start + share]
+            for start in range(self._processes.rank * share, len(requests), each)
+            for one in requests[start : start + share]
         ]
         prompts = [self._examples.prompt_ids(example) for _, example, _ in mine]
         seeds = [sample_seed(self._seed, number, self._examples.key(example), k) for _, example, k in mine]
@@ -196,18 +196,18 @@ class RolloutBatches:
             together=self._together,
         )
 
-    def _asked(self, number: int) -> list[tuple[int, int, int]]:
+    def _requests(self, number: int) -> list[tuple[int, int, int]]:
         """(number of the prompt, example, number of the sample) of a rollout, over all processes.
 
         A prompt that stands in a batch twice, where epochs meet or a source is repeated, gets different samples.
         """
         counts = Counter[str]()
-        asked = []
+        requests = []
         for prompt, example in enumerate(self._schedule.sampler.batch(number)):
             for _ in range(self._group):
-                asked.append((prompt, example, counts[self._examples.key(example)]))
+                requests.append((prompt, example, counts[self._examples.key(example)]))
                 counts[self._examples.key(example)] += 1
-        return asked
+        return requests
 
     def _minibatches(self, number: int, micro_batches: int) -> list[list[int]]:
         """Micro-batches of each optimizer step; later passes exchange them between steps, by the seed.

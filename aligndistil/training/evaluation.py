@@ -16,7 +16,7 @@ from aligndistil.training.samples import completion_metrics, sample_rows
 
 
 class StageEvaluation:
-    """The pass over a stage's eval data."""
+    """Measures a stage on its eval data."""
 
     def __init__(
         self,
@@ -61,11 +61,11 @@ class StageEvaluation:
         samples = self._policy.sample(prompts, params, seeds)
         gathered = processes.gather(list(zip(mine, prompts, samples, strict=True)))
         unique = {i: (prompt, sample) for part in gathered for i, prompt, sample in part}
-        asked, answers = [unique[i][0] for i in range(count)], [unique[i][1] for i in range(count)]
+        prompts, answers = [unique[i][0] for i in range(count)], [unique[i][1] for i in range(count)]
         texts = self._policy.texts(answers)
         scores = None if self._scorer is None else self._scorer(texts)
         if processes.is_main:
-            self._folder.eval_samples(step, sample_rows(data.tokenizer, asked, answers, texts, scores))
+            self._folder.eval_samples(step, sample_rows(data.tokenizer, prompts, answers, texts, scores))
         metrics = {name: float(total / number) for name, (total, number) in completion_metrics(answers).items()}
         return metrics if scores is None else metrics | {"gold_reward": sum(scores) / count}
 

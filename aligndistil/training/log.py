@@ -1,4 +1,4 @@
-"""What a stage says while it trains: lines of metrics.jsonl and trackers, and its progress on the terminal."""
+"""What is logged while a stage trains: lines of metrics.jsonl and trackers, and its progress on the terminal."""
 
 from __future__ import annotations
 

@@ -35,21 +35,30 @@ def build_engine(
         if is_code(path):
             reward = PythonReward(path, data.tokenizer)
             continue
-        where = locate(path)
-        theirs = load_tokenizer(where, stage.model)
-        check_same_tokenizer(path, data.tokenizer, theirs, extra_allowed=needs[role].is_scalar)
+        folder = locate(path)
+        tokenizer = load_tokenizer(folder, stage.model)
+        check_same_tokenizer(path, data.tokenizer, tokenizer, extra_allowed=needs[role].is_scalar)
         if role == Role.CRITIC:
-            critic = load_scalar_model(where, stage.model, trained=True, seed=seed)
+            critic = load_scalar_model(folder, stage.model, trained=True, seed=seed)
         elif needs[role].is_scalar:
-            frozen[role] = load_scalar_model(where, stage.model, trained=False)
+            frozen[role] = load_scalar_model(folder, stage.model, trained=False)
         else:
-            frozen[role] = load_model(where, stage.model, trained=False)
-    if needs.get(Role.REWARD) is Need.NORMALIZED_SCORE:
-        _check_normalizable(stage, frozen.get(Role.REWARD))
+            frozen[role] = load_model(folder, stage.model, trained=False)
+    if needs.get(Role.REWARD) is Need.NORMALIZED_SCORE and not (
+        Role.REWARD in frozen and hasattr(frozen[Role.REWARD].config, "score_mean")
+    ):
+        raise UserError(
+            f"{stage.where('models', 'reward')}: the objective normalizes scores, and this reward has no mean and "
+            "standard deviation of its scores; train it as a stage with eval data, or switch the normalization off"
+        )
     vocab = shared_vocab([policy, *frozen.values(), *([critic] if critic else [])], data.tokenizer)
+    read: dict[str, PreTrainedModel | CachedModel] = dict(frozen)
+    for role, model in frozen.items():
+        if caches(stage) and not needs[role].is_scalar:
+            read[role] = cached_model(model, locate(stage.models[role]), vocab, stage, data, processes)
     return Engine(
         policy,
-        {role: _or_cached(model, role, vocab, stage, data, locate, processes) for role, model in frozen.items()},
+        read,
         stage.objective,
         train=stage.train,
         settings=stage.engine,
@@ -59,25 +68,3 @@ def build_engine(
         critic=critic,
         reward=reward,
     )
-
-
-def _or_cached(
-    model: PreTrainedModel,
-    role: str,
-    vocab: int,
-    stage: Stage,
-    data: StageData,
-    locate: Callable[[str], str],
-    processes: Processes,
-) -> PreTrainedModel | CachedModel:
-    if stage.objective.needs[role].is_scalar or not caches(stage):
-        return model
-    return cached_model(model, locate(stage.models[role]), vocab, stage, data, processes)
-
-
-def _check_normalizable(stage: Stage, reward: PreTrainedModel | None) -> None:
-    if reward is None or not hasattr(reward.config, "score_mean"):
-        raise UserError(
-            f"{stage.where('models', 'reward')}: the objective normalizes scores, and this reward has no mean and "
-            "standard deviation of its scores; train it as a stage with eval data, or switch the normalization off"
-        )

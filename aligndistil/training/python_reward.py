@@ -32,13 +32,10 @@ class PythonReward:
 
     def scores(self, batch: Batch) -> Tensor:
         """(B, T) float32, zero but at the last response token. Raises UserError when what comes back is no score."""
-        ids, where = batch.ids_BT.tolist(), batch.response_BT.tolist()
-        real = batch.attention_BT.tolist()
-        response_ids = [[i for i, mine in zip(*row, strict=True) if mine] for row in zip(ids, where, strict=True)]
-        prompt_ids = [
-            [i for i, mine, kept in zip(*row, strict=True) if kept and not mine]
-            for row in zip(ids, where, real, strict=True)
-        ]
+        ids_BT, response_BT = batch.ids_BT.cpu(), batch.response_BT.cpu()
+        prompt_BT = batch.attention_BT.cpu() & ~response_BT
+        prompt_ids = [ids[mask].tolist() for ids, mask in zip(ids_BT, prompt_BT, strict=True)]
+        response_ids = [ids[mask].tolist() for ids, mask in zip(ids_BT, response_BT, strict=True)]
         values = self.function(
             prompts=self.tokenizer.batch_decode(prompt_ids),
             responses=self.tokenizer.batch_decode(response_ids, skip_special_tokens=True),

@@ -1,4 +1,4 @@
-"""A polite end: SIGTERM is a request that is honoured when the step, or the stage, is done."""
+"""SIGTERM asks a run to stop: after the step batch that it is in, with a checkpoint, or after the stage."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 class StopSignal:
-    """Turns SIGTERM into a request that the loop honours after the step batch it is in. A context manager."""
+    """`requested` is true once SIGTERM has arrived. A context manager."""
 
     def __init__(self) -> None:
         self.requested = False

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 import yaml
-from worlds import merged, three_stages
 
 from aligndistil.cli import main
 from aligndistil.commands import measure
 from aligndistil.errors import EXIT_USAGE
 from aligndistil.report import load_results
+from support.recipes import merged, three_stages
 
 Compare = Callable[..., tuple[int, str, str]]
 

@@ -11,8 +11,8 @@ from aligndistil.commands.estimate import (
     GIB,
     KNOWN_MODELS,
     ModelSize,
-    amount,
-    amount_at_most,
+    cost,
+    cost_at_most,
     memory,
     model_size,
 )
@@ -184,12 +184,12 @@ def test_generation_is_the_cache_of_the_rows_that_are_decoded_at_once(stage):
 def test_steps_are_those_that_training_takes(name, processes, tmp_path):
     for stage in load_recipe(RECIPES[name]).stages.values():
         launch = StageTraining(stage, StageFolder(tmp_path), lambda path: "builtin:tiny", processes)
-        assert amount(stage, launch.data.train).steps == launch.schedule.total_steps
+        assert cost(stage, launch.data.train).steps == launch.schedule.total_steps
 
 
 def test_a_rollout_of_several_steps_samples_once(stage):
     # 100 prompts in rollouts of 32 are 4 rollouts, each for 2 passes of 4 steps of 8
-    taken = amount_at_most(stage(**PPO))
+    taken = cost_at_most(stage(**PPO))
     assert (taken.examples, taken.steps) == (100, 4 * 2 * 4)
     assert taken.sampled == 4 * 32 * 30
     assert taken.tokens == 32 * 8 * 20
@@ -197,7 +197,7 @@ def test_a_rollout_of_several_steps_samples_once(stage):
 
 def test_bounds_are_not_below_what_the_data_hold(stage):
     for one in (stage(), stage(objective="name: kto"), stage(**PPO)):
-        exact, most = amount(one, load_stage_data(one, str).train), amount_at_most(one)
+        exact, most = cost(one, load_stage_data(one, str).train), cost_at_most(one)
         assert (exact.examples, exact.steps, exact.kind) == (most.examples, most.steps, most.kind)
         assert exact.tokens <= most.tokens
         assert (exact.exact, most.exact) == (True, False)
@@ -207,7 +207,7 @@ def test_rows_that_nobody_knows_have_no_bound(stage):
     unknown = stage()
     source = unknown.data.train[0].model_copy(update={"path": "nobody/knows"})
     data = unknown.data.model_copy(update={"train": [source]})
-    assert amount_at_most(unknown.model_copy(update={"data": data})) is None
+    assert cost_at_most(unknown.model_copy(update={"data": data})) is None
 
 
 def test_a_dry_run_of_the_paper_needs_no_hub_and_no_weights():

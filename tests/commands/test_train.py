@@ -11,9 +11,7 @@ from typing import Any, ClassVar, Literal
 import pytest
 import torch
 import yaml
-from toyland import build_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from worlds import differences, left_behind, lines, off_policy, three_stages
 
 from aligndistil import models, objectives
 from aligndistil.batch import DataKind
@@ -26,6 +24,9 @@ from aligndistil.maths import mean_of, mean_tokens
 from aligndistil.objectives import dpo
 from aligndistil.objectives.base import Loss, Need, Objective, Role
 from aligndistil.recipe import load_recipe
+from support.models import build_tokenizer
+from support.recipes import off_policy, three_stages
+from support.run_folders import differences, left_behind, lines
 
 ModelFolder = Callable[..., str]
 Told = Callable[[], str]
@@ -323,9 +324,8 @@ def test_a_reference_that_is_not_what_is_trained_is_caught_at_the_first_step(
 def test_dropout_that_is_still_active_is_caught_at_the_first_step(
     recipe_file: Callable[..., Path], pairs_file: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from toyland import build_model
-
     from aligndistil.training import models as stage_models
+    from support.models import build_model
 
     build_model(seed=0).save_pretrained(tmp_path / "model")
     build_tokenizer().save_pretrained(tmp_path / "model")

@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 import yaml
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
-from worlds import actor_critic, lines, off_policy, scoring, unpaired
 
 from aligndistil import cli
 from aligndistil.commands.train import Finished, run_recipe
 from aligndistil.errors import EXIT_USAGE, UserError
 from aligndistil.recipe import load_recipe
+from support.recipes import actor_critic, off_policy, scoring, unpaired
+from support.run_folders import lines
 
 ModelFolder = Callable[..., str]
 DOCUMENTED = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()

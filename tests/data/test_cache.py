@@ -8,6 +8,7 @@ import pytest
 
 from aligndistil.data.cache import EncodedRows, cache_root, cached
 from aligndistil.errors import UserError
+from aligndistil.files import partial_path
 
 
 def rows(count=3):
@@ -67,12 +68,12 @@ def test_damaged_files_are_made_again(damage):
     assert cached("key", rows).rows_read == 6
 
 
-def test_what_an_interrupted_process_left_aside_is_not_read():
-    aside = cache_root() / "data" / "key.partial"
-    aside.mkdir(parents=True)
-    (aside / "tokens.npy").write_bytes(b"half")
+def test_what_an_interrupted_process_left_is_not_read():
+    partial = partial_path(cache_root() / "data" / "key")
+    partial.mkdir(parents=True)
+    (partial / "tokens.npy").write_bytes(b"half")
     assert cached("key", rows).tokens.tolist() == rows().tokens.tolist()
-    assert not aside.exists()
+    assert not partial.exists()
 
 
 def test_an_empty_source_can_be_stored():

@@ -12,14 +12,15 @@ from typing import Any
 import numpy
 import pytest
 import torch
-from rounds import case_of, folders_of
-from rounds import engine_of as rounds_engine
-from toys import make_engine, models_of, objective, steps_of, take_step
 
 from aligndistil.engine.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from aligndistil.engine.engine import Engine
 from aligndistil.engine.processes import Processes
 from aligndistil.errors import UserError
+from aligndistil.files import partial_path
+from support.engines import make_engine, models_of, objective, steps_of, take_step
+from support.step_batches import case_of, folders_of
+from support.step_batches import engine_of as rounds_engine
 
 ModelFolder = Callable[..., str]
 TRAIN = {"learning_rate": 1e-3, "warmup_ratio": 0.5, "batch_size": 4, "micro_batch_size": 2, "weight_decay": 0.1}
@@ -88,13 +89,16 @@ def test_the_oldest_is_removed_when_the_newest_is_complete(engine: Engine, tmp_p
 
 def test_a_half_written_checkpoint_is_ignored_and_cleared_away(engine: Engine, tmp_path: Path) -> None:
     good = save_checkpoint(engine, tmp_path, {"step": 1}, keep=5)
-    shutil.copytree(good, tmp_path / "checkpoint-2.tmp")
+    half = partial_path(tmp_path / "checkpoint-2")
+    shutil.copytree(good, half)
+    shutil.copytree(good, tmp_path / "checkpoint-2.tmp")  # as earlier versions left it
     # As a file system without atomic renames may leave it: the record is written last.
     shutil.copytree(good, tmp_path / "checkpoint-3")
     (tmp_path / "checkpoint-3" / "checkpoint.json").unlink()
     (tmp_path / "checkpoint-old").mkdir()
     assert checkpoints(tmp_path) == [good]
     save_checkpoint(engine, tmp_path, {"step": 4}, keep=5)
+    assert not half.exists()
     assert not (tmp_path / "checkpoint-2.tmp").exists()
     assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-1", "checkpoint-4"]
 

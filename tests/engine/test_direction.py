@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 import pytest
 import torch
-from plain import EVERY_OBJECTIVE, given, named, ragged_batch
 from torch import Tensor
 
 from aligndistil.batch import Batch, DataKind, Row, collate
@@ -18,6 +17,8 @@ from aligndistil.objectives.dpo import DPO
 from aligndistil.objectives.kto import KTO
 from aligndistil.objectives.sft import SFT
 from aligndistil.objectives.tdpo import TDPO
+from support.micro_batches import given, ragged_batch
+from support.objectives import EVERY_OBJECTIVE, named
 
 ROWS = collate([Row([5], [6, 1]), Row([5, 7], [1])], DataKind.RESPONSES, pad_id=0)
 PAIR = collate([Row([5], [6, 1]), Row([5], [1])], DataKind.PAIRS, pad_id=0)

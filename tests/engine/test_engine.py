@@ -7,7 +7,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from toys import (
+
+from aligndistil.engine.processes import Processes
+from aligndistil.rollout import SamplingParams
+from support.engines import (
     CONSTANT,
     GOALS,
     batch_of,
@@ -21,9 +24,6 @@ from toys import (
     take_step,
     trained,
 )
-
-from aligndistil.engine.processes import Processes
-from aligndistil.rollout import SamplingParams
 
 ModelFolder = Callable[..., str]
 

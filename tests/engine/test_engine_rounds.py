@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from rounds import CASES, case_of, engine_of, engine_rounds, folders_of, plain_rounds, whole_weights
 
 from aligndistil.engine.processes import Processes
+from support.step_batches import CASES, case_of, engine_of, folders_of, train_engine, train_plainly, whole_weights
 
 ModelFolder = Callable[..., str]
 
@@ -20,9 +20,9 @@ def test_rounds_at_every_zero_stage_are_those_of_plain_torch(
     stage: int, name: str, model_folder: ModelFolder, processes: Processes
 ) -> None:
     case = case_of(name, folders_of(model_folder))
-    expected, weights = plain_rounds(case)
+    expected, weights = train_plainly(case)
     engine = engine_of(case, processes, stage)
-    lines = engine_rounds(engine, case)
+    lines = train_engine(engine, case)
     assert len(lines) == case.steps == len(expected)
     for ours, theirs in zip(lines, expected, strict=True):
         assert {key: ours[key] for key in theirs} == pytest.approx(theirs, rel=1e-3, abs=2e-5)
@@ -44,9 +44,9 @@ def test_rounds_in_bfloat16_stay_close_to_float32(
 ) -> None:
     """The first step: later ones go other ways."""
     case = case_of(name, folders_of(model_folder))
-    expected, _ = plain_rounds(case)
+    expected, _ = train_plainly(case)
     engine = engine_of(case, processes, stage, model={"dtype": "bfloat16"})
-    lines = engine_rounds(engine, case)
+    lines = train_engine(engine, case)
     assert {value.dtype for value in engine.state_dict().values()} == {torch.bfloat16}
     engine.close()
     for key in ("loss", "loss/value", "grad_norm", "critic/grad_norm"):

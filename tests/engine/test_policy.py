@@ -7,9 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from plain import EVERY_OBJECTIVE, VARIANTS, given, language_roles, named, plain_loss, ragged_batch
 from torch import Tensor
-from toyland import build_model
 from transformers import (
     CohereConfig,
     CohereForCausalLM,
@@ -34,6 +32,10 @@ from aligndistil.errors import UserError
 from aligndistil.objectives.aligndistil import AlignDistil
 from aligndistil.objectives.base import Objective, Role
 from aligndistil.objectives.sft import SFT
+from support.micro_batches import given, ragged_batch
+from support.models import build_model
+from support.objectives import EVERY_OBJECTIVE, VARIANTS, language_roles, named
+from support.plain_formula import plain_loss
 
 OBJECTIVES = [objective for objective in EVERY_OBJECTIVE if not objective.is_scalar]
 DEFAULTS = [objective for objective in OBJECTIVES if objective not in VARIANTS]

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from plain import ragged_batch
 from torch import Tensor
-from toyland import build_model
 from transformers import PreTrainedModel
 
 from aligndistil.batch import Batch, DataKind
 from aligndistil.engine.policy import response_hidden
 from aligndistil.engine.scalar import ScalarNetwork
+from support.micro_batches import ragged_batch
+from support.models import build_model
 
 
 def values(model: PreTrainedModel, batch: Batch) -> Tensor:

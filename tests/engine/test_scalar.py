@@ -6,8 +6,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from plain import ragged_batch
-from toyland import build_model
 from transformers import (
     AutoModelForSequenceClassification,
     Gemma2Config,
@@ -21,6 +19,8 @@ from aligndistil.batch import Batch, DataKind, Row, collate
 from aligndistil.engine.scalar import ScalarModel, ScalarNetwork, scalar_output
 from aligndistil.maths import last_tokens, sum_tokens
 from aligndistil.objectives.base import Need
+from support.micro_batches import ragged_batch
+from support.models import build_model
 
 VOCAB = 24
 SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from toys import VOCAB, batch_of, examples, section
 
 from aligndistil.batch import Batch, DataKind, Row, collate
 from aligndistil.engine import teacher_cache
@@ -19,6 +18,7 @@ from aligndistil.engine.processes import Processes
 from aligndistil.engine.teacher_cache import CachedModel, cache_name, is_whole, row_key, write_cache
 from aligndistil.errors import UserError
 from aligndistil.models import load_model
+from support.engines import VOCAB, batch_of, examples, section
 
 
 def pad(rows: list[Row]) -> Batch:

@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from plain import EVERY_OBJECTIVE, named
-from projections import HEADS, World
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -22,12 +20,14 @@ from aligndistil.objectives.base import Loss, Objective
 from aligndistil.objectives.dpo import DPO
 from aligndistil.objectives.kto import KTO
 from aligndistil.objectives.sft import SFT
+from support.objectives import EVERY_OBJECTIVE, named
+from support.projections import HEADS, HiddenStates
 
 OBJECTIVES = [objective for objective in EVERY_OBJECTIVE if not objective.is_scalar]
 every_objective = pytest.mark.parametrize("objective", OBJECTIVES, ids=named)
 
 
-def direction(world: World) -> dict[str, Tensor] | None:
+def direction(world: HiddenStates) -> dict[str, Tensor] | None:
     return loss_direction(world.objective, world.batch, world.found)
 
 
@@ -35,7 +35,7 @@ def gradients(loss: Loss, leaves: list[Tensor]) -> list[Tensor]:
     return list(torch.autograd.grad(loss.per_example.mean(), leaves))
 
 
-def assert_equal_to_plain(world: World, chunk: int, known: Mapping[str, Tensor] | None) -> None:
+def assert_equal_to_plain(world: HiddenStates, chunk: int, known: Mapping[str, Tensor] | None) -> None:
     plain, chunked = world.plain(), world.chunked(chunk, known)
     torch.testing.assert_close(chunked.per_example, plain.per_example)
     assert chunked.metrics.keys() == plain.metrics.keys()
@@ -49,19 +49,19 @@ def assert_equal_to_plain(world: World, chunk: int, known: Mapping[str, Tensor] 
 @pytest.mark.parametrize("head", HEADS)
 @every_objective
 def test_loss_and_gradients_equal_those_of_whole_logits(objective: Objective, head: str, chunk: int) -> None:
-    world = World(objective, **HEADS[head])
+    world = HiddenStates(objective, **HEADS[head])
     assert_equal_to_plain(world, chunk, direction(world))
 
 
 @pytest.mark.parametrize("head", ["plain", "all"])
 @pytest.mark.parametrize("objective", [SFT(), AlignDistil()], ids=named)
 def test_the_gradient_is_the_same_when_it_is_not_known_beforehand(objective: Objective, head: str) -> None:
-    assert_equal_to_plain(World(objective, **HEADS[head]), 7, None)
+    assert_equal_to_plain(HiddenStates(objective, **HEADS[head]), 7, None)
 
 
 @pytest.mark.parametrize("objective", [DPO(), DPO(label_smoothing=0.2), KTO()], ids=named)
 def test_the_gradient_of_a_single_example_is_taken_in_the_forward_pass(objective: Objective) -> None:
-    world = World(objective, examples=1)
+    world = HiddenStates(objective, examples=1)
     known = direction(world)
     assert known is not None
     assert_equal_to_plain(world, 3, known)
@@ -69,7 +69,7 @@ def test_the_gradient_of_a_single_example_is_taken_in_the_forward_pass(objective
 
 def test_only_what_needs_a_gradient_gets_one() -> None:
     for frozen_head, frozen_body in itertools.product([True, False], repeat=2):
-        world = World(AlignDistil(), bias=True)
+        world = HiddenStates(AlignDistil(), bias=True)
         plain = gradients(world.plain(), world.leaves)
         wanted = [not frozen_body, not frozen_head, not frozen_head]
         for leaf, want in zip(world.leaves, wanted, strict=True):
@@ -86,7 +86,7 @@ def test_only_what_needs_a_gradient_gets_one() -> None:
 
 
 def test_gradients_of_micro_batches_add_up_in_grad() -> None:
-    world = World(AlignDistil())
+    world = HiddenStates(AlignDistil())
     expected = gradients(world.plain(), world.leaves)
     for _ in range(3):
         world.chunked(4, direction(world)).per_example.mean().backward()
@@ -96,7 +96,7 @@ def test_gradients_of_micro_batches_add_up_in_grad() -> None:
 
 @pytest.mark.parametrize("known", [True, False])
 def test_a_second_backward_pass_is_refused(known: bool) -> None:
-    world = World(AlignDistil())
+    world = HiddenStates(AlignDistil())
     loss = world.chunked(4, direction(world) if known else None).per_example.mean()
     loss.backward()
     with pytest.raises(RuntimeError, match="second time"):
@@ -106,7 +106,7 @@ def test_a_second_backward_pass_is_refused(known: bool) -> None:
 def test_a_derivative_that_turns_out_to_be_another_is_not_used() -> None:
     """The forward pass has taken the gradient in a wrong direction; the backward pass notices, and takes it again."""
     for objective, examples in ((SFT(), 3), (DPO(), 1)):
-        world = World(objective, examples=examples)
+        world = HiddenStates(objective, examples=examples)
         known = direction(world)
         assert known is not None
         # Every token weighs the same, where each row is averaged by its own length; and a term is forgotten.
@@ -118,14 +118,14 @@ def test_a_derivative_that_turns_out_to_be_another_is_not_used() -> None:
 
 
 def test_a_factor_on_the_derivative_does_not_matter() -> None:
-    world = World(SFT())
+    world = HiddenStates(SFT())
     known = direction(world)
     assert known is not None
     assert_equal_to_plain(world, 4, {name: -2 * value for name, value in known.items()})
 
 
 def test_a_loss_of_zero_weight_gives_a_gradient_of_zero() -> None:
-    world = World(AlignDistil())
+    world = HiddenStates(AlignDistil())
     loss = world.chunked(4, direction(world))
     for gradient in torch.autograd.grad(loss.per_example.sum() * 0, world.leaves):
         assert torch.all(gradient == 0)
@@ -133,7 +133,10 @@ def test_a_loss_of_zero_weight_gives_a_gradient_of_zero() -> None:
 
 @every_objective
 def test_bfloat16_states_and_weights_give_the_loss_of_the_same_numbers_in_float32(objective: Objective) -> None:
-    narrow, wide = World(objective, hidden=64, dtype=torch.bfloat16), World(objective, hidden=64, dtype=torch.float32)
+    narrow, wide = (
+        HiddenStates(objective, hidden=64, dtype=torch.bfloat16),
+        HiddenStates(objective, hidden=64, dtype=torch.float32),
+    )
     with torch.no_grad():
         for role in narrow.heads:
             wide.hidden[role].copy_(narrow.hidden[role])
@@ -169,7 +172,7 @@ class Largest(TorchDispatchMode):
 @every_objective
 def test_nothing_larger_than_a_chunk_of_logits_or_the_weight_is_made(objective: Objective, head: str) -> None:
     chunk, vocab, hidden = 5, 101, 3
-    world = World(objective, vocab=vocab, hidden=hidden, examples=8, **HEADS[head])
+    world = HiddenStates(objective, vocab=vocab, hidden=hidden, examples=8, **HEADS[head])
     tokens = int(world.batch.response_BT.sum())
     assert tokens > 4 * chunk
     with Largest() as largest:
@@ -188,7 +191,7 @@ def test_no_product_is_made_twice_that_can_be_made_once(name: str, examples: int
 
     Only the policy's logits for several pairs are needed again, once it is known how much each pair weighs.
     """
-    world = World(registry()[name].example(), examples=examples)
+    world = HiddenStates(registry()[name].example(), examples=examples)
     counted = {"mm": 0}
 
     class Products(TorchDispatchMode):
@@ -212,8 +215,8 @@ def test_a_chunk_is_not_so_small_that_the_weight_is_read_for_a_few_tokens() -> N
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_on_a_gpu_in_bfloat16_the_loss_is_that_of_a_cpu(objective: Objective, head: str) -> None:
-    there = World(objective, hidden=64, dtype=torch.bfloat16, device="cuda", **HEADS[head])
-    here = World(objective, hidden=64, dtype=torch.float32, **HEADS[head])
+    there = HiddenStates(objective, hidden=64, dtype=torch.bfloat16, device="cuda", **HEADS[head])
+    here = HiddenStates(objective, hidden=64, dtype=torch.float32, **HEADS[head])
     with torch.no_grad():
         for role in there.heads:
             here.hidden[role].copy_(there.hidden[role])
@@ -236,7 +239,9 @@ def test_on_a_gpu_memory_does_not_grow_with_the_number_of_tokens() -> None:
     vocab, hidden, chunk = 32_768, 64, 128
     peaks = []
     for examples in (32, 512):
-        world = World(AlignDistil(), vocab=vocab, hidden=hidden, examples=examples, dtype=torch.bfloat16, device="cuda")
+        world = HiddenStates(
+            AlignDistil(), vocab=vocab, hidden=hidden, examples=examples, dtype=torch.bfloat16, device="cuda"
+        )
         known = direction(world)
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()

@@ -8,8 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from rounds import case_of, engine_of, engine_rounds, folders_of
-from toys import (
+
+from aligndistil.engine.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from aligndistil.engine.processes import Processes, start_processes
+from aligndistil.errors import UserError
+from aligndistil.objectives.base import Role
+from aligndistil.rollout import SamplingParams, sample_seed
+from support.engines import (
     CONSTANT,
     GOALS,
     batch_of,
@@ -23,12 +28,7 @@ from toys import (
     take_step,
     trained,
 )
-
-from aligndistil.engine.checkpoint import checkpoints, load_checkpoint, save_checkpoint
-from aligndistil.engine.processes import Processes, start_processes
-from aligndistil.errors import UserError
-from aligndistil.objectives.base import Role
-from aligndistil.rollout import SamplingParams, sample_seed
+from support.step_batches import case_of, engine_of, folders_of, train_engine
 
 ModelFolder = Callable[..., str]
 Models = tuple[str, list[str]]
@@ -81,7 +81,7 @@ def gradients(name: str, models: Models, processes: Processes, micro: int) -> di
     mine = steps_of(name, 1, 8)[0][processes.rank * per_rank : (processes.rank + 1) * per_rank]
     for start in range(0, per_rank, micro):
         batch = batch_of(mine[start : start + micro], goal.data)
-        made.micro_step(batch, {}, examples=8, last=start + micro >= per_rank)
+        made.backward(made.loss(batch, {}), examples=8, last=start + micro >= per_rank)
     found = {key: p.grad.tolist() for key, p in made.model.named_parameters()}
     made.close()
     return found
@@ -123,7 +123,7 @@ def test_two_processes_train_like_one_at_every_zero_stage(
 def rounds(name: str, folders: dict[str, str], processes: Processes, stage: int) -> list[dict[str, float]]:
     case = case_of(name, folders)
     engine = engine_of(case, processes, stage)
-    lines = engine_rounds(engine, case)
+    lines = train_engine(engine, case)
     engine.close()
     return [{key: value for key, value in line.items() if not key.startswith("perf/")} for line in lines]
 

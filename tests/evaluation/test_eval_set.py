@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from toyland import build_tokenizer
-from worlds import three_stages
 
 from aligndistil.batch import Row
 from aligndistil.evaluation.measurements import EvalSet, measurements_of, read_eval_set
 from aligndistil.recipe import load_recipe
+from support.models import build_tokenizer
+from support.recipes import three_stages
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from toyland import build_model, build_tokenizer
 
 from aligndistil.batch import Batch, Row
 from aligndistil.engine.processes import Processes
@@ -17,6 +16,7 @@ from aligndistil.evaluation.measurements import EvalSet
 from aligndistil.evaluation.model import EvalResult, Evaluator
 from aligndistil.evaluation.samples import distinct_n, summarise
 from aligndistil.rollout import Sample, SamplingParams, TransformersRollout, sample_seed
+from support.models import build_model, build_tokenizer
 
 PROMPTS = [[5, 6], [7, 8, 9], [10], [11, 12, 13, 14], [15]]
 PAIRS = [

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from worlds import merged, off_policy, three_stages
 
 from aligndistil.errors import UserError
 from aligndistil.evaluation.measurements import Measurements, measurements_of
@@ -15,6 +14,7 @@ from aligndistil.evaluation.rewards import Reward, rewards_of
 from aligndistil.objectives.base import ImplicitReward
 from aligndistil.objectives.dpo import DPO
 from aligndistil.recipe import Recipe, load_recipe
+from support.recipes import merged, off_policy, three_stages
 
 RecipeFile = Callable[..., Path]
 

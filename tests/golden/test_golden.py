@@ -8,12 +8,21 @@ import case as golden
 import pytest
 import torch
 from case import FLOAT32, FOLDER, Case, assert_told_apart
-from plain import Logits, chunked_loss, gradient_of, plain_loss, plain_preparation, plain_terms, step_means
 from readers import READ_ELSEWHERE, TERMS_READERS, cases_of
 from torch import Tensor
 
 from aligndistil.maths import sum_tokens
 from aligndistil.objectives.base import Loss, Role
+from support.plain_formula import (
+    Logits,
+    chunked_loss,
+    gradient_of,
+    means,
+    plain_loss,
+    plain_preparation,
+    plain_terms,
+    step_means,
+)
 
 EXACT = {"rtol": 1e-9, "atol": 1e-9}
 FILES = sorted(FOLDER.glob("*.json"))
@@ -39,11 +48,6 @@ def loss_of(case: Case) -> tuple[Tensor, Loss]:
     """The leaf, and the loss in it."""
     leaf, logits = on_leaf(case)
     return leaf, plain_loss(case.objective, case.batch, logits, found(case, leaf))
-
-
-def means_of(loss: Loss) -> dict[str, float]:
-    """What counts something: a batch may have no undesirable response."""
-    return {name: float(total / count) for name, (total, count) in loss.metrics.items() if count}
 
 
 def test_the_folder_holds_a_file_that_is_known() -> None:
@@ -75,14 +79,14 @@ def test_loss_and_gradient_equal_the_golden_ones(case: Case) -> None:
 def test_terms_and_metrics_equal_the_golden_ones(case: Case) -> None:
     leaf, logits = on_leaf(case)
     terms = plain_terms(case.objective, case.batch, logits)
-    means = found(case, leaf)
-    loss = case.objective.loss(case.batch, {**terms, **means})
-    assert {name: float(value) for name, value in means.items()} == pytest.approx(case.found, rel=1e-9)
+    over_step = found(case, leaf)
+    loss = case.objective.loss(case.batch, {**terms, **over_step})
+    assert {name: float(value) for name, value in over_step.items()} == pytest.approx(case.found, rel=1e-9)
     for name, expected in case.terms.items():
         torch.testing.assert_close(terms[name], expected, **EXACT, msg=name)
     for name, expected in case.per_row.items():
         torch.testing.assert_close(sum_tokens(terms[name], case.batch.response_BT), expected, **EXACT, msg=name)
-    measured = means_of(loss)
+    measured = means(loss.metrics)
     for name, number in case.metrics.items():
         torch.testing.assert_close(measured[name], number, **EXACT, msg=name)
 
@@ -94,7 +98,7 @@ def test_the_chunked_engine_gives_the_golden_loss_and_gradient(case: Case, chunk
     leaf, logits = on_leaf(case)
     chunked = chunked_loss(case.objective, case.batch, logits, chunk, found(case, leaf))
     torch.testing.assert_close(chunked.per_example, plain.per_example, **EXACT)
-    assert means_of(chunked) == pytest.approx(means_of(plain), rel=1e-9, abs=1e-9)
+    assert means(chunked.metrics) == pytest.approx(means(plain.metrics), rel=1e-9, abs=1e-9)
     gradient = gradient_of(chunked, leaf)
     torch.testing.assert_close(gradient, gradient_of(plain, plain_leaf), **EXACT)
     if case.loss is not None and case.gradient is not None:

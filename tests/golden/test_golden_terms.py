@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from case import FOLDER, TermsCase
-from plain import step_means
 from readers import TERMS_READERS, cases_of
 from torch import Tensor
 
 from aligndistil.objectives.base import Loss, Prepared
+from support.plain_formula import means, step_means
 
 EXACT = {"rtol": 1e-9, "atol": 1e-9}
 FILES = [path for path in sorted(FOLDER.glob("*.json")) if path.stem in TERMS_READERS]
@@ -59,10 +59,9 @@ def test_losses_and_gradients_equal_the_golden_ones(case: TermsCase) -> None:
 @every_case
 def test_metrics_equal_the_golden_ones(case: TermsCase) -> None:
     loss = update(case)[1]
-    means = {name: total / count for name, (total, count) in loss.metrics.items() if count}
-    means |= loss.maxima | step_means([prepared(case)])
+    values = means(loss.metrics) | loss.maxima | step_means([prepared(case)])
     for name, expected in case.metrics.items():
-        assert float(means[name]) == pytest.approx(expected, rel=case.tolerance, abs=case.tolerance), name
+        assert float(values[name]) == pytest.approx(expected, rel=case.tolerance, abs=case.tolerance), name
 
 
 @every_case

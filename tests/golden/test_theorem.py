@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 import torch
 from case import FOLDER, floats
-from tabular import World, gradient
 from torch import Tensor
 
 from aligndistil.maths import kl_divergence
@@ -23,6 +22,7 @@ from aligndistil.objectives.aligndistil import AlignDistil, extrapolated_logps
 from aligndistil.objectives.bandit import Bandit
 from aligndistil.objectives.base import Role
 from aligndistil.objectives.reinforce import Reinforce
+from support.tabular import TabularMDP, gradient
 
 
 def entries_of(path: Path) -> dict[str, dict[str, Any]]:
@@ -44,9 +44,9 @@ pytestmark = pytest.mark.skipif(not ENTRIES, reason=f"{FOLDER} has no theorem1.j
 
 @dataclass(frozen=True)
 class Setting:
-    """A world with a reward beta0 (log pi_dpo - log pi_other) and a KL to `base`."""
+    """A mdp with a reward beta0 (log pi_dpo - log pi_other) and a KL to `base`."""
 
-    world: World
+    mdp: TabularMDP
     beta: float
     beta0: float
     contrastive: bool
@@ -66,7 +66,7 @@ class Setting:
     @property
     def target(self) -> Tensor:
         """(S, V) log pi*."""
-        alpha = torch.full((self.world.states,), self.beta0 / self.beta)
+        alpha = torch.full((self.mdp.states,), self.beta0 / self.beta)
         return extrapolated_logps(
             teacher_logps=self.dpo, other_logps=self.other, alpha=alpha, contrastive=self.contrastive
         )
@@ -80,12 +80,12 @@ class Setting:
         """J: expected reward minus beta KL(policy || base), summed over the response."""
         logps = torch.log_softmax(policy, -1)
         immediate = (logps.exp() * self.reward).sum(-1) - self.beta * kl_divergence(logps, self.base)
-        return self.world.expected(policy, immediate, prefixes_fixed=prefixes_fixed)
+        return self.mdp.expected(policy, immediate, prefixes_fixed=prefixes_fixed)
 
     def divergence(self, policy: Tensor, *, prefixes_fixed: bool = False) -> Tensor:
         """K: expected KL(policy || pi*), summed over the response."""
         kl = kl_divergence(torch.log_softmax(policy, -1), self.target)
-        return self.world.expected(policy, kl, prefixes_fixed=prefixes_fixed)
+        return self.mdp.expected(policy, kl, prefixes_fixed=prefixes_fixed)
 
     def distillation_gradient(self, policy: Tensor) -> Tensor:
         """What AlignDistil with a constant weight does on average, per response token."""
@@ -93,14 +93,14 @@ class Setting:
             reward="contrastive" if self.contrastive else "vanilla", weight="constant", beta=self.beta, beta0=self.beta0
         )
         other = Role.REVERSE_TEACHER if self.contrastive else Role.REFERENCE
-        return self.world.expected_gradient(objective, policy, {Role.TEACHER: self.dpo, other: self.other})
+        return self.mdp.expected_gradient(objective, policy, {Role.TEACHER: self.dpo, other: self.other})
 
 
 def setting(entry: dict[str, Any]) -> Setting:
-    world = World(entry["V"], entry["H"])
+    mdp = TabularMDP(entry["V"], entry["H"])
     theta, dpo, other = (floats(entry["tables"][name]) for name in ("theta", "dpo", "other"))
     beta0 = entry["ratio"] * entry["beta"]
-    return Setting(world, entry["beta"], beta0, entry["kind"] == "contrast", theta.requires_grad_(), dpo, other)
+    return Setting(mdp, entry["beta"], beta0, entry["kind"] == "contrast", theta.requires_grad_(), dpo, other)
 
 
 def cosine(a: Tensor, b: Tensor) -> float:
@@ -122,10 +122,10 @@ def test_the_identity_holds_with_its_partition_functions(entry: dict[str, Any]) 
     log_z = s.unnormalised.logsumexp(-1)
     assert [float(log_z.min()), float(log_z.max())] == exactly(entry["logZ_range"])
     generator = torch.Generator().manual_seed(5)
-    policies = [s.theta.detach(), *(2 * s.world.table(generator) for _ in range(4))]
+    policies = [s.theta.detach(), *(2 * s.mdp.table(generator) for _ in range(4))]
     for policy in policies:
         rest = s.ascent(policy) + s.beta * s.divergence(policy)
-        assert abs(float(rest - s.beta * s.world.expected(policy, log_z))) < 1e-12
+        assert abs(float(rest - s.beta * s.mdp.expected(policy, log_z))) < 1e-12
 
 
 @pytest.mark.parametrize("entry", ENTRIES)
@@ -133,7 +133,7 @@ def test_with_prefixes_held_fixed_both_gradients_are_one(entry: dict[str, Any]) 
     """The immediate reward minus beta KL to the base is what AlignDistil's loss descends, for any policy."""
     s = setting(entry)
     myopic = gradient(s.ascent(s.theta, prefixes_fixed=True), s.theta)
-    distillation = -s.world.horizon * s.distillation_gradient(s.theta)
+    distillation = -s.mdp.horizon * s.distillation_gradient(s.theta)
     torch.testing.assert_close(myopic, distillation, rtol=0, atol=1e-12)
     fixed_divergence = gradient(s.divergence(s.theta, prefixes_fixed=True), s.theta)
     torch.testing.assert_close(-s.beta * fixed_divergence, distillation, rtol=0, atol=1e-12)
@@ -160,7 +160,7 @@ def test_the_target_is_where_distillation_rests_and_the_return_still_climbs(entr
 @pytest.mark.parametrize("entry", ENTRIES)
 def test_the_optimum_of_the_return_is_that_of_the_file(entry: dict[str, Any]) -> None:
     s = setting(entry)
-    optimum = s.world.optimum(s.unnormalised)
+    optimum = s.mdp.optimum(s.unnormalised)
     assert float(s.ascent(optimum)) == exactly(entry["J_optimum"])
     assert float(s.beta * optimum[0].logsumexp(-1)) == exactly(entry["J_optimum"])
     assert float(s.divergence(optimum)) == exactly(entry["seqKL_at_rlhf_optimum"])
@@ -175,7 +175,7 @@ def test_the_policy_gradients_point_where_the_file_says(entry: dict[str, Any]) -
     full = -gradient(s.ascent(s.theta), s.theta)
     frozen = {Role.TEACHER: s.dpo, Role.REVERSE_TEACHER: s.other}
     score, literal, returns = (
-        s.world.horizon * s.world.expected_gradient(objective, s.theta, frozen)
+        s.mdp.horizon * s.mdp.expected_gradient(objective, s.theta, frozen)
         for objective in (
             Bandit(beta=s.beta, beta0=s.beta0),
             Bandit(beta=s.beta, beta0=s.beta0, literal=True),
@@ -188,5 +188,5 @@ def test_the_policy_gradients_point_where_the_file_says(entry: dict[str, Any]) -
     assert relative_error(literal, full) == exactly(known["eq42_literal_vs_gradJ_relerr"])
     assert cosine(returns, full) == exactly(known["eq43_vs_gradJ_cos"])
     assert relative_error(returns, full) == exactly(known["eq43_vs_gradJ_relerr"])
-    distillation = s.world.horizon * s.distillation_gradient(s.theta)
+    distillation = s.mdp.horizon * s.distillation_gradient(s.theta)
     assert relative_error(distillation, full) == exactly(known["aligndistil_vs_gradJ_relerr"])

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from toyland import CHAT
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, GenerationConfig
 
+from aligndistil.files import partial_path
 from aligndistil.models import export_model, load_model, load_scalar_model, load_tokenizer
 from aligndistil.recipe import Model
+from support.models import CHAT
 
 ModelFolder = Callable[..., str]
 
@@ -81,9 +82,9 @@ def test_an_export_replaces_what_an_interrupted_one_left(model_folder: ModelFold
     path = model_folder(seed=0)
     section = Model(path=path)
     model, tokenizer = load_model(path, section, trained=True), load_tokenizer(path, section)
-    for left in ("final", "final.tmp"):
-        (tmp_path / left).mkdir()
-        (tmp_path / left / "half-written").write_text("")
+    for left in (tmp_path / "final", partial_path(tmp_path / "final")):
+        left.mkdir()
+        (left / "half-written").write_text("")
     export_model(model, model.state_dict(), tokenizer, frozenset({1}), tmp_path / "final", "card")
     assert [entry.name for entry in tmp_path.iterdir()] == ["final"]
     assert not (tmp_path / "final" / "half-written").exists()

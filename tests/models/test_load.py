@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from toyland import build_model
 from transformers import (
     AutoModelForSequenceClassification,
     BertConfig,
@@ -28,6 +27,7 @@ from transformers import (
 from aligndistil.errors import EXIT_SERVICE, MissingError, ServiceError, UserError
 from aligndistil.models import builtin_model, load_model, load_scalar_model, model_exists, pick_dtype
 from aligndistil.recipe import Model
+from support.models import build_model
 
 ModelFolder = Callable[..., str]
 

@@ -11,11 +11,11 @@ import huggingface_hub.constants
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from toyland import build_tokenizer
 
 from aligndistil.errors import ServiceError, UserError
 from aligndistil.models import load_model, load_tokenizer, located, model_exists, model_hash, stop_ids
 from aligndistil.recipe import Model
+from support.models import build_tokenizer
 
 ModelFolder = Callable[..., str]
 OLD, NEW = "a" * 40, "b" * 40

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from toyland import CHAT, WORDS, build_model, build_tokenizer
 
 from aligndistil.errors import UserError
 from aligndistil.models import (
@@ -21,6 +20,7 @@ from aligndistil.models import (
     stop_ids,
 )
 from aligndistil.recipe import Model
+from support.models import CHAT, WORDS, build_model, build_tokenizer
 
 ModelFolder = Callable[..., str]
 

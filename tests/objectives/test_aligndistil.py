@@ -4,14 +4,15 @@ import math
 
 import pytest
 import torch
-from plain import gradient_of, plain_loss, plain_terms, ragged_batch, random_logits
 from pydantic import ValidationError
 from torch import Tensor
 
 from aligndistil.batch import Batch, DataKind, Row, collate
-from aligndistil.maths import Metric, kl_divergence
+from aligndistil.maths import kl_divergence
 from aligndistil.objectives.aligndistil import AlignDistil, adaptive_alpha, extrapolated_logps
 from aligndistil.objectives.base import Need, Objective, Role, TokenChunk
+from support.micro_batches import ragged_batch, random_logits
+from support.plain_formula import gradient_of, means, plain_loss, plain_terms
 
 CONTRASTIVE, VANILLA = AlignDistil(r=5.0), AlignDistil(reward="vanilla", r=5.0)
 CONSTANT = AlignDistil(weight="constant", beta0=0.1, beta=0.08)
@@ -19,12 +20,8 @@ VANILLA_CONSTANT = AlignDistil(reward="vanilla", weight="constant", beta0=0.1, b
 variants = pytest.mark.parametrize("objective", [CONTRASTIVE, VANILLA, CONSTANT, VANILLA_CONSTANT])
 
 
-def mean(metric: Metric) -> float:
-    return float(metric.total / metric.count)
-
-
 def metrics_of(objective: Objective, batch: Batch, logits: dict[str, Tensor]) -> dict[str, float]:
-    return {name: mean(metric) for name, metric in plain_loss(objective, batch, logits).metrics.items()}
+    return means(plain_loss(objective, batch, logits).metrics)
 
 
 def other_role(objective: AlignDistil) -> Role:
@@ -196,7 +193,7 @@ def test_the_share_of_the_loss_at_small_alpha() -> None:
     }
     terms["alpha"] = torch.tensor([[0.0, 0.002, 0.5]])
     terms["weighted_kl"] = torch.tensor([[0.0, 3.0, 1.0]])
-    assert mean(CONTRASTIVE.loss(batch, terms).metrics["loss/small_alpha_share"]) == pytest.approx(3 / 4)
+    assert means(CONTRASTIVE.loss(batch, terms).metrics)["loss/small_alpha_share"] == pytest.approx(3 / 4)
 
 
 def test_metrics_worked_out_by_hand() -> None:
@@ -214,7 +211,7 @@ def test_metrics_worked_out_by_hand() -> None:
     }
     loss = CONTRASTIVE.loss(batch, {name: torch.tensor(values) for name, values in rows.items()})
     assert loss.per_example.tolist() == [(3 + 1) / 2, 4]
-    assert {name: mean(metric) for name, metric in loss.metrics.items()} == {
+    assert means(loss.metrics) == {
         "reward/token_mean": ((2 - 1) / 2 - 3) / 2,
         "reward/sequence": ((2 - 1) - 3) / 2,
         "reward/expected": ((4 + 1) - 1) / 2,
@@ -243,14 +240,14 @@ def test_the_share_at_small_alpha_is_that_of_each_response(alpha: list[float], s
     terms["alpha"] = torch.tensor([[0.0, alpha[0], alpha[1]], [0.0, alpha[2], 0.0]])
     for scale in (1.0, 1e-9):
         terms["weighted_kl"] = torch.tensor([[0.0, 3.0, 1.0], [0.0, 2.0, 0.0]]) * scale
-        assert mean(CONTRASTIVE.loss(batch, terms).metrics["loss/small_alpha_share"]) == pytest.approx(share)
+        assert means(CONTRASTIVE.loss(batch, terms).metrics)["loss/small_alpha_share"] == pytest.approx(share)
 
 
 def test_a_loss_of_zero_has_no_share_at_small_alpha() -> None:
     batch = collate([Row([2], [1])], DataKind.RESPONSES, pad_id=0)
     names = ("reward", "expected_reward", "kl_teacher", "kl_target", "beta", "tvd", "alpha", "weighted_kl")
     metrics = CONTRASTIVE.loss(batch, dict.fromkeys(names, torch.zeros(1, 2))).metrics
-    assert mean(metrics["loss/small_alpha_share"]) == 0
+    assert means(metrics)["loss/small_alpha_share"] == 0
 
 
 def test_a_constant_weight_leaves_the_distance_of_the_teachers_as_it_is() -> None:

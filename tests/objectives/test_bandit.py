@@ -1,14 +1,15 @@
 import pytest
 import torch
-from by_hand import Formula, Response, distances, kl, responses
-from plain import gradient_of, plain_loss, plain_terms, ragged_batch, random_logits
-from tabular import World, gradient
 from torch import Tensor
 
 from aligndistil.batch import DataKind, Row, collate
 from aligndistil.maths import kl_divergence
 from aligndistil.objectives.bandit import Bandit, bandit_loss
 from aligndistil.objectives.base import OnPolicy, Role
+from support.micro_batches import ragged_batch, random_logits
+from support.plain_formula import gradient_of, means, plain_loss, plain_terms
+from support.responses import Formula, Response, distances, kl, responses
+from support.tabular import TabularMDP, gradient
 
 BATCH = ragged_batch(DataKind.RESPONSES, examples=5)
 SCORE = Bandit(beta=0.08, beta0=0.1)
@@ -48,7 +49,7 @@ def test_metrics_worked_out_by_hand():
         "kl_teacher": torch.tensor([[0, 4.0, 6.0]]),
     }
     loss = SCORE.loss(batch, terms)
-    assert {name: float(total / count) for name, (total, count) in loss.metrics.items()} == {
+    assert means(loss.metrics) == {
         "reward/token_mean": 1.5,
         "reward/sequence": 3,
         "reward/sequence_square": 9,
@@ -119,18 +120,18 @@ def test_a_log_ratio_with_gradient_would_not_be_seen_in_the_loss():
 
 def test_on_average_it_climbs_reward_minus_beta_kl_and_the_printed_form_ignores_the_kl():
     """For responses of two tokens: the gradient of J by |y|, and that of the reward alone by |y|."""
-    world, generator = World(vocab=3, horizon=2), torch.Generator().manual_seed(2)
-    policy, dpo, reverse = (torch.log_softmax(world.table(generator), -1) for _ in range(3))
+    mdp, generator = TabularMDP(vocab=3, horizon=2), torch.Generator().manual_seed(2)
+    policy, dpo, reverse = (torch.log_softmax(mdp.table(generator), -1) for _ in range(3))
     frozen = {Role.TEACHER: dpo, Role.REVERSE_TEACHER: reverse}
     leaf = policy.clone().requires_grad_()
     logps = torch.log_softmax(leaf, -1)
-    reward = world.expected(leaf, (logps.exp() * 0.1 * (dpo - reverse)).sum(-1))
-    divergence = world.expected(leaf, kl_divergence(logps, dpo))
+    reward = mdp.expected(leaf, (logps.exp() * 0.1 * (dpo - reverse)).sum(-1))
+    divergence = mdp.expected(leaf, kl_divergence(logps, dpo))
     climbs = -gradient(reward - 0.08 * divergence, leaf) / 2
-    torch.testing.assert_close(world.expected_gradient(SCORE, policy, frozen), climbs)
+    torch.testing.assert_close(mdp.expected_gradient(SCORE, policy, frozen), climbs)
     logps = torch.log_softmax(leaf, -1)
-    reward = world.expected(leaf, (logps.exp() * 0.1 * (dpo - reverse)).sum(-1))
-    torch.testing.assert_close(world.expected_gradient(LITERAL, policy, frozen), -gradient(reward, leaf) / 2)
+    reward = mdp.expected(leaf, (logps.exp() * 0.1 * (dpo - reverse)).sum(-1))
+    torch.testing.assert_close(mdp.expected_gradient(LITERAL, policy, frozen), -gradient(reward, leaf) / 2)
 
 
 def test_the_exact_kl_is_that_of_the_policy_from_the_teacher_and_not_trained_on():

@@ -8,12 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from plain import EVERY_OBJECTIVE, loss_of, named, plain_preparation, plain_terms, preparation_terms, random_work
 
 from aligndistil.objectives import registry, roles
 from aligndistil.objectives.base import Objective, OnPolicy, Prepares, Role, scalar_term
 from aligndistil.recipe import load_recipe, recipe_schema
 from aligndistil.training.metrics import GOLD_REWARD, LOOP_METRICS
+from support.micro_batches import loss_of, random_work
+from support.objectives import EVERY_OBJECTIVE, named
+from support.plain_formula import plain_preparation, plain_terms, preparation_terms
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = sorted(name for name, cls in registry().items() if cls.__module__.startswith("aligndistil.objectives."))

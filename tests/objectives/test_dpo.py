@@ -2,14 +2,14 @@ import math
 
 import pytest
 import torch
-from plain import gradient_of, plain_loss, plain_terms, ragged_batch, random_logits
 from pydantic import ValidationError
 from torch import Tensor
 
 from aligndistil.batch import Batch, DataKind, Row, collate
-from aligndistil.maths import Metric
 from aligndistil.objectives.base import Role
 from aligndistil.objectives.dpo import DPO
+from support.micro_batches import ragged_batch, random_logits
+from support.plain_formula import gradient_of, means, plain_loss, plain_terms
 
 
 def one_pair() -> tuple[Batch, dict[str, Tensor]]:
@@ -20,10 +20,6 @@ def one_pair() -> tuple[Batch, dict[str, Tensor]]:
     return batch, {"logp": logp, "ref_logp": ref_logp}
 
 
-def mean(metric: Metric) -> float:
-    return float(metric.total / metric.count)
-
-
 def test_the_loss_of_one_pair_by_hand() -> None:
     # beta h = 0.1 (2 - (-1)) = 0.3; -log sigmoid(0.3) = log(1 + exp(-0.3)) = 0.5544
     loss = DPO(beta=0.1).loss(*one_pair())
@@ -32,7 +28,7 @@ def test_the_loss_of_one_pair_by_hand() -> None:
 
 
 def test_the_metrics_of_one_pair_by_hand() -> None:
-    metrics = {name: mean(metric) for name, metric in DPO(beta=0.1).loss(*one_pair()).metrics.items()}
+    metrics = means(DPO(beta=0.1).loss(*one_pair()).metrics)
     assert metrics == pytest.approx(
         {
             "rewards/chosen": 0.2,
@@ -58,9 +54,7 @@ def test_a_policy_that_is_its_reference_has_loss_log_2_and_reward_0() -> None:
     objective, batch = DPO(), ragged_batch(DataKind.PAIRS)
     z = random_logits(objective, batch)[Role.POLICY]
     loss = plain_loss(objective, batch, {Role.POLICY: z, Role.REFERENCE: z.detach()})
-    values = {"loss": float(loss.per_example.mean().detach())} | {
-        name: mean(metric) for name, metric in loss.metrics.items()
-    }
+    values = {"loss": float(loss.per_example.mean().detach())} | means(loss.metrics)
     torch.testing.assert_close(loss.per_example, torch.full((3,), math.log(2)))
     assert values["rewards/accuracies"] == 0, "a tie is wrong"
     for expected in objective.first_step():
@@ -79,7 +73,7 @@ def test_swapped_responses_give_the_loss_of_the_reversed_preference() -> None:
     terms = plain_terms(objective, batch, logits)
     logratio_B = (terms["logp"] - terms["ref_logp"]).sum(-1)
     torch.testing.assert_close(margin_E, -0.3 * (logratio_B[0::2] - logratio_B[1::2]))
-    assert mean(straight.metrics["rewards/margins"]) == pytest.approx(-mean(reverse.metrics["rewards/margins"]))
+    assert means(straight.metrics)["rewards/margins"] == pytest.approx(-means(reverse.metrics)["rewards/margins"])
 
 
 def test_the_gradient_is_minus_beta_sigmoid_of_minus_the_margin() -> None:

@@ -7,22 +7,27 @@ from pathlib import Path
 
 import pytest
 import torch
-from plain import (
-    EVERY_OBJECTIVE,
-    Logits,
-    found_in,
-    language_roles,
-    loss_of,
-    named,
-    plain_loss,
-    random_work,
-)
 from torch import Tensor
-from works import assert_added_up, changed, examples_of, gradients, losses_of, outcome, read_at, rows_of, take
 
 import aligndistil.objectives
 from aligndistil.batch import Batch, DataKind
 from aligndistil.objectives.base import Need, Objective, Role
+from support.micro_batches import (
+    assert_added_up,
+    changed,
+    examples_of,
+    found_in,
+    gradients,
+    loss_of,
+    losses_of,
+    outcome,
+    random_work,
+    read_at,
+    rows_of,
+    take,
+)
+from support.objectives import EVERY_OBJECTIVE, language_roles, named
+from support.plain_formula import Logits, plain_loss
 
 FILES = sorted(Path(aligndistil.objectives.__file__).parent.glob("*.py"))
 PROTOCOL = ("base", "types", "metrics", "actor_critic")

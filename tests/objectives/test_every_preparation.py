@@ -4,21 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from plain import (
-    EVERY_OBJECTIVE,
-    Work,
-    chunked_preparation,
-    found_in,
-    loss_of,
-    named,
-    plain_preparation,
-    plain_terms,
-    random_work,
-    step_means,
-)
-from works import assert_added_up, examples_of, take
 
 from aligndistil.objectives.base import Objective, Prepares, Role
+from support.micro_batches import Work, assert_added_up, examples_of, found_in, loss_of, random_work, take
+from support.objectives import EVERY_OBJECTIVE, named
+from support.plain_formula import chunked_preparation, means, plain_preparation, plain_terms, step_means
 
 every_preparing = pytest.mark.parametrize(
     "objective", [o for o in EVERY_OBJECTIVE if o.prepares is not Prepares.NOTHING], ids=named
@@ -57,8 +47,8 @@ def test_what_a_preparation_finds_has_names_of_its_own(objective: Objective) -> 
     assert not found & (loss.metrics.keys() | loss.maxima.keys())
     assert all(part.shape == () for metric in prepared.metrics.values() for part in metric)
     assert all(values.shape == work.batch.ids_BT.shape for values in prepared.terms.values())
-    means = {name: float(mean) for name, mean in step_means([prepared]).items()}
-    assert objective.next_state(objective.initial_state(), means, 8).keys() == objective.initial_state().keys()
+    over_step = {name: float(mean) for name, mean in step_means([prepared]).items()}
+    assert objective.next_state(objective.initial_state(), over_step, 8).keys() == objective.initial_state().keys()
 
 
 @pytest.mark.parametrize("objective", [o for o in EVERY_OBJECTIVE if o.first_step()], ids=named)
@@ -69,8 +59,8 @@ def test_what_is_known_of_the_first_step_is_true(objective: Objective) -> None:
     before = {**work.before, Role.REFERENCE: work.before[Role.POLICY]} if work.before else {}
     start = Work(work.batch, logits, work.looked_at, before)
     loss, found = loss_of(objective, start), found_in(objective, [start])[0]
-    means = {name: float(value) for name, value in found.items() if value.ndim == 0}
-    means |= {"loss": float(loss.per_example.mean().detach())}
-    means |= {name: float(total / count) for name, (total, count) in loss.metrics.items() if count}
+    values = {name: float(value) for name, value in found.items() if value.ndim == 0}
+    values |= {"loss": float(loss.per_example.mean().detach())}
+    values |= means(loss.metrics)
     for expected in objective.first_step():
-        assert means[expected.metric] == pytest.approx(expected.value, abs=1e-12), expected.metric
+        assert values[expected.metric] == pytest.approx(expected.value, abs=1e-12), expected.metric

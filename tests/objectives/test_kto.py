@@ -2,13 +2,14 @@ import math
 
 import pytest
 import torch
-from plain import gradient_of, plain_loss, random_work, step_means
 from pydantic import ValidationError
 from torch import Tensor
 
 from aligndistil.batch import Batch, DataKind, Row, collate
 from aligndistil.objectives.base import Need, Prepares, Role
 from aligndistil.objectives.kto import KTO, kto_loss
+from support.micro_batches import random_work
+from support.plain_formula import gradient_of, means, plain_loss, step_means
 
 OBJECTIVE = KTO(beta=0.5, desirable_weight=2.0, undesirable_weight=3.0)
 
@@ -26,7 +27,7 @@ def test_loss_and_metrics_worked_out_by_hand():
     batch, terms = two_responses()
     loss = OBJECTIVE.loss(batch, {**terms, "kl/mismatched": torch.tensor(0.4)})
     assert loss.per_example.tolist() == pytest.approx([2 / (1 + math.exp(0.8)), 3 / (1 + math.exp(0.7))])
-    assert {name: float(total / count) for name, (total, count) in loss.metrics.items()} == pytest.approx(
+    assert means(loss.metrics) == pytest.approx(
         {
             "rewards/desirable": 1,
             "rewards/undesirable": -0.5,

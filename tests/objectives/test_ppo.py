@@ -3,22 +3,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from plain import (
-    critic_gradient_of,
-    found_in,
-    gradient_of,
-    loss_of,
-    plain_loss,
-    plain_preparation,
-    random_work,
-    step_means,
-)
 from pydantic import ValidationError
 
 from aligndistil.batch import DataKind, Row, collate
 from aligndistil.maths import kl_divergence, sum_tokens
 from aligndistil.objectives.base import Need, OnPolicy, Prepares, Role
 from aligndistil.objectives.ppo import PPO
+from support.micro_batches import found_in, loss_of, random_work
+from support.plain_formula import critic_gradient_of, gradient_of, means, plain_loss, plain_preparation, step_means
 
 OBJECTIVE = PPO(kl_coef=0.5, gae_lambda=1.0, reward_clip=10.0)
 BATCH = collate([Row([5], [6, 7, 1]), Row([5], [1])], DataKind.RESPONSES, pad_id=0)
@@ -35,17 +27,13 @@ ROLLOUT = {
 """Token rewards -0.5 k: -1, 0, 1 + 10 (25 is cut), and -2 + 3. Returns 10, 11, 11 and 1; advantages 3, 3, 2 and 2."""
 
 
-def measured(prepared):
-    return {name: float(total / count) for name, (total, count) in prepared.metrics.items()}
-
-
 def test_a_rollout_worked_out_by_hand():
     prepared = OBJECTIVE.prepare(BATCH, ROLLOUT, OBJECTIVE.initial_state())
     assert prepared.terms["advantage"].tolist() == [[0, 3, 3, 2], [0, 2, 0, 0]]
     assert prepared.terms["return"].tolist() == [[0, 10, 11, 11], [0, 1, 0, 0]]
     assert torch.equal(prepared.terms["old_logp"], ROLLOUT["logp"])
     assert torch.equal(prepared.terms["old_value"], ROLLOUT["critic_value"])
-    assert measured(prepared) == pytest.approx(
+    assert means(prepared.metrics) == pytest.approx(
         {
             "objective/scores": 14,
             "objective/scores_clipped": 0.5,
@@ -77,7 +65,7 @@ def test_an_update_worked_out_by_hand():
     critic = [(2.9**2 + 2.8**2 + 4) / 6, 2.0]
     assert loss.per_example.tolist() == pytest.approx(policy)
     assert loss.critic_per_example.tolist() == pytest.approx(critic)
-    assert measured(loss) == pytest.approx(
+    assert means(loss.metrics) == pytest.approx(
         {
             "loss/policy": sum(policy) / 2,
             "loss/value": sum(critic) / 2,
@@ -93,7 +81,7 @@ def test_a_score_is_clipped_at_both_ends():
     # -25 and 3 against 10: one of the two; 25 and -25: both
     for scores, fraction in (((-25.0, 3.0), 0.5), ((25.0, -25.0), 1.0), ((10.0, -10.0), 0.0)):
         score = torch.tensor([[0.0, 0.0, 0.0, scores[0]], [0.0, scores[1], 0.0, 0.0]])
-        metrics = measured(OBJECTIVE.prepare(BATCH, {**ROLLOUT, "reward_score": score}, OBJECTIVE.initial_state()))
+        metrics = means(OBJECTIVE.prepare(BATCH, {**ROLLOUT, "reward_score": score}, OBJECTIVE.initial_state()).metrics)
         assert metrics["objective/scores_clipped"] == fraction
         assert metrics["objective/scores"] == sum(scores) / 2
 
@@ -110,7 +98,7 @@ def test_only_tokens_that_gain_from_leaving_the_clip_range_count_as_clipped():
     assert loss.per_example.tolist() == pytest.approx([-(0.5 + 1.2 - 1.5) / 3, 1.0])
     # rho - 1 - log rho: -0.5 - log 0.5, twice 0.5 - log 1.5, and 0
     approx_kl = (-0.5 - math.log(0.5) + 2 * (0.5 - math.log(1.5))) / 4
-    assert measured(loss)["policy/approx_kl"] == pytest.approx(approx_kl)
+    assert means(loss.metrics)["policy/approx_kl"] == pytest.approx(approx_kl)
 
 
 def test_discount_and_lambda_are_those_of_the_objective():
@@ -131,7 +119,7 @@ def test_policy_and_critic_are_clipped_by_their_own_ranges():
     loss = objective.loss(BATCH, terms)
     assert loss.per_example.tolist() == pytest.approx([-(1.1 + 1 - 0.9) / 3, 1.0])
     assert loss.critic_per_example.tolist() == pytest.approx([(2.9**2 + 2.5**2 + 4) / 6, 2.0])
-    assert measured(loss)["policy/clip_fraction"] == 2 / 4
+    assert means(loss.metrics)["policy/clip_fraction"] == 2 / 4
 
 
 def test_numbers_off_the_response_reach_neither_returns_nor_metrics():
@@ -139,19 +127,19 @@ def test_numbers_off_the_response_reach_neither_returns_nor_metrics():
     off = ~BATCH.response_BT
     elsewhere = {name: torch.where(off, 7.0, values) for name, values in ROLLOUT.items()}
     moved = OBJECTIVE.prepare(BATCH, elsewhere, OBJECTIVE.initial_state())
-    assert measured(moved) == pytest.approx(measured(prepared))
+    assert means(moved.metrics) == pytest.approx(means(prepared.metrics))
     for name in ("advantage", "return"):
         assert torch.equal(moved.terms[name], prepared.terms[name])
     terms = {**prepared.terms, **step_means([prepared]), "critic_value": ROLLOUT["critic_value"]}
     loss = OBJECTIVE.loss(BATCH, {**terms, "logp": torch.where(off, 5.0, ROLLOUT["logp"])})
     assert float(loss.maxima["policy/ratio_max"]) == 1
-    assert measured(loss)["policy/approx_kl"] == measured(loss)["policy/clip_fraction"] == 0
+    assert means(loss.metrics)["policy/approx_kl"] == means(loss.metrics)["policy/clip_fraction"] == 0
 
 
 def test_the_sampled_kl_is_logged_by_response_and_by_token():
     # responses of three tokens and of one: sums 6 and 4, means 2 and 4
     kl = torch.tensor([[0.0, 1.0, 2.0, 3.0], [0.0, 4.0, 0.0, 0.0]])
-    metrics = measured(OBJECTIVE.prepare(BATCH, {**ROLLOUT, "kl_sampled": kl}, OBJECTIVE.initial_state()))
+    metrics = means(OBJECTIVE.prepare(BATCH, {**ROLLOUT, "kl_sampled": kl}, OBJECTIVE.initial_state()).metrics)
     assert (metrics["objective/kl"], metrics["objective/kl_token"]) == (5, 3)
     assert metrics["kl/policy_reference"] == 4, "that of the vocabulary is another number"
 
@@ -168,8 +156,8 @@ def test_the_sampled_kl_is_logged_by_response_and_by_token():
 def test_the_explained_variance_of_returns_of_small_variance(returns, explained):
     # both means are 0, so that a mean of squares is a variance
     prepared = OBJECTIVE.prepare(BATCH, ROLLOUT, OBJECTIVE.initial_state())
-    means = {"advantages/mean": 0.0, "advantages/square": 1e-4, "returns/mean": 0.0, "returns/square": returns}
-    terms = {**ROLLOUT, **prepared.terms, **{name: torch.tensor(value) for name, value in means.items()}}
+    over_step = {"advantages/mean": 0.0, "advantages/square": 1e-4, "returns/mean": 0.0, "returns/square": returns}
+    terms = {**ROLLOUT, **prepared.terms, **{name: torch.tensor(value) for name, value in over_step.items()}}
     total, count = OBJECTIVE.loss(BATCH, terms).metrics["value/explained_variance"]
     if explained is None:
         assert (float(total), float(count)) == (0, 0)
@@ -179,8 +167,8 @@ def test_the_explained_variance_of_returns_of_small_variance(returns, explained)
 
 def test_returns_that_are_all_the_same_leave_nothing_to_explain():
     prepared = OBJECTIVE.prepare(BATCH, ROLLOUT, OBJECTIVE.initial_state())
-    means = {**step_means([prepared]), "returns/mean": torch.tensor(3.0), "returns/square": torch.tensor(9.0)}
-    metrics = OBJECTIVE.loss(BATCH, {**ROLLOUT, **prepared.terms, **means}).metrics
+    over_step = {**step_means([prepared]), "returns/mean": torch.tensor(3.0), "returns/square": torch.tensor(9.0)}
+    metrics = OBJECTIVE.loss(BATCH, {**ROLLOUT, **prepared.terms, **over_step}).metrics
     assert [float(part) for part in metrics["value/explained_variance"]] == [0, 0]
 
 
@@ -248,7 +236,7 @@ def test_the_logged_kl_is_that_of_the_whole_vocabulary():
     kl = torch.zeros(where.shape)
     kl[:, 1:] = kl_divergence(policy, reference)[:, :-1]
     prepared = plain_preparation(OBJECTIVE, work.batch, work.before)
-    assert measured(prepared)["kl/policy_reference"] == pytest.approx(float(sum_tokens(kl, where).mean()))
+    assert means(prepared.metrics)["kl/policy_reference"] == pytest.approx(float(sum_tokens(kl, where).mean()))
 
 
 @pytest.mark.parametrize(
@@ -270,9 +258,11 @@ def test_an_adaptive_coefficient_follows_the_measured_kl(kl, examples, coefficie
 def test_a_rollout_is_judged_with_the_coefficient_of_its_time():
     work = random_work(OBJECTIVE)
     early, late = (plain_preparation(OBJECTIVE, work.batch, work.before, {"kl_coef": c}) for c in (0.1, 0.2))
-    assert measured(late)["objective/kl_coef"] == pytest.approx(0.2)
-    assert measured(late)["objective/rewards_kl"] == pytest.approx(2 * measured(early)["objective/rewards_kl"])
-    assert measured(late)["objective/rewards_kl"] == pytest.approx(-0.2 * measured(late)["objective/kl"])
+    assert means(late.metrics)["objective/kl_coef"] == pytest.approx(0.2)
+    assert means(late.metrics)["objective/rewards_kl"] == pytest.approx(
+        2 * means(early.metrics)["objective/rewards_kl"]
+    )
+    assert means(late.metrics)["objective/rewards_kl"] == pytest.approx(-0.2 * means(late.metrics)["objective/kl"])
 
 
 def test_a_fixed_coefficient_stays():

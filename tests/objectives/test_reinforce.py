@@ -1,14 +1,15 @@
 import pytest
 import torch
-from by_hand import Formula, Response, distances, kl
-from plain import plain_loss, ragged_batch, random_logits
-from tabular import World
 from torch import Tensor
 
 from aligndistil.batch import DataKind, Row, collate
 from aligndistil.objectives.aligndistil import AlignDistil
 from aligndistil.objectives.base import Need, OnPolicy, Role
 from aligndistil.objectives.reinforce import Reinforce, reinforce_loss, returns_to_go
+from support.micro_batches import ragged_batch, random_logits
+from support.plain_formula import means, plain_loss
+from support.responses import Formula, Response, distances, kl
+from support.tabular import TabularMDP
 
 BATCH = ragged_batch(DataKind.RESPONSES, examples=5)
 OBJECTIVE = Reinforce(beta=0.08, beta0=0.1)
@@ -33,7 +34,7 @@ def test_loss_and_metrics_worked_out_by_hand():
     }
     loss = Reinforce(beta=0.1).loss(batch, terms)
     assert float(loss.per_example) == pytest.approx(2.25)
-    assert {name: float(total / count) for name, (total, count) in loss.metrics.items()} == {
+    assert means(loss.metrics) == {
         "reward/token_mean": 1.5,
         "reward/sequence": 3,
         "reward/sequence_square": 9,
@@ -106,12 +107,12 @@ def test_a_fault_would_be_seen(fault):
 
 
 def test_for_responses_of_one_token_it_is_on_average_aligndistil_with_a_constant_weight():
-    world, generator = World(vocab=5, horizon=1), torch.Generator().manual_seed(1)
-    policy, dpo, reverse = (world.table(generator) for _ in range(3))
+    mdp, generator = TabularMDP(vocab=5, horizon=1), torch.Generator().manual_seed(1)
+    policy, dpo, reverse = (mdp.table(generator) for _ in range(3))
     frozen = {Role.TEACHER: dpo, Role.REVERSE_TEACHER: reverse}
     distilled = AlignDistil(weight="constant", beta=0.08, beta0=0.1)
     torch.testing.assert_close(
-        world.expected_gradient(OBJECTIVE, policy, frozen), world.expected_gradient(distilled, policy, frozen)
+        mdp.expected_gradient(OBJECTIVE, policy, frozen), mdp.expected_gradient(distilled, policy, frozen)
     )
 
 

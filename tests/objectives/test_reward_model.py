@@ -2,11 +2,12 @@ import math
 
 import pytest
 import torch
-from plain import gradient_of, plain_loss, ragged_batch, random_logits
 
 from aligndistil.batch import Batch, DataKind, Row, collate
 from aligndistil.objectives.base import Need, Role
 from aligndistil.objectives.reward_model import RewardModel
+from support.micro_batches import ragged_batch, random_logits
+from support.plain_formula import gradient_of, means, plain_loss
 
 OBJECTIVE = RewardModel()
 EOS = 1
@@ -15,15 +16,11 @@ PAIR = collate([Row([5], [EOS, 6, EOS]), Row([5, 7], [EOS])], DataKind.PAIRS, pa
 SCORES = {"policy_score": torch.tensor([[0.0, 9.0, 9.0, 2.0], [0.0, 0.0, -1.0, 0.0]], dtype=torch.float64)}
 
 
-def means(loss):
-    return {name: float(total / count) for name, (total, count) in loss.metrics.items()}
-
-
 def test_loss_and_metrics_worked_out_by_hand():
     # scores 2 and -1 at the last tokens: log(1 + e^-3); squares (4 + 1) / 2
     loss = OBJECTIVE.loss(PAIR, SCORES)
     assert loss.per_example.tolist() == pytest.approx([math.log1p(math.exp(-3))])
-    assert means(loss) == {
+    assert means(loss.metrics) == {
         "rewards/chosen": 2,
         "rewards/rejected": -1,
         "rewards/margins": 3,
@@ -60,7 +57,7 @@ def test_swapped_responses_give_the_likelihood_of_the_other_preference():
 def test_equal_scores_cost_log_2_and_count_as_wrong():
     loss = OBJECTIVE.loss(PAIR, {"policy_score": torch.full((2, 4), 3.0)})
     assert float(loss.per_example) == pytest.approx(math.log(2))
-    assert means(loss)["rewards/accuracies"] == 0
+    assert means(loss.metrics)["rewards/accuracies"] == 0
 
 
 def test_scores_a_thousand_apart_stay_finite():
@@ -74,7 +71,7 @@ def test_scores_a_thousand_apart_stay_finite():
 def test_the_metrics_tell_the_spread_of_all_scores():
     batch = ragged_batch(DataKind.PAIRS, examples=5)
     logits = random_logits(OBJECTIVE, batch)
-    measured = means(plain_loss(OBJECTIVE, batch, logits))
+    measured = means(plain_loss(OBJECTIVE, batch, logits).metrics)
     last = batch.response_BT * torch.arange(batch.ids_BT.shape[1])
     score = logits[Role.POLICY].detach().gather(1, last.argmax(-1, keepdim=True))
     assert measured["scores/mean"] == pytest.approx(float(score.mean()))

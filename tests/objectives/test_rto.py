@@ -2,13 +2,14 @@ import math
 
 import pytest
 import torch
-from plain import plain_preparation, random_work
 from pydantic import ValidationError
 
 from aligndistil.batch import DataKind, Row, collate
 from aligndistil.objectives.base import Need, OnPolicy, Prepares, Role
 from aligndistil.objectives.ppo import PPO
 from aligndistil.objectives.rto import RTO
+from support.micro_batches import random_work
+from support.plain_formula import means, plain_preparation
 
 V2, V3 = RTO(gae_lambda=1.0), RTO(version="v3", beta3=0.5, reward_clip=None, gae_lambda=1.0)
 WORK = random_work(V3, examples=4)
@@ -24,10 +25,6 @@ ROLLOUT = {
 SCORE = {"reward_score": NOTHING.new_tensor([[0, 50, 60, 25], [0, 3, 0, 0]])}
 
 
-def measured(prepared):
-    return {name: float(total / count) for name, (total, count) in prepared.metrics.items()}
-
-
 def rewards(prepared):
     """(B, T): without a critic, a return less the one after it."""
     returns = prepared.terms["return"]
@@ -40,8 +37,8 @@ def test_the_rewards_of_version_2_worked_out_by_hand():
     expected = torch.tensor([[-3.0, 0.9, -2.0, 3.1], [0.1, -0.1, 0.0, 0.0]])
     torch.testing.assert_close(rewards(prepared)[BATCH.response_BT], expected[BATCH.response_BT])
     parts = {"objective/rewards": 1.9 / 2, "objective/rewards_teacher": 2.1 / 2, "objective/rewards_kl": -0.2 / 2}
-    assert measured(prepared) == pytest.approx({**measured(prepared), **parts})
-    assert not any("score" in name for name in measured(prepared))
+    assert means(prepared.metrics) == pytest.approx({**means(prepared.metrics), **parts})
+    assert not any("score" in name for name in means(prepared.metrics))
 
 
 def test_discount_and_lambda_are_those_of_the_objective():
@@ -62,9 +59,9 @@ def test_policy_and_critic_are_clipped_by_their_own_ranges():
         "old_value": NOTHING.new_tensor([[0, 7, 8, 9], [0, -1, 0, 0]]),
         "return": NOTHING.new_tensor([[0, 10, 11, 11], [0, 1, 0, 0]]),
     }
-    means = {"advantages/mean": 0, "advantages/square": 1, "returns/mean": 8.25, "returns/square": 343 / 4}
-    means = {name: NOTHING.new_tensor(value) for name, value in means.items()}
-    loss = RTO(clip_range=0.1, value_clip_range=1.0).loss(BATCH, {**terms, **means})
+    over_step = {"advantages/mean": 0, "advantages/square": 1, "returns/mean": 8.25, "returns/square": 343 / 4}
+    over_step = {name: NOTHING.new_tensor(value) for name, value in over_step.items()}
+    loss = RTO(clip_range=0.1, value_clip_range=1.0).loss(BATCH, {**terms, **over_step})
     assert loss.per_example.tolist() == pytest.approx([-(1.1 + 1 - 0.9) / 3, 1.0])
     assert loss.critic_per_example.tolist() == pytest.approx([(2.9**2 + 2.5**2 + 4) / 6, 2.0])
 
@@ -81,7 +78,7 @@ def test_clips_cut_the_reward_of_a_token_after_its_weight_and_the_score_before_i
         "objective/rewards_score": 13,
         "objective/rewards_teacher": 0.3,
     }
-    assert measured(prepared) == pytest.approx({**measured(prepared), **parts})
+    assert means(prepared.metrics) == pytest.approx({**means(prepared.metrics), **parts})
 
 
 def test_the_rewards_of_a_response_are_its_two_weighted_log_ratios():
@@ -116,9 +113,9 @@ def test_with_a_teacher_that_is_the_reference_version_3_is_ppo():
         plain_preparation(objective, WORK.batch, before) for objective in (third, PPO(kl_coef=0.3, reward_clip=1))
     )
     torch.testing.assert_close(of_rto.terms, of_ppo.terms)
-    shared = measured(of_ppo).keys() - {"objective/kl_coef"}
-    assert {n: v for n, v in measured(of_rto).items() if n in shared} == pytest.approx(
-        {n: v for n, v in measured(of_ppo).items() if n in shared}
+    shared = means(of_ppo.metrics).keys() - {"objective/kl_coef"}
+    assert {n: v for n, v in means(of_rto.metrics).items() if n in shared} == pytest.approx(
+        {n: v for n, v in means(of_ppo.metrics).items() if n in shared}
     )
 
 

@@ -1,9 +1,10 @@
 import torch
-from plain import gradient_of, plain_loss, ragged_batch, random_logits
 
 from aligndistil.batch import DataKind, Row, collate
 from aligndistil.objectives.base import Role
 from aligndistil.objectives.sft import SFT
+from support.micro_batches import ragged_batch, random_logits
+from support.plain_formula import gradient_of, plain_loss
 
 
 def test_the_loss_is_the_mean_over_the_tokens_of_each_response() -> None:

@@ -2,14 +2,15 @@ import math
 
 import pytest
 import torch
-from by_hand import Formula, Response, distances
-from plain import gradient_of, plain_loss, ragged_batch, random_logits
 from pydantic import ValidationError
 from torch import Tensor
 
 from aligndistil.batch import DataKind, Row, collate
 from aligndistil.objectives.base import Need, Role
 from aligndistil.objectives.simpo import SimPO, simpo_loss
+from support.micro_batches import ragged_batch, random_logits
+from support.plain_formula import gradient_of, means, plain_loss
+from support.responses import Formula, Response, distances
 
 PAIRS = ragged_batch(DataKind.PAIRS, examples=4)
 OBJECTIVE = SimPO(beta=2.5, gamma_beta_ratio=0.55)
@@ -22,7 +23,7 @@ def test_loss_and_metrics_worked_out_by_hand():
     logp = torch.tensor([[0.0, -1, -3, 0, 0], [0, -2, -2, -2, -6]])
     loss = SimPO(beta=2, gamma_beta_ratio=0.25).loss(batch, {"logp": logp})
     assert float(loss.per_example) == pytest.approx(math.log1p(math.exp(-1.5)), rel=1e-12)
-    assert {name: float(total / count) for name, (total, count) in loss.metrics.items()} == {
+    assert means(loss.metrics) == {
         "rewards/chosen": -4,
         "rewards/rejected": -6,
         "rewards/margins": 2,

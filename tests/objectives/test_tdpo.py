@@ -2,8 +2,6 @@ import math
 
 import pytest
 import torch
-from by_hand import Formula, Response, distances, kl
-from plain import gradient_of, plain_loss, plain_terms, ragged_batch, random_logits
 from pydantic import ValidationError
 from torch import Tensor
 
@@ -11,6 +9,9 @@ from aligndistil.batch import DataKind
 from aligndistil.objectives.base import Role
 from aligndistil.objectives.dpo import DPO
 from aligndistil.objectives.tdpo import TDPO, tdpo_loss
+from support.micro_batches import ragged_batch, random_logits
+from support.plain_formula import gradient_of, means, plain_loss, plain_terms
+from support.responses import Formula, Response, distances, kl
 
 PAIRS = ragged_batch(DataKind.PAIRS, examples=4)
 TDPO1 = TDPO(version=1, beta=0.2)
@@ -36,11 +37,11 @@ def test_losses_worked_out_by_hand():
 def test_a_policy_that_is_the_reference_has_loss_log_2_and_no_divergence(objective):
     start = dict.fromkeys(LOGITS, LOGITS[Role.REFERENCE])
     loss = plain_loss(objective, PAIRS, start)
-    means = {"loss": loss.per_example.mean()} | {name: total / count for name, (total, count) in loss.metrics.items()}
+    values = {"loss": float(loss.per_example.mean())} | means(loss.metrics)
     torch.testing.assert_close(loss.per_example, torch.full((4,), math.log(2)))
     assert objective.first_step()
     for expected in objective.first_step():
-        assert float(means[expected.metric]) == pytest.approx(expected.value, abs=1e-12)
+        assert values[expected.metric] == pytest.approx(expected.value, abs=1e-12)
 
 
 def same(first: TDPO, second: DPO | TDPO) -> bool:
@@ -119,14 +120,13 @@ def test_a_reference_that_rules_tokens_out_gives_no_nan():
 
 
 def test_rewards_are_logged_with_and_without_the_divergence():
-    metrics = {name: float(total / count) for name, (total, count) in plain_loss(TDPO2, PAIRS, LOGITS).metrics.items()}
+    metrics = means(plain_loss(TDPO2, PAIRS, LOGITS).metrics)
     for side in ("chosen", "rejected"):
         added = metrics[f"rewards/{side}_with_kl"] - metrics[f"rewards/{side}"]
         assert added == pytest.approx(0.2 * metrics[f"kl/{side}"])
     assert metrics["kl/margin"] == pytest.approx(metrics["kl/chosen"] - metrics["kl/rejected"])
-    dpo = plain_loss(DPO(beta=0.2), PAIRS, LOGITS).metrics
-    for name, (total, count) in dpo.items():
-        assert metrics[name] == pytest.approx(float(total / count)), name
+    dpo = means(plain_loss(DPO(beta=0.2), PAIRS, LOGITS).metrics)
+    assert dpo == pytest.approx({name: metrics[name] for name in dpo})
 
 
 def test_alpha_belongs_to_version_2():

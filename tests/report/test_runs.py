@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from finished_runs import STEPS, finished_run, table, trl_run
 
 from aligndistil.errors import UserError
 from aligndistil.report import (
@@ -17,6 +16,7 @@ from aligndistil.report import (
 )
 from aligndistil.report.training import training_metrics
 from aligndistil.run_folder import RunFolder
+from support.finished_runs import STEPS, finished_run, table, trl_run
 
 
 def test_what_training_took_is_what_done_json_and_metrics_jsonl_say(tmp_path: Path) -> None:

@@ -6,12 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
-from finished_runs import STEPS, finished_run, table, trl_run
 
 from aligndistil.errors import UserError
 from aligndistil.report import Comparison, combine, read_runs, with_steps_to_reward
 from aligndistil.report.aggregate import winners
 from aligndistil.report.columns import BY_METRIC
+from support.finished_runs import STEPS, finished_run, table, trl_run
 
 
 def combined(*paths: Path) -> Comparison:

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from toyland import EOS, PAD, build_model, build_tokenizer
 from transformers import GenerationConfig
 
 from aligndistil.batch import DataKind, Row, collate
 from aligndistil.engine.policy import response_hidden
 from aligndistil.rollout import LoadedModel, Sample, SamplingParams, sample_seed
+from support.models import EOS, PAD, build_model, build_tokenizer
 
 STOPS = frozenset({EOS})
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14], [15, 16]]

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from aligndistil.errors import UserError
-from aligndistil.files import aside_of, write_text
+from aligndistil.files import partial_path, write_text
 from aligndistil.run_folder import Done, Environment, RunFolder, StageFolder
 
 ENVIRONMENT = Environment.collect(world_size=2, devices=["H200"])
@@ -91,9 +91,9 @@ def test_a_run_killed_between_its_first_two_files_can_be_started_again(tmp_path:
 
 
 def test_a_run_killed_while_writing_its_first_file_can_be_started_again(tmp_path: Path) -> None:
-    aside_of(tmp_path / "environment.json").write_text('{"rec')
+    partial_path(tmp_path / "environment.json").write_text('{"rec')
     opened(tmp_path)
-    assert not aside_of(tmp_path / "environment.json").exists()
+    assert not partial_path(tmp_path / "environment.json").exists()
 
 
 def test_a_path_that_cannot_be_a_folder_is_the_users_mistake(tmp_path: Path) -> None:
@@ -156,15 +156,18 @@ def test_archiving_takes_the_next_free_number_and_loses_nothing(tmp_path: Path) 
     assert [done.step for done in kept if done] == [1, 2]
 
 
-def test_clearing_removes_what_was_written_aside_and_nothing_else(tmp_path: Path) -> None:
+def test_clearing_removes_what_was_half_written_and_nothing_else(tmp_path: Path) -> None:
     stage = StageFolder(tmp_path)
     stage.clear_unfinished()
     stage.samples(1, [])
-    aside_of(tmp_path / "samples" / "step-000002.jsonl").write_text("{")
-    (aside_of(stage.final) / "x").mkdir(parents=True)
+    partial_path(tmp_path / "samples" / "step-000002.jsonl").write_text("{")
+    (partial_path(stage.final) / "x").mkdir(parents=True)
+    for earlier in ("final.tmp", "checkpoint-12.tmp", ".checkpoint-12.aside"):  # names of earlier versions
+        (tmp_path / earlier / "x").mkdir(parents=True)
     (tmp_path / ".hidden").write_text("mine")
+    (tmp_path / "notes.tmp").write_text("mine")
     stage.clear_unfinished()
-    assert sorted(p.name for p in tmp_path.rglob("*")) == [".hidden", "samples", "step-000001.jsonl"]
+    assert sorted(p.name for p in tmp_path.rglob("*")) == [".hidden", "notes.tmp", "samples", "step-000001.jsonl"]
 
 
 def test_a_file_is_replaced_in_one_step(tmp_path: Path) -> None:

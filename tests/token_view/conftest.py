@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from toy_run import finish
-from worlds import three_stages
 
 from aligndistil.recipe import load_recipe
+from support.recipes import three_stages
+from support.run_folders import finish
 
 ModelFolder = Callable[..., str]
 

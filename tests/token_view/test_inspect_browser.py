@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from toy_run import finish
-from worlds import three_stages
 
 from aligndistil.models import load_model, load_tokenizer
 from aligndistil.recipe import Model, load_recipe
 from aligndistil.token_view import Request, inspect, write_page
+from support.recipes import three_stages
+from support.run_folders import finish
 
 selenium = pytest.importorskip("selenium", reason="needs selenium: pip install selenium")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)

@@ -49,9 +49,8 @@ def test_the_page_holds_the_objectives_own_terms(finished: Finished) -> None:
 
 def rows_of(data: dict[str, Any]) -> list[Any]:
     """The token ids of the page's responses; words of the toy vocabulary are tokens."""
-    from toyland import build_tokenizer
-
     from aligndistil.batch import Row
+    from support.models import build_tokenizer
 
     tokenizer = build_tokenizer()
     return [

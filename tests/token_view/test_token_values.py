@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from toyland import build_model
 
 from aligndistil.batch import Batch, DataKind, Row, collate
 from aligndistil.engine.policy import FrozenModel, Policy
@@ -15,6 +14,7 @@ from aligndistil.objectives import registry
 from aligndistil.objectives.base import Loss, Need, Objective, Role, TokenChunk
 from aligndistil.token_view import TARGET, TokenValues, Viewer
 from aligndistil.token_view.values import loss_by_token
+from support.models import build_model
 
 ROW = Row([5, 6, 7], [20, 31, 20, 44, 1])
 TOP = 4

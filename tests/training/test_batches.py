@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from toyland import build_model, build_tokenizer
 
 from aligndistil.batch import Batch, DataKind, Row
 from aligndistil.data import Examples, Sampler, load_examples
@@ -27,6 +26,7 @@ from aligndistil.training.batches import (
     eval_batches,
     mismatched,
 )
+from support.models import build_model, build_tokenizer
 
 
 def shard(rank: int = 0, world: int = 1) -> Processes:
@@ -234,7 +234,9 @@ def test_a_step_whose_prompts_are_all_the_same_is_noticed_beforehand(monkeypatch
         def __len__(self) -> int:
             return 8
 
-    monkeypatch.setattr(Sampler, "_at", lambda self, position: position)
+    monkeypatch.setattr(
+        Sampler, "batch", lambda self, step: [step * self.batch_size + i for i in range(self.batch_size)]
+    )
     sentence = "train.batch_size: all 2 examples of step 1 have the same prompt, so that none can be compared"
     with pytest.raises(UserError, match=sentence):
         data_batches(Same(), batch=2, name="kto", steps=4)

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 import torch
-from toyland import build_tokenizer
 
 from aligndistil.batch import Batch, DataKind, Row, collate
 from aligndistil.errors import EXIT_USAGE, UserError
 from aligndistil.training import is_code, source_of
 from aligndistil.training.python_reward import PythonReward
+from support.models import build_tokenizer
 
 USER, BOT = 3, 4
 Write = Callable[[str, str], str]

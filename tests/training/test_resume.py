@@ -12,15 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from toyloop import Stop
-from worlds import actor_critic, differences, left_behind, lines, off_policy, on_policy, unpaired
 
 from aligndistil.engine.checkpoint import checkpoints
 from aligndistil.engine.processes import Processes
 from aligndistil.errors import EXIT_SIGTERM, Interrupted
+from aligndistil.files import is_partial
 from aligndistil.recipe import Stage, load_recipe
 from aligndistil.run_folder import Done, StageFolder
 from aligndistil.training import StageTraining
+from support.loop import Stop
+from support.recipes import actor_critic, off_policy, on_policy, unpaired
+from support.run_folders import differences, left_behind, lines
 
 ModelFolder = Callable[..., str]
 
@@ -217,7 +219,7 @@ def survives_kills(
         folders = [recipe.parent / "runs" / name / stage for recipe, name in ((straight, "straight"), (killed, "toy"))]
         one, other = map(left_behind, folders)
         assert list(differences(one, other)) == [], f"{stage} after {times} kills"
-        assert not list(folders[1].glob("*.tmp"))
+        assert not list(filter(is_partial, folders[1].iterdir()))
 
 
 @pytest.mark.parametrize("kind", ["on-policy", "actor-critic 0"])

@@ -9,9 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from toyland import EOS, build_model, build_tokenizer
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
-from worlds import actor_critic, lines, scoring, unpaired
 
 from aligndistil.batch import Batch
 from aligndistil.data import Examples
@@ -23,7 +21,10 @@ from aligndistil.models import load_scalar_model
 from aligndistil.recipe import Stage, load_recipe
 from aligndistil.run_folder import StageFolder
 from aligndistil.training import StageTraining, StopSignal
-from aligndistil.training.batches import Share, eval_batches
+from aligndistil.training.batches import eval_batches
+from support.models import EOS, build_model, build_tokenizer
+from support.recipes import actor_critic, scoring, unpaired
+from support.run_folders import lines
 
 ModelFolder = Callable[..., str]
 Launch = Callable[..., StageTraining]
@@ -52,7 +53,7 @@ def run(launched: StageTraining) -> tuple[Path, dict[str, float]]:
 
 
 def all_of(examples: Examples) -> Batch:
-    ((batch, _),) = eval_batches(examples, Share(0, 1, len(examples)), None, 0)
+    ((batch, _),) = eval_batches(examples, len(examples), None, 0, Processes(0, 1, torch.device("cpu")))
     return batch
 
 

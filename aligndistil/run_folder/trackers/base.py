@@ -17,7 +17,7 @@ PROJECT = "aligndistil"
 
 
 class Tracker(Protocol):
-    """Something that is told each line of metrics.jsonl.
+    """Receives each line of metrics.jsonl.
 
     It may raise OSError or ServiceError when what it writes to is not there: the run goes on, and the line comes again.
     """

@@ -20,7 +20,7 @@ KEPT = 20_000
 
 
 class Guarded:
-    """A tracker that is opened, and told, as soon as it can be. Says once that it failed."""
+    """Opens a tracker and hands it the lines that wait, again later when it fails. Says once that it failed."""
 
     def __init__(self, name: str, open_tracker: Callable[[], Tracker], clock: Callable[[], float] = time.monotonic):
         """Opens the tracker. Raises what `open_tracker` does, apart from OSError and ServiceError."""

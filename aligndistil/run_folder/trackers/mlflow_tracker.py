@@ -24,7 +24,7 @@ class MLflow:
     """One MLflow run a stage, in the experiment of MLFLOW_EXPERIMENT_NAME (`aligndistil`)."""
 
     def __init__(self, stage_folder: Path, start_step: int) -> None:
-        # MLflow's own patience is minutes, and training waits for it.
+        # By default MLflow tries for minutes, and training waits for it.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
         import mlflow
@@ -39,8 +39,7 @@ class MLflow:
             self._client = mlflow.MlflowClient(tracking_uri=uri)
             self._id = self._resumed(earlier_id(stage_folder, "mlflow", start_step)) or self._new(stage_folder)
         keep_id(stage_folder, "mlflow", self._id)
-        where = uri or mlflow.get_tracking_uri()
-        logger.info("mlflow: run %s in %s", run_name(stage_folder), where)
+        logger.info("mlflow: run %s in %s", run_name(stage_folder), uri or mlflow.get_tracking_uri())
 
     def log(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
         now = round(time.time() * 1000)
@@ -88,10 +87,6 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
         if isinstance(value, Mapping) and value:
             pairs |= flat(value, f"{prefix}{key}.")
         else:
-            pairs[f"{prefix}{key}"] = _text(value)
+            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            pairs[f"{prefix}{key}"] = text[:LONGEST_PARAMETER]
     return pairs
-
-
-def _text(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return text[:LONGEST_PARAMETER]

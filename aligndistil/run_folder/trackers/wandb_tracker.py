@@ -1,4 +1,4 @@
-"""Weights & Biases: online where this machine is logged in, offline elsewhere. It is never asked who you are."""
+"""Weights & Biases: online where this machine is logged in, offline elsewhere. Never asks for a login."""
 
 from __future__ import annotations
 
@@ -47,7 +47,9 @@ class WeightsAndBiases:
         except wandb.Error as error:
             raise ServiceError(str(error)) from error
         if why:
-            logger.info("wandb: %s, so the run stays offline; `wandb sync %s` sends it later", why, _folder(self._run))
+            logger.info(
+                "wandb: %s, so the run stays offline; `wandb sync %s` sends it later", why, Path(self._run.dir).parent
+            )
         elif self._run.url:
             logger.info("wandb: %s", self._run.url)
         keep_id(stage_folder, "wandb", self._run.id)
@@ -95,7 +97,3 @@ def _settings(wandb: Any) -> Any:
         silent=True,
         **{name: value for name, value in waits.items() if f"WANDB_{name.upper()}" not in os.environ},
     )
-
-
-def _folder(run: Any) -> Path:
-    return Path(run.dir).parent

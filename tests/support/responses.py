@@ -6,11 +6,11 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from plain import Logits, gradient_of, plain_loss
 from torch import Tensor
 
 from aligndistil.batch import Batch
 from aligndistil.objectives.base import Objective, Role
+from support.plain_formula import Logits, gradient_of, plain_loss
 
 
 class Response(NamedTuple):
@@ -32,8 +32,8 @@ class Response(NamedTuple):
 def responses(batch: Batch, logits_BTV: Tensor) -> list[Response]:
     """One for each row; the logits at a token's predecessor speak about it."""
     found = []
-    for row, where in enumerate(batch.response_BT):
-        at = where.nonzero().squeeze(-1)
+    for row, mask in enumerate(batch.response_BT):
+        at = mask.nonzero().squeeze(-1)
         logps = torch.log_softmax(logits_BTV[row], -1)
         found.append(Response(logps[at - 1], batch.ids_BT[row, at], logps[at]))
     return found

@@ -1,4 +1,4 @@
-"""Rounds of the loop on an engine, and the plain rounds they must agree with: whole outputs, torch's own optimizer."""
+"""Step batches on the engine, and in plain torch, with which it must agree: whole outputs, torch's optimizer."""
 
 from __future__ import annotations
 
@@ -8,10 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from plain import plain_loss, plain_preparation, step_means
 from torch import Tensor
-from toyloop import Told, run
-from toys import batch_of, examples, make_engine, objective, section
 
 from aligndistil.batch import Batch, Row
 from aligndistil.engine.engine import Engine
@@ -21,22 +18,25 @@ from aligndistil.models import load_model, load_scalar_model
 from aligndistil.objectives.base import Objective, Prepares, Role
 from aligndistil.training.batches import StepBatch
 from aligndistil.training.checkpoints import LoopState
+from support.engines import batch_of, examples, make_engine, objective, section
+from support.loop import Recorded, run
+from support.plain_formula import plain_loss, plain_preparation, step_means
 
 ModelFolder = Callable[..., str]
 Folders = Mapping[str, str]
 Examples = Sequence[Sequence[Row]]
 ONE_STEP = [[0, 1, 2, 3]]
 TWO_PASSES = [[0, 1], [2, 3], [2, 1], [0, 3]]
-"""Optimizer steps of a round, each of a micro-batch of the first process and one of the second, where there are two."""
+"""Optimizer steps on a step batch, each of one micro-batch for each of two processes."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """What is trained on eight examples a round, in four micro-batches."""
+    """What is trained on eight examples a step batch, in four micro-batches."""
 
     goal: Objective
     updates: list[list[int]]
-    rounds: int
+    step_batches: int
     policy: str
     frozen: list[str]
     critic: str | None = None
@@ -45,11 +45,11 @@ class Case:
 
     @property
     def data(self) -> list[list[list[Row]]]:
-        return [examples(8, self.goal.data, seed) for seed in range(self.rounds)]
+        return [examples(8, self.goal.data, seed) for seed in range(self.step_batches)]
 
     @property
     def steps(self) -> int:
-        return self.rounds * len(self.updates)
+        return self.step_batches * len(self.updates)
 
     @property
     def train(self) -> dict[str, Any]:
@@ -92,14 +92,14 @@ def engine_of(case: Case, processes: Processes, stage: int, **more: Any) -> Engi
     )  # fmt: skip
 
 
-def aside(some: Examples) -> list[list[Row]]:
+def mismatched_rows(some: Examples) -> list[list[Row]]:
     """Each prompt with the next one's response."""
     rows = [rows[0] for rows in some]
     following = [*rows[1:], rows[0]]
     return [[Row(a.prompt_ids, b.response_ids, a.label)] for a, b in zip(rows, following, strict=True)]
 
 
-def round_of(case: Case, some: Examples, processes: Processes) -> StepBatch:
+def step_batch_of(case: Case, some: Examples, processes: Processes) -> StepBatch:
     """This process's part: of each optimizer step the micro-batches at its places."""
     each = len(case.updates[0]) // processes.world
     mine = [step[processes.rank * each : (processes.rank + 1) * each] for step in case.updates]
@@ -111,24 +111,24 @@ def round_of(case: Case, some: Examples, processes: Processes) -> StepBatch:
     return StepBatch(
         cut(some),
         2 * len(case.updates[0]),
-        mismatched=cut(aside(some)) if case.goal.prepares is Prepares.MISMATCHED else (),
+        mismatched=cut(mismatched_rows(some)) if case.goal.prepares is Prepares.MISMATCHED else (),
         minibatches=[[owned.index(number) for number in step] for step in mine],
     )
 
 
-def engine_rounds(engine: Engine, case: Case, start: LoopState | None = None) -> list[dict[str, float]]:
+def train_engine(engine: Engine, case: Case, start: LoopState | None = None) -> list[dict[str, float]]:
     """The training lines."""
-    told = Told()
-    rounds = [round_of(case, some, engine.processes) for some in case.data]
+    recorded = Recorded()
+    step_batches = [step_batch_of(case, some, engine.processes) for some in case.data]
     run(
-        told,
+        recorded,
         engine,  # type: ignore[arg-type]
         start,
         total_steps=case.steps,
-        data=lambda step: rounds[step // len(case.updates)],
+        data=lambda step: step_batches[step // len(case.updates)],
         evaluate=lambda step: {},
     )
-    return [metrics for _, metrics in told.split("train")]
+    return [metrics for _, metrics in recorded.split("train")]
 
 
 @contextmanager
@@ -160,7 +160,7 @@ def outputs(models: dict[str, Any], goal: Objective, batch: Batch) -> dict[str, 
     return found
 
 
-def plain_rounds(case: Case) -> tuple[list[dict[str, float]], dict[str, dict[str, Tensor]]]:
+def train_plainly(case: Case) -> tuple[list[dict[str, float]], dict[str, dict[str, Tensor]]]:
     """Loss, norms and metrics of each step, and the weights of policy and critic at the end."""
     goal, models = case.goal, plain_models(case)
     trained = {"policy": Role.POLICY, "critic": Role.CRITIC} if case.critic else {"policy": Role.POLICY}
@@ -173,7 +173,7 @@ def plain_rounds(case: Case) -> tuple[list[dict[str, float]], dict[str, dict[str
         batch = batch_of(some, goal.data)
         found: dict[str, Tensor] = {}
         if goal.prepares is not Prepares.NOTHING:
-            looked_at = batch if goal.prepares is Prepares.ROLLOUT else batch_of(aside(some), goal.data)
+            looked_at = batch if goal.prepares is Prepares.ROLLOUT else batch_of(mismatched_rows(some), goal.data)
             with torch.no_grad():
                 prepared = plain_preparation(goal, looked_at, outputs(models, goal, looked_at), state)
             means = step_means([prepared])

@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from plain import given, language_roles, plain_loss, ragged_batch
 from torch import Tensor, nn
 
 from aligndistil.engine.head import Head
 from aligndistil.engine.token_terms import FrozenRole, Plan, token_terms
 from aligndistil.objectives.base import Loss, Objective, Role
+from support.micro_batches import given, ragged_batch
+from support.objectives import language_roles
+from support.plain_formula import plain_loss
 
 VOCAB, HIDDEN = 11, 5
 
@@ -25,7 +27,7 @@ HEADS: dict[str, dict[str, Any]] = {
 }
 
 
-class World:
+class HiddenStates:
     """One batch, hidden states (B, T, H) and a head for each language model that the loss reads, and what it is given
     beside them.
     """
@@ -77,12 +79,12 @@ class World:
         return plain_loss(self.objective, self.batch, {**scalars, **logits}, self.found)
 
     def chunked(self, chunk: int, known: Mapping[str, Tensor] | None) -> Loss:
-        where = self.batch.response_BT
-        states = {role: hidden[:, :-1][where[:, 1:]] for role, hidden in self.hidden.items()}
+        mask = self.batch.response_BT
+        states = {role: hidden[:, :-1][mask[:, 1:]] for role, hidden in self.hidden.items()}
         frozen = {role: FrozenRole(states[role], head) for role, head in self.heads.items() if role != Role.POLICY}
-        flat = None if known is None else {name: value.to(where.device)[where] for name, value in known.items()}
-        plan = Plan(self.objective, self.heads[Role.POLICY], self.batch.ids_BT[where], frozen, chunk, flat)
+        flat = None if known is None else {name: value.to(mask.device)[mask] for name, value in known.items()}
+        plan = Plan(self.objective, self.heads[Role.POLICY], self.batch.ids_BT[mask], frozen, chunk, flat)
         terms = token_terms(plan, states[Role.POLICY])
-        blank = torch.zeros(where.shape, dtype=next(iter(terms.values())).dtype, device=where.device)
-        spread = {name: blank.masked_scatter(where, v) for name, v in terms.items()}
+        blank = torch.zeros(mask.shape, dtype=next(iter(terms.values())).dtype, device=mask.device)
+        spread = {name: blank.masked_scatter(mask, v) for name, v in terms.items()}
         return self.objective.loss(self.batch, {**spread, **self.found})

@@ -1,11 +1,9 @@
-"""What small worlds are made of; the fixtures that hand it out are in conftest.py.
+"""Tiny models and tokenizers, and sentences for them; the fixtures that save them are in conftest.py.
 
 Imports are late, so that conftest.py can set the environment that libraries read when they are imported.
 """
 
-import os
 import random
-import socket
 from typing import Any
 
 PAD, EOS = 0, 1
@@ -45,16 +43,3 @@ def build_model(*, seed: int = 0, tied: bool = True, vocab: int = 96, scalar: bo
 
 def nonsense(generator: random.Random, shortest: int, longest: int) -> str:
     return " ".join(generator.choice(WORDS) for _ in range(generator.randint(shortest, longest)))
-
-
-def environment(rank: int, world: int, port: int) -> dict[str, str]:
-    """What torchrun would set."""
-    numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_PORT": port}
-    return {**os.environ, "MASTER_ADDR": "127.0.0.1", **{name: str(value) for name, value in numbers.items()}}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

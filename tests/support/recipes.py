@@ -1,14 +1,8 @@
-"""Small recipes on random models, and what a run of theirs left behind."""
+"""Small recipes on random models."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
-
-TIMES = ("perf/", "rollout/tokens_per_second")
-"""Metrics that are measured with a clock."""
 
 
 def off_policy(model: str, data: str, /, **sections: Any) -> dict[str, Any]:
@@ -91,23 +85,3 @@ def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
         nested = isinstance(value, dict) and isinstance(base.get(key), dict)
         both[key] = merged(base[key], value) if nested else value
     return both
-
-
-def lines(stage: Path) -> list[dict[str, Any]]:
-    """metrics.jsonl without what a clock measured."""
-    read = map(json.loads, (stage / "metrics.jsonl").read_text().splitlines())
-    return [{key: value for key, value in line.items() if not key.startswith(TIMES)} for line in read]
-
-
-def left_behind(stage: Path) -> dict[str, Any]:
-    """Everything of a finished stage that must not depend on how often it was interrupted."""
-    done = json.loads((stage / "done.json").read_text())
-    metrics = {key: value for key, value in done["metrics"].items() if not key.startswith(TIMES)}
-    weights = {file.name: file.read_bytes() for file in (stage / "final").glob("*.safetensors")}
-    samples = {file.name: file.read_text() for file in sorted((stage / "samples").glob("*.jsonl"))}
-    return {"lines": lines(stage), "metrics": metrics, "step": done["step"], "weights": weights, "samples": samples}
-
-
-def differences(one: dict[str, Any], other: dict[str, Any]) -> Iterator[str]:
-    """Names of what is not the same, so that a failure does not print weights."""
-    yield from (key for key in one if one[key] != other[key])

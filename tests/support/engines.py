@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from toyland import build_tokenizer
 
 from aligndistil import recipe
 from aligndistil.batch import Batch, DataKind, Row, collate
@@ -18,6 +17,7 @@ from aligndistil.models import load_model, load_scalar_model
 from aligndistil.objectives import registry
 from aligndistil.objectives.base import Need, Objective, Role, TokenChunk
 from aligndistil.rollout import LoadedModel
+from support.models import build_tokenizer
 
 VOCAB = 96
 CONSTANT = {"learning_rate": 1e-3, "lr_scheduler": "constant", "warmup_ratio": 0.0}
@@ -101,11 +101,11 @@ def take_step(engine: Engine, some: Sequence[Sequence[Row]], micro: int) -> tupl
 
 def plain_loss(goal: Objective, models: dict[str, Any], batch: Batch) -> Tensor:
     """(E,) from log-softmax of all logits of all models."""
-    where = batch.response_BT[:, 1:]
-    ids = batch.ids_BT[:, 1:][where]
+    mask = batch.response_BT[:, 1:]
+    ids = batch.ids_BT[:, 1:][mask]
     logps: dict[str, Tensor] = {}
     for role, model in models.items():
-        logits = model(input_ids=batch.ids_BT, attention_mask=batch.attention_BT.long()).logits[:, :-1][where]
+        logits = model(input_ids=batch.ids_BT, attention_mask=batch.attention_BT.long()).logits[:, :-1][mask]
         logps[role] = torch.log_softmax(logits.float() if role == Role.POLICY else logits.float().detach(), -1)
     logp = {role: values.gather(-1, ids[:, None]).squeeze(-1) for role, values in logps.items()}
     whole = {role: logps[role] for role, need in goal.needs.items() if need is Need.DISTRIBUTION}

@@ -1,4 +1,4 @@
-"""A world small enough to be enumerated: every response is a row, and every prefix has logits of its own."""
+"""A decision process that can be enumerated: a row for every response, and logits of its own for every prefix."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import itertools
 from collections.abc import Mapping
 
 import torch
-from plain import plain_loss
 from torch import Tensor
 
 from aligndistil.batch import Batch, DataKind, Row, collate
 from aligndistil.objectives.base import Objective, Role
+from support.plain_formula import plain_loss
 
 PROMPT = [0]
 
 
-class World:
+class TabularMDP:
     """Expectations over all responses of `horizon` tokens, exact and differentiable in a table (S, V) of logits.
 
     S counts the prefixes, shorter ones first; a table row holds the logits after its prefix.

@@ -1,4 +1,4 @@
-"""An engine of one number for the loop, and somebody who is told everything."""
+"""The loop of training with fakes: an engine of one number, and a record of everything that is logged and saved."""
 
 from __future__ import annotations
 
@@ -20,15 +20,13 @@ from aligndistil.training.loop import train
 PERF = {"perf/step_seconds", "perf/tokens_per_second", "perf/peak_memory_gib"}
 
 
-class Plain(Objective):
-    """Looks at nothing beforehand."""
-
+class PreparesNothing(Objective):
     data = DataKind.RESPONSES
     name: str = "plain"
 
 
-class Looks(Plain):
-    """Finds the first token of every row beforehand, and carries the sum of what it found, weighted by examples."""
+class PreparesRollout(PreparesNothing):
+    """Prepares the first token of every row, and carries the sum of what it found, weighted by examples."""
 
     prepares = Prepares.ROLLOUT
     given: ClassVar[list[State]] = []
@@ -45,8 +43,8 @@ class Looks(Plain):
         return {"carried": state["carried"] + examples * means["seen/first"]}
 
 
-class LooksAside(Looks):
-    """The same on mismatched rows."""
+class PreparesMismatched(PreparesRollout):
+    """The same of mismatched rows."""
 
     prepares = Prepares.MISMATCHED
 
@@ -71,7 +69,7 @@ class ToyEngine:
     losses: dict[int, float] = field(default_factory=dict)
     """Of steps whose loss is another one."""
     critic: dict[str, float] = field(default_factory=dict)
-    objective: Objective = field(default_factory=Plain)
+    objective: Objective = field(default_factory=PreparesNothing)
     processes: Any = field(default_factory=Alone)
     steps: int = 0
     micro_steps: list[tuple[int, int, bool]] = field(default_factory=list)
@@ -114,7 +112,9 @@ def batch(*firsts: int) -> Batch:
 
 
 @dataclass
-class Told:
+class Recorded:
+    """What a run of the loop logged, saved and evaluated."""
+
     lines: list[tuple[int, str, dict[str, float]]] = field(default_factory=list)
     saved: list[LoopState] = field(default_factory=list)
     evaluated: list[int] = field(default_factory=list)
@@ -144,19 +144,19 @@ class Evaluation:
 @dataclass
 class Checkpoints:
     start: LoopState | None
-    told: Told
+    recorded: Recorded
     every: int | None
 
     def restore(self) -> LoopState | None:
         return self.start
 
     def save(self, state: LoopState) -> None:
-        self.told.saved.append(deepcopy(state))
+        self.recorded.saved.append(deepcopy(state))
 
 
 @dataclass
 class Log:
-    told: Told
+    recorded: Recorded
     every: int
 
     def open(self, step: int) -> None:
@@ -166,7 +166,7 @@ class Log:
         pass
 
     def write(self, step: int, split: str, metrics: dict[str, float]) -> None:
-        self.told.lines.append((step, split, metrics))
+        self.recorded.lines.append((step, split, metrics))
 
 
 class Stop:
@@ -186,7 +186,7 @@ def step_batch(micro_batches: Sequence[Batch], examples: int, *metrics: Any, **m
 
 
 def run(
-    told: Told,
+    recorded: Recorded,
     engine: ToyEngine | None = None,
     start: LoopState | None = None,
     *,
@@ -199,18 +199,18 @@ def run(
     checkpoint_every: int | None = None,
     expected: Sequence[Expected] = (),
 ) -> LoopState:
-    """The loop, with somebody who is told everything; what it returns."""
+    """The loop with fakes, and what it returns; what it logs, saves and evaluates is in `recorded`."""
 
     def noted(step: int) -> dict[str, float]:
-        told.evaluated.append(step)
+        recorded.evaluated.append(step)
         return evaluate(step)
 
     parts: dict[str, Any] = {
         "engine": engine or ToyEngine(),
         "batches": Batches(data, total_steps, lambda step: step / 2),
         "evaluation": Evaluation(noted, evaluate_every),
-        "log": Log(told, log_every),
-        "checkpoints": Checkpoints(start, told, checkpoint_every),
+        "log": Log(recorded, log_every),
+        "checkpoints": Checkpoints(start, recorded, checkpoint_every),
         "stop": Stop(stop_requested),
     }
     return train("toy", **parts, expected=expected)
