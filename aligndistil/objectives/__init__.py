@@ -37,8 +37,12 @@ def roles() -> dict[str, str]:
 
 
 def _classes_of(module: Any) -> list[type[Objective]]:
+    """Those that the module defines and that have a name; a base of several has none."""
     return [
         value
         for value in vars(module).values()
-        if isinstance(value, type) and issubclass(value, Objective) and value.__module__ == module.__name__
+        if isinstance(value, type)
+        and issubclass(value, Objective)
+        and value.__module__ == module.__name__
+        and not value.model_fields["name"].is_required()
     ]

@@ -1,4 +1,4 @@
-"""What actor-critic objectives (PPO, RTO) share: advantages of a rollout, clipped losses, and their metrics."""
+"""What actor-critic objectives (PPO, RTO) share: a base class, advantages of a rollout, clipped losses, metrics."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
-from aligndistil.maths import Metric, last_tokens, mean_of, mean_tokens, sum_tokens
+from aligndistil.batch import Batch, DataKind
+from aligndistil.maths import Metric, kl_divergence, last_tokens, mean_of, mean_tokens, sum_tokens
+from aligndistil.objectives.base import Expected, Loss, Need, Objective, OnPolicy, Prepares, Role, TokenChunk
 from aligndistil.objectives.types import MetricInfo, TermInfo
 
 _SMALLEST_VARIANCE = 1e-8
@@ -264,3 +267,53 @@ def _explained_variance(means: Mapping[str, Tensor], rows: int) -> Metric:
     left, whole = (means[f"{of}/square"] - means[f"{of}/mean"].square() for of in ("advantages", "returns"))
     varies = whole > _SMALLEST_VARIANCE
     return mean_of(torch.where(varies, 1 - left / whole, 0.0).expand(rows), varies.expand(rows))
+
+
+class ActorCritic(Objective):
+    """Base of objectives with a critic: what is updated on a rollout, and how. Subclasses make its rewards."""
+
+    data = DataKind.RESPONSES
+    on_policy = OnPolicy.ALWAYS
+    prepares = Prepares.ROLLOUT
+
+    gamma: float = Field(1.0, gt=0, le=1)
+    """Discount of a reward that comes a token later."""
+    gae_lambda: float = Field(0.95, ge=0, le=1)
+    """Weight of later value errors in an advantage: 0 trusts the critic, 1 the sampled rewards."""
+    clip_range: float = Field(0.2, gt=0, lt=1)
+    """How far a token's probability ratio may move from 1 and still be rewarded for it."""
+    value_clip_range: float = Field(0.2, gt=0)
+    """How far a value may move from that of the rollout and still be rewarded for it."""
+
+    @property
+    def update_needs(self) -> dict[str, Need]:
+        return {Role.POLICY: Need.LOGP, Role.CRITIC: Need.VALUE}
+
+    def token_terms(self, chunk: TokenChunk) -> dict[str, Tensor]:
+        return {"logp": chunk.logp[Role.POLICY]}
+
+    def preparation_terms(self, chunk: TokenChunk) -> dict[str, Tensor]:
+        return {
+            "logp": chunk.logp[Role.POLICY],
+            "kl_sampled": chunk.logp[Role.POLICY] - chunk.logp[Role.REFERENCE],
+            "kl": kl_divergence(chunk.logps[Role.POLICY], chunk.logps[Role.REFERENCE]),
+        }
+
+    def advantages(self, batch: Batch, terms: Mapping[str, Tensor], reward_parts: Mapping[str, Tensor]) -> Rollout:
+        """Of token rewards (B, T) that are the sum of named parts."""
+        mask, gamma, gae_lambda = batch.response_BT, self.gamma, self.gae_lambda
+        return compute_advantages(
+            reward_parts=reward_parts, terms=terms, response_BT=mask, gamma=gamma, gae_lambda=gae_lambda
+        )
+
+    def loss(self, batch: Batch, terms: Mapping[str, Tensor]) -> Loss:
+        update = actor_critic_update(
+            terms=terms,
+            response_BT=batch.response_BT,
+            clip_range=self.clip_range,
+            value_clip_range=self.value_clip_range,
+        )
+        return Loss(update.policy_B, update.metrics, update.maxima, update.value_B)
+
+    def first_step(self) -> list[Expected]:
+        return [Expected("kl/policy_reference", 0.0, 0.02, "policy and reference are the same model at step 0")]

@@ -10,16 +10,9 @@ from torch import Tensor
 
 from aligndistil.batch import Batch, DataKind
 from aligndistil.maths import kl_divergence, mean_of, sum_tokens
+from aligndistil.objectives import metrics as shared
 from aligndistil.objectives.base import Loss, Need, Objective, OnPolicy, Role, TokenChunk
-from aligndistil.objectives.metrics import (
-    KL_TEACHER,
-    LOGP,
-    SAMPLED_RETURN_METRICS,
-    TEACHER_LOGP,
-    TEACHER_METRICS,
-    TOKEN_REWARD,
-    teacher_metrics,
-)
+from aligndistil.objectives.metrics import SAMPLED_REWARD_NEEDS, sampled_reward_terms, teacher_metrics
 
 
 def bandit_loss(
@@ -43,8 +36,8 @@ class Bandit(Objective):
     data = DataKind.RESPONSES
     on_policy = OnPolicy.ALWAYS
     paper = "Zhang et al. 2025, arXiv 2503.02832, app. E"
-    terms = {"reward": TOKEN_REWARD, "kl_teacher": KL_TEACHER, "logp": LOGP, "teacher_logp": TEACHER_LOGP}
-    metrics = TEACHER_METRICS | SAMPLED_RETURN_METRICS
+    terms = shared.SAMPLED_REWARD_TERMS
+    metrics = shared.TEACHER_METRICS | shared.SAMPLED_RETURN_METRICS
     headline = ("reward/token_mean", "kl/policy_teacher", "loss")
 
     name: Literal["bandit"] = "bandit"
@@ -58,17 +51,11 @@ class Bandit(Objective):
     @property
     def needs(self) -> dict[str, Need]:
         """The loss reads log-probabilities alone; the distributions are for the exact KL that is logged."""
-        whole: dict[str, Need] = {Role.POLICY: Need.DISTRIBUTION, Role.TEACHER: Need.DISTRIBUTION}
-        return {**whole, Role.REVERSE_TEACHER: Need.LOGP}
+        return SAMPLED_REWARD_NEEDS
 
     def token_terms(self, chunk: TokenChunk) -> dict[str, Tensor]:
-        logp = chunk.logp
-        return {
-            "logp": logp[Role.POLICY],
-            "teacher_logp": logp[Role.TEACHER],
-            "reward": self.beta0 * (logp[Role.TEACHER] - logp[Role.REVERSE_TEACHER]),
-            "kl_teacher": kl_divergence(chunk.logps[Role.POLICY].detach(), chunk.logps[Role.TEACHER]),
-        }
+        kl = kl_divergence(chunk.logps[Role.POLICY].detach(), chunk.logps[Role.TEACHER])
+        return {**sampled_reward_terms(chunk, self.beta0), "kl_teacher": kl}
 
     def loss(self, batch: Batch, terms: Mapping[str, Tensor]) -> Loss:
         mask, reward_BT = batch.response_BT, terms["reward"]

@@ -11,20 +11,9 @@ from torch import Tensor
 
 from aligndistil.batch import Batch, DataKind
 from aligndistil.maths import mean_of, sum_tokens
-from aligndistil.objectives.base import (
-    Expected,
-    ImplicitReward,
-    Loss,
-    MetricInfo,
-    Need,
-    Objective,
-    Prepared,
-    Prepares,
-    Role,
-    State,
-    TokenChunk,
-)
+from aligndistil.objectives.base import Expected, Loss, Need, Objective, Prepared, Prepares, Role, State, TokenChunk
 from aligndistil.objectives.metrics import LOGP, REF_LOGP
+from aligndistil.objectives.types import ImplicitReward, MetricInfo
 
 
 def kto_loss(

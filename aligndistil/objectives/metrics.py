@@ -1,11 +1,11 @@
-"""Metrics that several objectives log: what they are, and how they are computed."""
+"""Terms and metrics that several objectives have: what they are, and how they are computed."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
 from aligndistil.maths import Metric, mean_of, mean_tokens, sum_tokens
-from aligndistil.objectives.types import MetricInfo, TermInfo
+from aligndistil.objectives.types import MetricInfo, Need, Role, TermInfo, TokenChunk
 
 SAMPLES_REWARD = "Reward of the policy's samples"
 
@@ -107,6 +107,20 @@ TOKEN_REWARD = TermInfo("reward", "the token's reward, from the log-ratio of the
 KL_TEACHER = TermInfo("KL to teacher", "KL(policy || teacher) over the whole vocabulary")
 
 
+SAMPLED_REWARD_TERMS = {
+    "reward": TOKEN_REWARD,
+    "kl_teacher": KL_TEACHER,
+    "logp": LOGP,
+    "teacher_logp": TEACHER_LOGP,
+}
+SAMPLED_REWARD_NEEDS: dict[str, Need] = {
+    Role.POLICY: Need.DISTRIBUTION,
+    Role.TEACHER: Need.DISTRIBUTION,
+    Role.REVERSE_TEACHER: Need.LOGP,
+}
+"""Of the two policy gradients; the distributions are for the exact KL to the teacher."""
+
+
 def preference_metrics(*, reward_B: Tensor, logp_BT: Tensor, response_BT: Tensor) -> dict[str, Metric]:
     """What every loss on pairs logs: rewards and log-probabilities of both sides. Rows are interleaved."""
     margin = (reward_B[0::2] - reward_B[1::2]).detach()
@@ -131,3 +145,10 @@ def teacher_metrics(*, reward_BT: Tensor, kl_teacher_BT: Tensor, response_BT: Te
         "kl/policy_teacher": mean_of(sum_tokens(kl_teacher_BT, response_BT)),
         "kl/policy_teacher_token": mean_of(mean_tokens(kl_teacher_BT, response_BT)),
     }
+
+
+def sampled_reward_terms(chunk: TokenChunk, beta0: float) -> dict[str, Tensor]:
+    """(n,) log-probabilities of policy and teacher, and the contrastive reward of each token that was sampled."""
+    logp, teacher_logp = chunk.logp[Role.POLICY], chunk.logp[Role.TEACHER]
+    reward = beta0 * (teacher_logp - chunk.logp[Role.REVERSE_TEACHER])
+    return {"logp": logp, "teacher_logp": teacher_logp, "reward": reward}

@@ -9,24 +9,12 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from aligndistil.batch import Batch, DataKind
-from aligndistil.maths import clipped, kl_divergence, last_tokens, mean_of
+from aligndistil.batch import Batch
+from aligndistil.maths import clipped, last_tokens, mean_of
 from aligndistil.objectives import actor_critic
-from aligndistil.objectives.actor_critic import actor_critic_update, compute_advantages, score_metrics
-from aligndistil.objectives.base import (
-    Expected,
-    Loss,
-    MetricInfo,
-    Need,
-    Objective,
-    OnPolicy,
-    Prepared,
-    Prepares,
-    Role,
-    State,
-    TokenChunk,
-    scalar_term,
-)
+from aligndistil.objectives.actor_critic import ActorCritic, score_metrics
+from aligndistil.objectives.base import Need, Prepared, Role, State
+from aligndistil.objectives.types import MetricInfo, scalar_term
 
 _SCORE = scalar_term(Role.REWARD, Need.SCORE)
 
@@ -42,12 +30,9 @@ def ppo_reward_parts(
     return {"kl": -kl_coef * kl_sampled_BT * response_BT, "score": score_BT}
 
 
-class PPO(Objective):
+class PPO(ActorCritic):
     """Proximal policy optimization of a reward model's score minus a KL to the reference, with a critic."""
 
-    data = DataKind.RESPONSES
-    on_policy = OnPolicy.ALWAYS
-    prepares = Prepares.ROLLOUT
     paper = "Schulman et al. 2017, arXiv 1707.06347; Ziegler et al. 2019, arXiv 1909.08593"
     terms = actor_critic.TERMS
     metrics = {
@@ -64,14 +49,6 @@ class PPO(Objective):
     """Nats of sampled KL a response that `kl_coef` is adapted to after each rollout; null holds it fixed."""
     kl_horizon: int | None = Field(10_000, gt=0)
     """Samples over which an error of 20 % or more moves `kl_coef` by 20 %; only with `kl_target`."""
-    gamma: float = Field(1.0, gt=0, le=1)
-    """Discount of a reward that comes a token later."""
-    gae_lambda: float = Field(0.95, ge=0, le=1)
-    """Weight of later value errors in an advantage: 0 trusts the critic, 1 the sampled rewards."""
-    clip_range: float = Field(0.2, gt=0, lt=1)
-    """How far a token's probability ratio may move from 1 and still be rewarded for it."""
-    value_clip_range: float = Field(0.2, gt=0)
-    """How far a value may move from that of the rollout and still be rewarded for it."""
     reward_clip: float | None = Field(10.0, gt=0)
     """Scores are cut to plus and minus this; null leaves them."""
     normalize_reward: bool = False
@@ -98,20 +75,6 @@ class PPO(Objective):
         whole: dict[str, Need] = {Role.POLICY: Need.DISTRIBUTION, Role.REFERENCE: Need.DISTRIBUTION}
         return {**whole, Role.REWARD: score, Role.CRITIC: Need.VALUE}
 
-    @property
-    def update_needs(self) -> dict[str, Need]:
-        return {Role.POLICY: Need.LOGP, Role.CRITIC: Need.VALUE}
-
-    def token_terms(self, chunk: TokenChunk) -> dict[str, Tensor]:
-        return {"logp": chunk.logp[Role.POLICY]}
-
-    def preparation_terms(self, chunk: TokenChunk) -> dict[str, Tensor]:
-        return {
-            "logp": chunk.logp[Role.POLICY],
-            "kl_sampled": chunk.logp[Role.POLICY] - chunk.logp[Role.REFERENCE],
-            "kl": kl_divergence(chunk.logps[Role.POLICY], chunk.logps[Role.REFERENCE]),
-        }
-
     def initial_state(self) -> dict[str, float]:
         return {"kl_coef": self.kl_coef}
 
@@ -124,9 +87,7 @@ class PPO(Objective):
             kl_coef=state["kl_coef"],
             reward_clip=clip,
         )
-        rollout = compute_advantages(
-            reward_parts=parts, terms=terms, response_BT=mask, gamma=self.gamma, gae_lambda=self.gae_lambda
-        )
+        rollout = self.advantages(batch, terms, parts)
         metrics = rollout.metrics | score_metrics(score_BT=score_BT, clip=clip, response_BT=mask)
         coef_B = torch.full((batch.rows,), state["kl_coef"], device=mask.device)
         return Prepared(rollout.terms, {**metrics, "objective/kl_coef": mean_of(coef_B)})
@@ -137,15 +98,3 @@ class PPO(Objective):
             return dict(state)
         error = min(max(means["objective/kl"] / self.kl_target - 1, -0.2), 0.2)
         return {"kl_coef": state["kl_coef"] * (1 + error * min(examples / self.kl_horizon, 1.0))}
-
-    def loss(self, batch: Batch, terms: Mapping[str, Tensor]) -> Loss:
-        update = actor_critic_update(
-            terms=terms,
-            response_BT=batch.response_BT,
-            clip_range=self.clip_range,
-            value_clip_range=self.value_clip_range,
-        )
-        return Loss(update.policy_B, update.metrics, update.maxima, update.value_B)
-
-    def first_step(self) -> list[Expected]:
-        return [Expected("kl/policy_reference", 0.0, 0.02, "policy and reference are the same model at step 0")]

@@ -10,16 +10,9 @@ from torch import Tensor
 
 from aligndistil.batch import Batch, DataKind
 from aligndistil.maths import kl_divergence, mean_of, mean_tokens, sum_tokens
+from aligndistil.objectives import metrics as shared
 from aligndistil.objectives.base import Loss, MetricInfo, Need, Objective, OnPolicy, Role, TokenChunk
-from aligndistil.objectives.metrics import (
-    KL_TEACHER,
-    LOGP,
-    SAMPLED_RETURN_METRICS,
-    TEACHER_LOGP,
-    TEACHER_METRICS,
-    TOKEN_REWARD,
-    teacher_metrics,
-)
+from aligndistil.objectives.metrics import SAMPLED_REWARD_NEEDS, sampled_reward_terms, teacher_metrics
 
 
 def returns_to_go(*, reward_BT: Tensor, response_BT: Tensor) -> Tensor:
@@ -41,10 +34,10 @@ class Reinforce(Objective):
     data = DataKind.RESPONSES
     on_policy = OnPolicy.ALWAYS
     paper = "Zhang et al. 2025, arXiv 2503.02832, app. E"
-    terms = {"reward": TOKEN_REWARD, "kl_teacher": KL_TEACHER, "logp": LOGP, "teacher_logp": TEACHER_LOGP}
+    terms = shared.SAMPLED_REWARD_TERMS
     metrics = {
-        **TEACHER_METRICS,
-        **SAMPLED_RETURN_METRICS,
+        **shared.TEACHER_METRICS,
+        **shared.SAMPLED_RETURN_METRICS,
         "returns/token_mean": MetricInfo(
             "nats",
             "mean over responses of `1/|y| sum_t G_t`, `G_t = sum_{i >= t} r(y_i)` the undiscounted return-to-go that "
@@ -64,17 +57,12 @@ class Reinforce(Objective):
 
     @property
     def needs(self) -> dict[str, Need]:
-        whole: dict[str, Need] = {Role.POLICY: Need.DISTRIBUTION, Role.TEACHER: Need.DISTRIBUTION}
-        return {**whole, Role.REVERSE_TEACHER: Need.LOGP}
+        return SAMPLED_REWARD_NEEDS
 
     def token_terms(self, chunk: TokenChunk) -> dict[str, Tensor]:
-        logp = chunk.logp
-        return {
-            "logp": logp[Role.POLICY],
-            "teacher_logp": logp[Role.TEACHER],
-            "reward": self.beta0 * (logp[Role.TEACHER] - logp[Role.REVERSE_TEACHER]),
-            "kl_teacher": kl_divergence(chunk.logps[Role.POLICY], chunk.logps[Role.TEACHER]),
-        }
+        """The KL has its exact gradient."""
+        kl = kl_divergence(chunk.logps[Role.POLICY], chunk.logps[Role.TEACHER])
+        return {**sampled_reward_terms(chunk, self.beta0), "kl_teacher": kl}
 
     def loss(self, batch: Batch, terms: Mapping[str, Tensor]) -> Loss:
         mask, reward_BT, kl_BT = batch.response_BT, terms["reward"], terms["kl_teacher"]

@@ -8,25 +8,12 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from aligndistil.batch import Batch, DataKind
-from aligndistil.maths import clipped, kl_divergence, last_tokens
+from aligndistil.batch import Batch
+from aligndistil.maths import clipped, last_tokens
 from aligndistil.objectives import actor_critic
-from aligndistil.objectives.actor_critic import actor_critic_update, compute_advantages, score_metrics
-from aligndistil.objectives.base import (
-    Expected,
-    Loss,
-    MetricInfo,
-    Need,
-    Objective,
-    OnPolicy,
-    Prepared,
-    Prepares,
-    Role,
-    State,
-    TermInfo,
-    TokenChunk,
-    scalar_term,
-)
+from aligndistil.objectives.actor_critic import ActorCritic, score_metrics
+from aligndistil.objectives.base import Need, Prepared, Role, State, TokenChunk
+from aligndistil.objectives.types import MetricInfo, TermInfo, scalar_term
 
 _SCORE = scalar_term(Role.REWARD, Need.SCORE)
 _ONLY_V3 = ("beta3", "reward_clip")
@@ -55,12 +42,9 @@ def rto_reward_parts(
     return parts
 
 
-class RTO(Objective):
+class RTO(ActorCritic):
     """Reinforced token optimization: PPO on the token reward of a DPO model, minus a KL to the reference."""
 
-    data = DataKind.RESPONSES
-    on_policy = OnPolicy.ALWAYS
-    prepares = Prepares.ROLLOUT
     paper = "Zhong et al. 2024, arXiv 2404.18922"
     terms = {
         **actor_critic.TERMS,
@@ -93,14 +77,6 @@ class RTO(Objective):
     """The DPO reward of a token is cut to plus and minus this; null leaves it. The authors' v3 has 0.05."""
     reward_clip: float | None = Field(10.0, gt=0)
     """Scores are cut to plus and minus this; null leaves them. v3 only."""
-    gamma: float = Field(1.0, gt=0, le=1)
-    """Discount of a reward that comes a token later."""
-    gae_lambda: float = Field(0.95, ge=0, le=1)
-    """Weight of later value errors in an advantage: 0 trusts the critic, 1 the sampled rewards."""
-    clip_range: float = Field(0.2, gt=0, lt=1)
-    """How far a token's probability ratio may move from 1 and still be rewarded for it."""
-    value_clip_range: float = Field(0.2, gt=0)
-    """How far a value may move from that of the rollout and still be rewarded for it."""
 
     @model_validator(mode="before")
     @classmethod
@@ -121,17 +97,9 @@ class RTO(Objective):
         score: dict[str, Need] = {Role.REWARD: Need.SCORE} if self.version == "v3" else {}
         return {**whole, Role.TEACHER: Need.LOGP, **score, Role.CRITIC: Need.VALUE}
 
-    @property
-    def update_needs(self) -> dict[str, Need]:
-        return {Role.POLICY: Need.LOGP, Role.CRITIC: Need.VALUE}
-
-    def token_terms(self, chunk: TokenChunk) -> dict[str, Tensor]:
-        return {"logp": chunk.logp[Role.POLICY]}
-
     def preparation_terms(self, chunk: TokenChunk) -> dict[str, Tensor]:
-        logp, ref_logp, teacher_logp = (chunk.logp[role] for role in (Role.POLICY, Role.REFERENCE, Role.TEACHER))
-        kl = kl_divergence(chunk.logps[Role.POLICY], chunk.logps[Role.REFERENCE])
-        return {"logp": logp, "kl_sampled": logp - ref_logp, "kl": kl, "teacher_logratio": teacher_logp - ref_logp}
+        teacher_logratio = chunk.logp[Role.TEACHER] - chunk.logp[Role.REFERENCE]
+        return {**super().preparation_terms(chunk), "teacher_logratio": teacher_logratio}
 
     def prepare(self, batch: Batch, terms: Mapping[str, Tensor], state: State) -> Prepared:
         mask, score_BT = batch.response_BT, terms.get(_SCORE)
@@ -146,22 +114,8 @@ class RTO(Objective):
             token_reward_clip=self.token_reward_clip,
             reward_clip=self.reward_clip,
         )
-        rollout = compute_advantages(
-            reward_parts=parts, terms=terms, response_BT=mask, gamma=self.gamma, gae_lambda=self.gae_lambda
-        )
+        rollout = self.advantages(batch, terms, parts)
         if score_BT is None:
             return Prepared(rollout.terms, rollout.metrics)
         scores = score_metrics(score_BT=score_BT, clip=self.reward_clip, response_BT=mask)
         return Prepared(rollout.terms, rollout.metrics | scores)
-
-    def loss(self, batch: Batch, terms: Mapping[str, Tensor]) -> Loss:
-        update = actor_critic_update(
-            terms=terms,
-            response_BT=batch.response_BT,
-            clip_range=self.clip_range,
-            value_clip_range=self.value_clip_range,
-        )
-        return Loss(update.policy_B, update.metrics, update.maxima, update.value_B)
-
-    def first_step(self) -> list[Expected]:
-        return [Expected("kl/policy_reference", 0.0, 0.02, "policy and reference are the same model at step 0")]

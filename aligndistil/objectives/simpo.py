@@ -66,16 +66,16 @@ class SimPO(Objective):
         return {key: value for key, value in given.items() if value is not None or key not in both}
 
     @property
+    def needs(self) -> dict[str, Need]:
+        return {Role.POLICY: Need.LOGP}
+
+    @property
     def gamma(self) -> float:
         """The target margin in units of the reward."""
         if self.simpo_gamma is not None:
             return self.simpo_gamma
         assert self.gamma_beta_ratio is not None
         return self.gamma_beta_ratio * self.beta
-
-    @property
-    def needs(self) -> dict[str, Need]:
-        return {Role.POLICY: Need.LOGP}
 
     def token_terms(self, chunk: TokenChunk) -> dict[str, Tensor]:
         return {"logp": chunk.logp[Role.POLICY]}

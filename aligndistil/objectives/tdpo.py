@@ -12,18 +12,9 @@ from torch import Tensor
 
 from aligndistil.batch import Batch, DataKind
 from aligndistil.maths import kl_divergence, mean_of, sum_tokens
-from aligndistil.objectives.base import (
-    Expected,
-    ImplicitReward,
-    Loss,
-    MetricInfo,
-    Need,
-    Objective,
-    Role,
-    TermInfo,
-    TokenChunk,
-)
+from aligndistil.objectives.base import Expected, Loss, Need, Objective, Role, TokenChunk
 from aligndistil.objectives.metrics import LOGP, LOGP_METRICS, PREFERENCE_METRICS, REF_LOGP, preference_metrics
+from aligndistil.objectives.types import ImplicitReward, MetricInfo, TermInfo
 
 
 def tdpo_loss(
