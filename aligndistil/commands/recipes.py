@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from filecmp import cmp
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -82,8 +83,9 @@ def copy_recipe(name: str, target: Path) -> list[Path]:
     root = recipes_folder().resolve()
     sources = [*_with_extended(recipes[name].resolve()), root / SCHEMA]
     copies = {source: target / source.relative_to(root) for source in sources}
-    for copy in copies.values():
-        if copy.exists() and copy.name != SCHEMA:
+    for source, copy in copies.items():
+        changed = copy.exists() and (copy.is_dir() or source == recipes[name].resolve() or not cmp(source, copy, False))
+        if changed and copy.name != SCHEMA:
             raise UserError(f"{copy} exists already; move it away or copy to another folder")
     for source, copy in copies.items():
         copy.parent.mkdir(parents=True, exist_ok=True)

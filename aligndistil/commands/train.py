@@ -15,6 +15,7 @@ from rich.markup import escape
 from aligndistil.commands.compare import show
 from aligndistil.commands.measure import WrittenComparison, compare_models, locate
 from aligndistil.data import content_hash
+from aligndistil.engine.config import user_config
 from aligndistil.engine.processes import Processes, launched_rank, launched_world, start_processes
 from aligndistil.errors import Interrupted, UserError
 from aligndistil.files import write_text
@@ -113,6 +114,11 @@ def check_recipe(recipe: Recipe, processes: int) -> None:
     for stage in recipe.stages.values():
         stage.check_processes(processes)
         check_trackers(stage.logging.trackers, stage.where("logging", "trackers"))
+        try:
+            user_config(stage.engine)
+        except UserError as error:
+            at = stage.where("engine", "deepspeed")
+            raise UserError(f"{at}: {str(error).removeprefix('engine.deepspeed: ')}") from None
         named = {("model", "path"): stage.model.path} | {("models", role): p for role, p in stage.models.items()}
         for where, path in named.items():
             if stage_of(path) is None and not is_code(path):

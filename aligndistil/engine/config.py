@@ -39,7 +39,7 @@ def deepspeed_config(
     }
     if dtype == torch.bfloat16:
         config["data_types"] = {"grad_accum_dtype": "fp32"}
-    return _merge(config, _user_config(engine))
+    return _merge(config, user_config(engine))
 
 
 def frozen_config(engine: recipe.Engine, dtype: torch.dtype) -> dict[str, Any]:
@@ -55,22 +55,28 @@ def frozen_config(engine: recipe.Engine, dtype: torch.dtype) -> dict[str, Any]:
     }
 
 
-def _user_config(engine: recipe.Engine) -> dict[str, Any]:
+def user_config(engine: recipe.Engine) -> dict[str, Any]:
+    """What the recipe adds to the configuration. Raises UserError when its file cannot be used."""
     if not isinstance(engine.deepspeed, str):
         return engine.deepspeed or {}
     path = Path(engine.deepspeed)
     try:
-        user: dict[str, Any] = json.loads(path.read_text())
+        user: Any = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"engine.deepspeed: cannot read {path} ({error.strerror}); give a JSON file") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"engine.deepspeed: {path}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
     except json.JSONDecodeError as error:
         raise UserError(f"engine.deepspeed: {path}:{error.lineno}:{error.colno}: not JSON ({error.msg})") from None
     if not isinstance(user, dict):
         raise UserError(f"engine.deepspeed: {path} holds no JSON object; give DeepSpeed's configuration, {{...}}")
     for key, owner in recipe.OWNED_DEEPSPEED_KEYS.items():
         section, _, field = key.partition(".")
-        if section in user and (not field or field in user[section]):
+        inner = user.get(section)
+        if section in user and (not field or (isinstance(inner, dict) and field in inner)):
             raise UserError(f"engine.deepspeed: {path} sets {key}, which the recipe decides; set {owner} instead")
+        if field and section in user and not isinstance(inner, dict):
+            raise UserError(f"engine.deepspeed: {path}: {section} must be an object, not {inner!r:.40}")
     return user
 
 

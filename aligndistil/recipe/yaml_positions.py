@@ -131,11 +131,17 @@ def parse_yaml(text: str, source: str) -> Node:
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         at = Position(source, mark.line + 1, mark.column + 1) if mark else source
-        said = " ".join(part for part in (error.problem, error.context) if part)
+        parts = [part for part in (error.problem, error.context) if part]
+        said = ", ".join(reversed(parts)) if parts[0].startswith("but ") else " ".join(parts)
         said = re.sub(r"\('(.*)',\)", r"'\1'", said)  # some of the parser's messages show a tuple of one
         raise UserError(f"{at}: this is not valid YAML: {said}") from None
     except YAMLError as error:
-        raise UserError(f"{source}: this is not valid YAML: {str(error).splitlines()[0]}") from None
+        place = getattr(error, "position", None)
+        before = text[: place if isinstance(place, int) else 0]
+        at = Position(source, before.count("\n") + 1, len(before) - before.rfind("\n")) if before else source
+        raise UserError(f"{at}: this is not valid YAML: {str(error).splitlines()[0]}") from None
+    except (OverflowError, ValueError):
+        raise UserError(f"{source}: an escape such as \\U names no character of Unicode; write another") from None
     except RecursionError:
         raise UserError(f"{source}: lists and mappings are nested too deeply here for a recipe") from None
     start = Position(source, 1, 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,11 @@ def load_function(path: str) -> Callable[..., Any]:
         raise UserError(
             f"there is no module {error.name!r} for {path}; start in the folder that holds it, or install it"
         ) from None
+    except Exception as error:  # whatever the user's module raises is the user's to mend
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        line = error.lineno if isinstance(error, SyntaxError) else where.lineno
+        file = error.filename if isinstance(error, SyntaxError) else where.filename
+        raise UserError(f"module {module_name!r} of {path} cannot be imported: {file}:{line}: {error!r}") from error
     function: Callable[..., Any] | None = getattr(module, name, None)
     if function is None or not callable(function):
         raise UserError(f"module {module_name!r} has no function {name!r}, which {path} names")
@@ -81,8 +87,12 @@ def load_function(path: str) -> Callable[..., Any]:
 def source_of(path: str) -> str:
     """The text of MODULE, and of the module that FUNCTION comes from, which a stage's result depends on."""
     named = [path.split(":")[1], load_function(path).__module__]
-    files = [sys.modules[name].__file__ for name in dict.fromkeys(named)]
-    return "".join(Path(file).read_text(encoding="utf-8") for file in files if file)
+    modules = [sys.modules.get(name) for name in dict.fromkeys(named)]
+    files = [getattr(module, "__file__", None) for module in modules]
+    sources = [Path(file) for file in files if file is not None and file.endswith(".py")]
+    if not sources:
+        raise UserError(f"{path} is no Python function of a .py file; write one that calls it")
+    return "".join(file.read_text(encoding="utf-8") for file in sources)
 
 
 def is_code(path: str) -> bool:

@@ -195,3 +195,20 @@ def test_the_second_model_differs_in_the_model_and_r_alone():
             for stage in stages.values():
                 stage["objective"].pop("r", None)
         assert first == json.loads(json.dumps(second))
+
+
+def test_two_recipes_that_extend_one_are_copied_to_one_folder_unless_it_was_edited(tmp_path):
+    shipped.copy_recipe("quickstart/kto", tmp_path)
+    shipped.copy_recipe("quickstart/ppo", tmp_path)
+    (tmp_path / "quickstart.yaml").write_text("name: mine\n")
+    with pytest.raises(UserError, match=r"quickstart.yaml exists already"):
+        shipped.copy_recipe("quickstart/rto", tmp_path)
+    with pytest.raises(UserError, match=r"kto.yaml exists already"):
+        shipped.copy_recipe("quickstart/kto", tmp_path)
+
+
+def test_validate_reads_the_deepspeed_file(tmp_path):
+    asked = ["validate", "quickstart/dpo", "--set", f"engine.deepspeed={tmp_path / 'none.json'}"]
+    refused = CliRunner().invoke(app, asked)
+    assert isinstance(refused.exception, UserError)
+    assert str(refused.exception).startswith("--set: engine.deepspeed: cannot read ")

@@ -394,7 +394,8 @@ class Poison(Objective):
         return {"logp": chunk.logp[Role.POLICY]}
 
     def loss(self, batch: Any, terms: Any) -> Loss:
-        self.seen.append(1)
+        if terms["logp"].dtype == torch.float32:  # in float64 the engine asks for the direction of the loss
+            self.seen.append(1)
         losses = -mean_tokens(terms["logp"], batch.response_BT)
         return Loss(losses * (float("nan") if len(self.seen) > 4 else 1.0), {"plain": mean_of(losses)})
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from aligndistil import recipe
-from aligndistil.engine.config import deepspeed_config, frozen_config
+from aligndistil.engine.config import deepspeed_config, frozen_config, user_config
 from aligndistil.errors import UserError
 from aligndistil.recipe import OWNED_DEEPSPEED_KEYS
 
@@ -81,3 +81,19 @@ def test_a_file_that_is_no_configuration_is_refused(text: str | None, sentence: 
         file.write_text(text)
     with pytest.raises(UserError, match=sentence):
         config_of(deepspeed=str(file))
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b'{"zero_optimization": 3}', "zero_optimization must be an object, not 3"),
+        (b'{"zero_optimization": "stage"}', "zero_optimization must be an object, not 'stage'"),
+        (b"\xff\xfe", "byte 0 is not UTF-8"),
+        (b'{"train_batch_size": 3}', "sets train_batch_size, which the recipe decides; set train.batch_size instead"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_refused(content: bytes, sentence: str, tmp_path: Path) -> None:
+    path = tmp_path / "ds.json"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=sentence):
+        user_config(recipe.Engine(deepspeed=str(path)))

@@ -2,9 +2,11 @@
 
 import pytest
 
+from aligndistil.errors import UserError
 from aligndistil.objectives import registry
 from aligndistil.recipe.other_tools import FIELDS, PREFIXES, REMARKS
 from aligndistil.recipe.sections import Header, Source, sections
+from aligndistil.recipe.yaml_positions import parse_yaml
 
 
 @pytest.mark.parametrize(
@@ -231,3 +233,18 @@ def test_a_mistake_in_a_default_is_reported_once_for_all_stages(refused, three_s
     assert refused(three_stages.replace("epochs: 2", "epoch: 2")) == [
         "r.yaml:4:67: train.epoch: unknown key; did you mean `epochs`?"
     ]
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ('name: "\\UFFFFFFFF"\n', "x.yaml: an escape such as \\U names no character of Unicode; write another"),
+        ('name: "\\U00110000"\n', "x.yaml: an escape such as \\U names no character of Unicode; write another"),
+        ("a: 1\nb: \x01\n", "x.yaml:2:4: this is not valid YAML: unacceptable character"),
+        ("a: 1\n---\nb: 2\n", "x.yaml:2:1: this is not valid YAML: expected a single document in the stream, but"),
+    ],
+)
+def test_text_that_is_no_yaml_is_refused_where_it_stands(text: str, sentence: str) -> None:
+    with pytest.raises(UserError) as caught:
+        parse_yaml(text, "x.yaml")
+    assert str(caught.value).startswith(sentence)

@@ -88,7 +88,7 @@ def test_the_deepest_node_of_a_path_is_found():
         ("a:\n\t- 1", "x.yaml:2:1: this is not valid YAML: "),
         ("a: *b", "x.yaml:1:4: this is not valid YAML: found undefined alias"),
         ("a: 1\n---\nb: 2", "x.yaml:2:1: this is not valid YAML: "),
-        ("a: \x00", "x.yaml: this is not valid YAML: "),
+        ("a: \x00", "x.yaml:1:4: this is not valid YAML: "),
         ("a: !!python/name:os.system x", "x.yaml:1:4: this is not valid YAML: tags (here 'tag:yaml.org"),
         ("a: &b [*b]", "x.yaml:1:4: a.0: this anchor contains itself"),
         ("<<: {a: 1}", "x.yaml:1:1: merge keys (`<<`) are not supported"),

@@ -152,3 +152,23 @@ def test_the_text_of_a_function_is_that_of_its_module_and_of_the_one_it_comes_fr
 def test_only_paths_that_name_a_function_are_code() -> None:
     assert is_code("python:a:b")
     assert not any(is_code(path) for path in ("builtin:tiny", "stage:python", "python/model", "./python:a:b"))
+
+
+@pytest.mark.parametrize(
+    ("path", "sentence"),
+    [
+        ("python:builtins:len", "python:builtins:len is no Python function of a .py file"),
+        ("python:math:sqrt", "python:math:sqrt is no Python function of a .py file"),
+        ("python:broken:score", "module 'broken' of python:broken:score cannot be imported: .*broken.py:2: "),
+        ("python:raises:score", "module 'raises' of python:raises:score cannot be imported: .*raises.py:1: ZeroDiv"),
+    ],
+)
+def test_a_function_that_cannot_be_used_is_the_user_s_mistake(
+    path: str, sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "broken.py").write_text("x = 1\ndef score(:\n")
+    (tmp_path / "raises.py").write_text("1 / 0\n")
+    with pytest.raises(UserError, match=sentence):
+        source_of(path)
