@@ -33,10 +33,10 @@ def loss_direction(objective: Objective, batch: Batch, prepared: Mapping[str, Te
     if first.keys() != second.keys() or not first:
         return None
     one, other = (torch.cat([value.double().flatten() for value in found.values()]) for found in (first, second))
-    largest, norms = one.abs().max(), one.norm() * other.norm()
+    norms = one.norm() * other.norm()
     if not (torch.isfinite(norms) and norms > 0 and abs(float(one @ other / norms)) > 1 - _PARALLEL):
         return None
-    return {name: value / largest for name, value in first.items()}
+    return first
 
 
 def _derivatives(objective: Objective, batch: Batch, prepared: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:

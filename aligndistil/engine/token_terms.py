@@ -253,6 +253,8 @@ def _common_factor(plan: Plan, grad: Tensor) -> float | None:
     zero = torch.zeros(len(plan.ids), device=grad.device)
     known = torch.stack([plan.known.get(name, zero).to(grad.dtype) for name in plan.names])
     arrived, expected = grad.double(), known.double()
+    if not torch.isfinite(arrived).all():  # the loop says so; a factor would hide where
+        return None
     factor = (arrived * expected).sum() / expected.square().sum().clamp(min=1e-300)
     close = torch.allclose(arrived, factor * expected, rtol=1e-3, atol=1e-9 * float(arrived.abs().max()) + 1e-300)
     return float(factor) if close else None
