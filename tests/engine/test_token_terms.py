@@ -257,7 +257,7 @@ def test_pairs_and_responses_are_both_among_the_objectives() -> None:
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite_has_a_gradient_that_is_not(value: float) -> None:
     """So that the loop can refuse it with a sentence."""
-    world = World(AlignDistil())
+    world = HiddenStates(AlignDistil())
     loss = world.chunked(4, direction(world)).per_example.sum() * value
     for gradient in torch.autograd.grad(loss, world.leaves):
         assert not torch.isfinite(gradient).all()
