@@ -22,14 +22,18 @@ def loss_direction(objective: Objective, batch: Batch, prepared: Mapping[str, Te
     The loss is differentiated at two random points. A loss that is linear in its terms (SFT, AlignDistil) has the same
     derivative at both, and one that is a function of a single weighted sum of them (DPO on one pair) has parallel
     ones: the sum's weights. The factor is then all that the models still have to say. Two points are no proof: who
-    uses the direction compares it with the derivative that arrives (`token_terms`). On the CPU, without the generator
-    of the run.
+    uses the direction compares it with the derivative that arrives (`token_terms`). An objective that the random
+    distributions can't be given to (it reads an entry of the vocabulary that they don't have) has no direction that is
+    known: the models will say. On the CPU, without the generator of the run.
     """
     if objective.update_needs[Role.POLICY].is_scalar:
         return None
     batch = batch.to("cpu")
     prepared = {name: value.cpu() for name, value in prepared.items()}
-    first, second = (_derivatives(objective, batch, prepared, seed) for seed in (0, 1))
+    try:
+        first, second = (_derivatives(objective, batch, prepared, seed) for seed in (0, 1))
+    except (RuntimeError, IndexError, KeyError, ValueError):  # a fault of the objective's own shows with the models
+        return None
     if first.keys() != second.keys() or not first:
         return None
     one, other = (torch.cat([value.double().flatten() for value in found.values()]) for found in (first, second))

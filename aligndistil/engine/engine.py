@@ -144,7 +144,9 @@ class Engine:
         """The losses and metrics of a micro-batch, with gradient; `prepared` is what `prepare` found of it."""
         self._set_training(True)
         known = None
-        if batch.examples not in self._without_direction:
+        # Where weights are gathered for each forward pass, all processes must make the same ones: none looks ahead.
+        gathers = self.zero_stage == 3 and self.processes.world > 1
+        if not gathers and batch.examples not in self._without_direction:
             known = loss_direction(self.objective, batch, prepared)
             if known is None:  # it is that of the losses of so many examples, and is not asked for again
                 self._without_direction.add(batch.examples)
