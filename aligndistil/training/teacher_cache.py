@@ -16,6 +16,7 @@ from aligndistil.engine.policy import FrozenModel, on_device
 from aligndistil.engine.processes import Processes
 from aligndistil.engine.teacher_cache import CachedModel, cache_name, is_whole, row_key, write_cache
 from aligndistil.errors import UserError
+from aligndistil.files import partial_path
 from aligndistil.models import model_hash
 from aligndistil.objectives.base import Prepares
 from aligndistil.progress import Steps
@@ -65,6 +66,8 @@ def cached_model(
 def _write(model: FrozenModel, path: str, rows: list[Row], pad_id: int, processes: Processes, folder: Path) -> None:
     width = model.model.config.get_text_config().hidden_size
     size = sum(len(row.response_ids) for row in rows) * width * model.model.dtype.itemsize
+    if processes.is_main:  # what an interrupted run wrote is no loss of room
+        shutil.rmtree(partial_path(folder), ignore_errors=True)
     # What one process finds: they refuse together, or not at all.
     free: int = processes.gather(shutil.disk_usage(folder.parent).free)[0]
     if processes.is_main:
