@@ -6,9 +6,12 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
+
+from pydantic.fields import FieldInfo
 
 from aligndistil.errors import guess_and_list
-from aligndistil.objectives import roles
+from aligndistil.objectives import registry, roles
 from aligndistil.objectives.base import Need, OnPolicy, Prepares, Role
 from aligndistil.recipe.layers import apply_overrides, merge, read_recipe_tree, without_nulls
 from aligndistil.recipe.problems import Problem, raise_all, unknown_key, validated
@@ -35,7 +38,7 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     one_stage = stage_class()
     drafts, checked = {}, {}
     for name, node in own.items():
-        drafts[name] = draft = Draft(name, without_nulls(node), _with_every_section(without_nulls(layered[name])))
+        drafts[name] = draft = Draft(name, without_nulls(node), _with_every_section(_complete(layered[name])))
         stage = validated(one_stage, draft.written, problems, draft)
         problems += draft.problems
         if stage is not None:
@@ -53,6 +56,29 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
 
 def _part(node: Node, keys: Sequence[str]) -> Node:
     return replace(node, value={key: child for key, child in (node.mapping or {}).items() if key in keys})
+
+
+def _complete(stage: Node) -> Node:
+    """A stage without nulls, except those that say something: an objective's field that means "none" by its null."""
+    complete = without_nulls(stage)
+    given = stage.child("objective")
+    name = given.child("name") if given is not None and given.mapping else None
+    cls = registry().get(str(name.value)) if name is not None else None
+    if given is None or cls is None:
+        return complete
+    meant = {
+        key: child
+        for key, child in (given.mapping or {}).items()
+        if child.value is None and key in cls.model_fields and _may_be_null(cls.model_fields[key])
+    }
+    sections = complete.mapping or {}
+    objective = replace(given, value={**(sections["objective"].mapping or {}), **meant})
+    return replace(complete, value={**sections, "objective": objective})
+
+
+def _may_be_null(field: FieldInfo) -> bool:
+    """Whether null is a value of the field, and not that which it has anyway."""
+    return type(None) in get_args(field.annotation) and field.default is not None
 
 
 def _with_every_section(stage: Node) -> Node:

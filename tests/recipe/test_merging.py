@@ -62,6 +62,14 @@ def test_null_inside_a_deepspeed_configuration_is_kept(load, sft):
     assert load(sft + "engine: {deepspeed: {a: null}}").stages["sft"].engine.deepspeed == {"a": None}
 
 
+def test_null_of_an_objective_is_kept_where_it_means_none(load):
+    text = "objective: {name: ppo, reward_clip: 3}\nmodel: {path: m}\nmodels: {reference: m, reward: m, critic: m}\n"
+    text += "data: {train: [{path: d}]}\nrollout: {max_new_tokens: 8}\n"
+    text += "stages: {clipped: {}, open: {objective: {reward_clip: null}}, same: {objective: {gamma: null}}}\n"
+    clips = {name: (stage.objective.reward_clip, stage.objective.gamma) for name, stage in load(text).stages.items()}
+    assert clips == {"clipped": (3, 1), "open": (None, 1), "same": (3, 1)}
+
+
 def test_extends_is_a_chain_in_which_the_last_file_wins(write):
     write("a.yaml", "model: {path: m, dtype: float32}\ntrain: {seed: 1, batch_size: 4}\n")
     write("sub/b.yaml", "extends: ../a.yaml\ntrain: {seed: 2}\ndata: {train: {path: d}}\nobjective: {name: sft}\n")
