@@ -232,7 +232,7 @@ def _why_again(stage: Stage, folder: StageFolder, done: Done | None, same: bool,
         return "an unfinished run of another version of this stage was here"
     if not folder.final.is_dir():
         return "trained again because its final model is gone"
-    changes = changed_sections(done.resolved, stage.resolved())
+    changes = changed_sections(done.resolved, stage.resolved(), scalar=stage.objective.is_scalar)
     return "trained again because " + ("; ".join(changes) or "its data, its models or this package changed")
 
 
@@ -261,7 +261,10 @@ def _print(text: str) -> None:
 
 
 def _fingerprint(stage: Stage, weights: dict[str, str]) -> str:
-    contents = {source.model_dump_json(): content_hash(source) for source in stage.data.train}
+    sources = list(stage.data.train)
+    if stage.objective.is_scalar and stage.data.eval is not None:
+        sources += stage.data.eval  # what the scale of a reward is measured on
+    contents = {source.model_dump_json(): content_hash(source) for source in sources}
     for path in (stage.model.path, *stage.models.values()):
         if is_code(path):
             contents[path] = source_of(path)

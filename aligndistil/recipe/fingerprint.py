@@ -10,7 +10,10 @@ from typing import Any
 from aligndistil.recipe.stage import Stage
 
 SECTIONS_OF_RESULT = ("objective", "model", "models", "data", "rollout", "train", "engine")
-"""Sections that change the weights a stage ends with. Evaluation, checkpoints and logging only look at them."""
+"""Sections that change the weights a stage ends with. Evaluation, checkpoints and logging only look at them.
+
+A trained reward is more than weights: its scale is measured on eval data, see `_of_result`.
+"""
 
 NOT_OF_RESULT = {"data": {"eval"}, "engine": {"teacher_cache"}}
 """Their fields that do not. Frozen models say the same from the disk: a sweep may be cached and its teachers not."""
@@ -28,7 +31,7 @@ def stage_fingerprint(
     """
     content = {
         "version": version,
-        "sections": _of_result(stage.resolved()),
+        "sections": _of_result(stage.resolved(), stage.objective.is_scalar),
         "inputs": dict(input_weights),
         "contents": dict(content_hashes),
     }
@@ -36,17 +39,24 @@ def stage_fingerprint(
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def changed_sections(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Sentences such as "train.learning_rate changed from 0.001 to 0.002", from two results of `Stage.resolved`."""
-    return list(_changes("", _of_result(old), _of_result(new)))
+def changed_sections(old: Mapping[str, Any], new: Mapping[str, Any], *, scalar: bool = False) -> list[str]:
+    """Sentences such as "train.learning_rate changed from 0.001 to 0.002", from two results of `Stage.resolved`.
+
+    `scalar` says that the stage trains a reward.
+    """
+    return list(_changes("", _of_result(old, scalar), _of_result(new, scalar)))
 
 
-def _of_result(resolved: Mapping[str, Any]) -> dict[str, Any]:
+def _of_result(resolved: Mapping[str, Any], scalar: bool) -> dict[str, Any]:
+    """What decides the stage's final model; of a reward also what its mean and deviation are measured on."""
     sections = {name: resolved.get(name) for name in SECTIONS_OF_RESULT}
     for name, others in NOT_OF_RESULT.items():
         section = sections[name]
         if section is not None:
             sections[name] = {key: value for key, value in section.items() if key not in others}
+    if scalar:
+        sections["data"] = {**(sections["data"] or {}), "eval": resolved["data"]["eval"]}
+        sections["evaluation"] = {"limit": resolved["evaluation"]["limit"]}
     return sections
 
 

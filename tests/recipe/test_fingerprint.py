@@ -83,3 +83,19 @@ def test_changes_are_put_in_words(load, three_stages):
     ]
     assert changes(load, three_stages, "logging.every=7", "evaluation.every=2", "data.eval.split=x") == []
     assert changes(load, three_stages, "data.train=[{path: a}, {path: b}]")[0].startswith("data.train changed from [")
+
+
+def test_the_eval_data_of_a_reward_decide_its_scale(load):
+    text = "objective: {name: reward_model}\nmodel: {path: m}\ndata: {train: [{path: d}], eval: {path: e}}\n"
+
+    def reward(*overrides):
+        return next(iter(load(text, *overrides).stages.values()))
+
+    def fingerprint(*overrides):
+        return stage_fingerprint(reward(*overrides), {}, {}, "1")
+
+    known = {fingerprint(), fingerprint("data.eval.path=x"), fingerprint("evaluation.limit=3")}
+    assert len(known) == 3
+    assert fingerprint("evaluation.every=3") == fingerprint()
+    changes = changed_sections(reward().resolved(), reward("evaluation.limit=3").resolved(), scalar=True)
+    assert changes == ["evaluation.limit changed from null to 3"]
