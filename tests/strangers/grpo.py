@@ -11,7 +11,7 @@ from aligndistil.batch import Batch, DataKind
 from aligndistil.maths import last_tokens, mean_of, sum_tokens
 from aligndistil.objectives.actor_critic import clipped_policy_loss
 from aligndistil.objectives.base import Loss, Need, Objective, OnPolicy, Prepared, Prepares, Role
-from aligndistil.objectives.types import MetricInfo, scalar_term
+from aligndistil.objectives.types import MetricInfo, TermInfo, scalar_term
 
 
 def group_advantages(score_B: Tensor, group_B: Tensor) -> Tensor:
@@ -32,6 +32,7 @@ class GRPO(Objective):
     groups = True
     paper = "Shao et al. 2024, arXiv 2402.03300"
     metrics = {"objective/scores": MetricInfo("", "mean over responses of the score", better="more")}
+    terms = {"logp": TermInfo("log p", "log-probability of the token under the policy")}
     headline = ("objective/scores",)
 
     name: Literal["grpo"] = "grpo"
