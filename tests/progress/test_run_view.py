@@ -440,7 +440,7 @@ def test_on_a_real_terminal_the_stages_are_drawn_and_ctrl_c_gives_the_cursor_bac
     assert "\x1b[?25l" in terminal.text
     lines = screen(terminal.text)
     assert any(re.fullmatch(r"✓ dpo \(earlier\) +━+ 94/94 +0:30 +rewards/margins 0\.5", line) for line in lines)
-    assert any(re.fullmatch(r"▶ aligndistil ← dpo +[━╸╺]+ +\d+/1000 0:\d\d left", line) for line in lines)
+    assert any(re.fullmatch(r"▶ aligndistil ← dpo +[━╸╺]+ +\d+/1000 \d+:\d\d left", line) for line in lines)
     terminal.type(b"\x03")
     assert terminal.end() != 0
     assert terminal.text.rindex("\x1b[?25h") > terminal.text.rindex("\x1b[?25l")
