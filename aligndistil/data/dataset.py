@@ -90,7 +90,7 @@ def load_examples(
     kind: DataKind,
     tokenizer: PreTrainedTokenizerBase,
     stop_ids: frozenset[int],
-    *_: object,  # aligndistil.evaluation still gives the tokenizer's chat template here
+    *,
     seed: int = 0,
     on_progress: Progress | None = None,
 ) -> Examples:

@@ -139,7 +139,7 @@ def read_eval_set(measurements: Measurements, locate: Callable[[str], str]) -> E
     def examples(name: str, data: Data, split: Split, kind: DataKind) -> Examples:
         reader, its_stops = tokenizers[name]
         data = data.model_copy(update={"reverse_preferences": False})
-        return load_examples(data, split, kind, reader, its_stops, reader.chat_template, seed=settings.seed)
+        return load_examples(data, split, kind, reader, its_stops, seed=settings.seed)
 
     sources: list[tuple[Split, Data]] = []
     if gives(stage.data, "eval", DataKind.PAIRS):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
@@ -16,12 +15,12 @@ from aligndistil.engine.policy import FrozenModel, Policy, on_device
 from aligndistil.engine.processes import Processes
 from aligndistil.engine.scalar import Scorer
 from aligndistil.evaluation.measurements import EvalSet, Pairs
-from aligndistil.evaluation.samples import decode, summarise
+from aligndistil.evaluation.samples import summarise
 from aligndistil.maths import kl_divergence, sum_tokens
 from aligndistil.models import shared_vocab
 from aligndistil.objectives.base import Need, Objective, Role, TokenChunk
 from aligndistil.objectives.sft import SFT
-from aligndistil.rollout import Sample, SamplingParams, TransformersRollout, sample_seed
+from aligndistil.rollout import LoadedModel, Sample, SamplingParams, sample_seed
 
 _Result = TypeVar("_Result")
 
@@ -85,16 +84,15 @@ class Evaluator:
         metrics = self._divergences(policy, frozen, self.eval_set.responses, "_data")
         if not prompts:
             return EvalResult(metrics, pairs)
-        stops, pad_id = self.eval_set.stop_ids, tokenizer.pad_token_id
-        rollout = TransformersRollout(lambda: nullcontext(model), stops, pad_id, vocab, self.batch_size)
+        loaded = LoadedModel(model, tokenizer, self.eval_set.stop_ids, vocab, self.batch_size)
 
         def answers(places: Sequence[int]) -> list[Sample]:
             seeds = [sample_seed(self.seed, "report", place) for place in places]
-            return rollout.generate([prompts[place] for place in places], self.params, seeds)
+            return loaded.sample([prompts[place] for place in places], self.params, seeds)
 
         samples = self._share(len(prompts), answers)
         rows = [Row(prompt, sample.token_ids) for prompt, sample in zip(prompts, samples, strict=True)]
-        texts = decode(tokenizer, samples)
+        texts = [text.strip() for text in loaded.texts(samples)]
         rewards: dict[str, list[float]] = {}
         if self.gold_reward is not None:
             rewards["gold_reward"] = self.gold_reward(texts)

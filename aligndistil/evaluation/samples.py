@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from transformers import PreTrainedTokenizerBase
-
 from aligndistil.rollout import Sample
 
 
@@ -26,9 +24,3 @@ def summarise(samples: Sequence[Sample], texts: Sequence[str]) -> dict[str, floa
         "distinct_1": distinct_n(tokens, 1),
         "distinct_2": distinct_n(tokens, 2),
     }
-
-
-def decode(tokenizer: PreTrainedTokenizerBase, samples: Sequence[Sample]) -> list[str]:
-    """The texts a reader sees, without special tokens."""
-    texts: list[str] = tokenizer.batch_decode([list(s.token_ids) for s in samples], skip_special_tokens=True)
-    return [text.strip() for text in texts]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -89,26 +88,6 @@ class LoadedModel:
             if token in self.stop_ids:
                 return Sample(tuple(tokens[: position + 1]), finished=True)
         return Sample(tuple(tokens), finished=False)
-
-
-class TransformersRollout:
-    """A `LoadedModel` from its parts, without a tokenizer: how `aligndistil.evaluation` still asks for one."""
-
-    def __init__(
-        self,
-        policy: Callable[[], AbstractContextManager[PreTrainedModel]],
-        stop_ids: frozenset[int],
-        pad_id: int,
-        vocab: int,
-        batch_size: int,
-    ) -> None:
-        tokenizer: Any = SimpleNamespace(pad_token_id=pad_id)
-        self._policy, self._parts = policy, (tokenizer, stop_ids, vocab, batch_size)
-
-    def generate(self, prompts: Sequence[Sequence[int]], params: SamplingParams, seeds: Sequence[int]) -> list[Sample]:
-        """As `LoadedModel.sample`."""
-        with self._policy() as model:
-            return LoadedModel(model, *self._parts).sample(prompts, params, seeds)
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from aligndistil.engine.processes import Processes
 from aligndistil.evaluation.measurements import EvalSet
 from aligndistil.evaluation.model import EvalResult, Evaluator
 from aligndistil.evaluation.samples import distinct_n, summarise
-from aligndistil.rollout import Sample, SamplingParams, TransformersRollout, sample_seed
+from aligndistil.rollout import LoadedModel, Sample, SamplingParams, sample_seed
 from support.models import build_model, build_tokenizer
 
 PROMPTS = [[5, 6], [7, 8, 9], [10], [11, 12, 13, 14], [15]]
@@ -93,10 +92,10 @@ def test_equal_models_give_equal_numbers(models: list[Any]) -> None:
 
 def test_divergences_are_sums_over_the_model_s_own_samples(models: list[Any], measured: EvalResult) -> None:
     policy, initial, other = models
-    rollout = TransformersRollout(lambda: nullcontext(policy), frozenset({1}), 0, 96, batch_size=5)
+    loaded = LoadedModel(policy, build_tokenizer(), frozenset({1}), 96, batch_size=5)
     seeds = [sample_seed(0, "report", number) for number in range(len(PROMPTS))]
     sums = {"kl": 0.0, "kl_initial": 0.0}
-    for prompt, sample in zip(PROMPTS, rollout.generate(PROMPTS, SamplingParams(8), seeds), strict=True):
+    for prompt, sample in zip(PROMPTS, loaded.sample(PROMPTS, SamplingParams(8), seeds), strict=True):
         own = logps(policy, prompt, sample.token_ids)
         for name, model in (("kl", other), ("kl_initial", initial)):
             sums[name] += float((own.exp() * (own - logps(model, prompt, sample.token_ids))).sum())
@@ -138,8 +137,8 @@ def test_a_scalar_head_with_other_tokens_reads_the_pairs_in_its_own() -> None:
 
 def test_samples_are_scored_by_a_reward_model_where_there_is_one(models: list[Any], measured: EvalResult) -> None:
     scored = measure(models, reward_model=Letters())
-    rollout = TransformersRollout(lambda: nullcontext(models[0]), frozenset({1}), 0, 96, batch_size=5)
-    samples = rollout.generate(PROMPTS, SamplingParams(8), [sample_seed(0, "report", i) for i in range(len(PROMPTS))])
+    loaded = LoadedModel(models[0], build_tokenizer(), frozenset({1}), 96, batch_size=5)
+    samples = loaded.sample(PROMPTS, SamplingParams(8), [sample_seed(0, "report", i) for i in range(len(PROMPTS))])
     scores = [sum(prompt) + sum(sample.token_ids) for prompt, sample in zip(PROMPTS, samples, strict=True)]
     assert [row["reward_score"] for row in scored.samples] == scores
     assert scored.metrics["reward_score"] == sum(scores) / len(scores)
