@@ -31,7 +31,7 @@ from aligndistil.report import (
 )
 from aligndistil.rollout import SamplingParams
 from aligndistil.run_folder import RunFolder
-from aligndistil.training import scorer_of
+from aligndistil.training import gold_reward_of
 
 EVALUATION_VERSION = "3"
 """Raised when the same models get other numbers than before."""
@@ -129,7 +129,7 @@ def _measure(
             batch_size=settings.batch_size,
             seed=settings.seed,
             processes=processes,
-            gold_reward=scorer_of(stage.data),
+            gold_reward=gold_reward_of(stage.data),
             reward_model=reward_model,
         )
         # What all models are compared with stays loaded.

@@ -5,7 +5,7 @@ objective look at it beforehand, `evaluation`, `log` and `checkpoints` are what 
 together.
 """
 
-from aligndistil.training.data import StageData, load_stage_data, scorer_of
+from aligndistil.training.data import StageData, gold_reward_of, load_stage_data
 from aligndistil.training.python_reward import is_code, source_of
 from aligndistil.training.stage import Outcome, StageTraining
 from aligndistil.training.stop import StopSignal
@@ -15,8 +15,8 @@ __all__ = [
     "StageData",
     "StageTraining",
     "StopSignal",
+    "gold_reward_of",
     "is_code",
     "load_stage_data",
-    "scorer_of",
     "source_of",
 ]

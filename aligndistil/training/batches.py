@@ -20,7 +20,7 @@ from aligndistil.maths import Metric
 from aligndistil.objectives.base import Prepares
 from aligndistil.recipe import Stage
 from aligndistil.rollout import LoadedModel, Sample, SamplingParams, sample_seed
-from aligndistil.training.data import Scorer, StageData
+from aligndistil.training.data import GoldReward, StageData
 from aligndistil.training.samples import completion_metrics, sample_rows
 
 
@@ -142,10 +142,10 @@ class RolloutBatches:
         processes: Processes,
         policy: LoadedModel,
         *,
-        scorer: Scorer | None = None,
+        gold_reward: GoldReward | None = None,
         write: Callable[[int, list[dict[str, Any]]], None] = lambda step, rows: None,
     ) -> None:
-        """`scorer` measures the gold reward where the data knows one; `write` is given a step and its samples."""
+        """`gold_reward` measures the gold reward where the data knows one; `write` is given a step and its samples."""
         assert stage.rollout is not None
         settings = stage.rollout
         self._examples, self._policy = prompts, policy
@@ -157,7 +157,7 @@ class RolloutBatches:
         )
         self._together = math.lcm(self._size, self._group) // self._size if stage.objective.groups else 1
         self._params = SamplingParams(settings.max_new_tokens, settings.temperature, settings.top_p)
-        self._scorer, self._write = scorer, write
+        self._gold_reward, self._write = gold_reward, write
         self.total_steps, self.epoch = schedule.total_steps, schedule.epoch
 
     def at(self, step: int) -> StepBatch:
@@ -229,7 +229,7 @@ class RolloutBatches:
     def _scores(self, step: int, prompts: Sequence[Sequence[int]], samples: Sequence[Sample]) -> dict[str, Metric]:
         """Write the samples down; where the data knows a gold reward, measure it."""
         texts = self._policy.texts(samples)
-        scores = None if self._scorer is None else self._scorer(texts)
+        scores = None if self._gold_reward is None else self._gold_reward(texts)
         self._write(step + 1, sample_rows(self._policy.tokenizer, prompts, samples, texts, scores))
         if scores is None:
             return {}

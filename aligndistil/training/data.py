@@ -17,9 +17,9 @@ from aligndistil.recipe import Data, Stage
 
 Locate = Callable[[str], str]
 """A model path of the recipe to the folder or Hub id to load."""
-Scorer = Callable[[Sequence[str]], list[float]]
+GoldReward = Callable[[Sequence[str]], list[float]]
 """The rewards of texts."""
-_GOLD: dict[str, Scorer] = {"builtin:reviews": gold_rewards}
+_GOLD: dict[str, GoldReward] = {"builtin:reviews": gold_rewards}
 """Data whose reward is known exactly."""
 
 
@@ -73,7 +73,7 @@ def load_stage_data(stage: Stage, locate: Locate, *, rank: int = 0) -> StageData
     )
 
 
-def scorer_of(data: Data) -> Scorer | None:
+def gold_reward_of(data: Data) -> GoldReward | None:
     """The gold reward of texts, where the data knows one."""
     for source in data.eval or data.train:
         if source.path in _GOLD:

@@ -9,7 +9,7 @@ from aligndistil.recipe import Stage
 from aligndistil.rollout import LoadedModel, SamplingParams, sample_seed
 from aligndistil.run_folder import StageFolder
 from aligndistil.training.batches import eval_batches
-from aligndistil.training.data import Scorer, StageData
+from aligndistil.training.data import GoldReward, StageData
 from aligndistil.training.metrics import Sums
 from aligndistil.training.preparation import prepare_mismatched
 from aligndistil.training.samples import completion_metrics, sample_rows
@@ -25,12 +25,12 @@ class StageEvaluation:
         engine: Engine,
         policy: LoadedModel,
         folder: StageFolder,
-        scorer: Scorer | None,
+        gold_reward: GoldReward | None,
     ) -> None:
         """Collates the eval data. On given responses an objective that prepares its own samples has no loss."""
         self.every = stage.evaluation.every
         self._stage, self._data, self._engine = stage, data, engine
-        self._policy, self._folder, self._scorer = policy, folder, scorer
+        self._policy, self._folder, self._gold_reward = policy, folder, gold_reward
         self._batches: list[tuple[Batch, bool]] = []
         self._mismatched: list[tuple[Batch, bool]] = []
         prepares = stage.objective.prepares
@@ -63,7 +63,7 @@ class StageEvaluation:
         unique = {i: (prompt, sample) for part in gathered for i, prompt, sample in part}
         prompts, answers = [unique[i][0] for i in range(count)], [unique[i][1] for i in range(count)]
         texts = self._policy.texts(answers)
-        scores = None if self._scorer is None else self._scorer(texts)
+        scores = None if self._gold_reward is None else self._gold_reward(texts)
         if processes.is_main:
             self._folder.eval_samples(step, sample_rows(data.tokenizer, prompts, answers, texts, scores))
         metrics = {name: float(total / number) for name, (total, number) in completion_metrics(answers).items()}

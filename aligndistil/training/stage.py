@@ -22,7 +22,7 @@ from aligndistil.run_folder import StageFolder, adopt_loggers, model_card
 from aligndistil.run_folder.environment import PACKAGES, installed_version
 from aligndistil.training.batches import DataBatches, RolloutBatches, Schedule
 from aligndistil.training.checkpoints import Checkpoints
-from aligndistil.training.data import StageData, load_stage_data, scorer_of
+from aligndistil.training.data import StageData, gold_reward_of, load_stage_data
 from aligndistil.training.evaluation import StageEvaluation
 from aligndistil.training.log import StageLog
 from aligndistil.training.loop import train
@@ -57,7 +57,7 @@ class StageTraining:
         adopt_loggers()
         engine = build_engine(stage, data, self.locate, processes, self.schedule.total_steps)
         adopt_loggers()  # again: loading made new ones
-        micro_batch, scorer = stage.train.micro_batch_size, scorer_of(stage.data)
+        micro_batch, gold_reward = stage.train.micro_batch_size, gold_reward_of(stage.data)
         policy = LoadedModel(
             engine.model,
             data.tokenizer,
@@ -74,7 +74,7 @@ class StageTraining:
             assert stage.rollout is not None
             sampled = replace(policy, batch_size=stage.rollout.batch_size or micro_batch)
             batches = RolloutBatches(
-                stage, data.train, self.schedule, processes, sampled, scorer=scorer, write=self._write_samples
+                stage, data.train, self.schedule, processes, sampled, gold_reward=gold_reward, write=self._write_samples
             )
         reference = stage.models.get(Role.REFERENCE)
         starts_at_reference = reference is not None and self.locate(reference) == self.locate(stage.model.path)
@@ -85,7 +85,7 @@ class StageTraining:
                 stage.name,
                 engine=engine,
                 batches=batches,
-                evaluation=StageEvaluation(stage, data, engine, policy, self.folder, scorer),
+                evaluation=StageEvaluation(stage, data, engine, policy, self.folder, gold_reward),
                 log=stack.enter_context(log),
                 checkpoints=Checkpoints(engine, self.folder.path, stage.checkpoint),
                 stop=stop,

@@ -95,7 +95,7 @@ def rollout_batches(
         Schedule.of(stage, len(examples)),
         shard(rank, world),
         LoadedModel(model, build_tokenizer(), frozenset({1}), 96, batch_size=2),
-        scorer=lambda texts: [float(len(text)) for text in texts],
+        gold_reward=lambda texts: [float(len(text)) for text in texts],
         write=lambda step, rows: shown.append((step, rows)),
     )
 
