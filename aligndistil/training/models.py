@@ -52,10 +52,14 @@ def build_engine(
             "standard deviation of its scores; train it as a stage with eval data, or switch the normalization off"
         )
     vocab = shared_vocab([policy, *frozen.values(), *([critic] if critic else [])], data.tokenizer)
-    read: dict[str, PreTrainedModel | CachedModel] = dict(frozen)
-    for role, model in frozen.items():
+    read: dict[str, PreTrainedModel | CachedModel] = {}
+    for role in list(frozen):
+        model = frozen.pop(role)
         if caches(stage) and not needs[role].is_scalar:
             read[role] = cached_model(model, locate(stage.models[role]), vocab, stage, data, processes)
+        else:
+            read[role] = model
+        del model  # of a cached one, only the head is still there when the policy is given its memory
     return Engine(
         policy,
         read,

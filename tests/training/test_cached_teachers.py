@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,10 +14,12 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from aligndistil.data import cache_root
+from aligndistil.engine.engine import Engine
 from aligndistil.engine.policy import FrozenModel
 from aligndistil.engine.processes import Processes, start_processes
 from aligndistil.engine.teacher_cache import is_whole
 from aligndistil.errors import UserError
+from aligndistil.models import load_model
 from aligndistil.recipe import load_recipe
 from aligndistil.run_folder import StageFolder
 from aligndistil.training import StageTraining, StopSignal
@@ -87,6 +91,27 @@ def test_a_second_stage_runs_no_teacher(losses: Callable[..., list[float]], monk
 
     monkeypatch.setattr(FrozenModel, "read", never)
     assert losses("second", teacher_cache=True) == first
+
+
+def test_of_a_cached_teacher_only_the_head_is_kept(
+    losses: Callable[..., list[float]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded, alive = list[weakref.ref[Any]](), list[bool]()
+
+    def load(*args: Any, **settings: Any) -> Any:
+        model = load_model(*args, **settings)
+        loaded.append(weakref.ref(model))
+        return model
+
+    def build(*args: Any, **settings: Any) -> Engine:
+        gc.collect()
+        alive.extend(model() is not None for model in loaded)
+        return Engine(*args, **settings)
+
+    monkeypatch.setattr("aligndistil.training.models.load_model", load)
+    monkeypatch.setattr("aligndistil.training.models.Engine", build)
+    losses("cached", teacher_cache=True)
+    assert alive == [True, False, False]
 
 
 def test_another_attention_has_a_cache_of_its_own(losses: Callable[..., list[float]]) -> None:
