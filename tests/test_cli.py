@@ -122,7 +122,13 @@ def test_train_then_train_again_skips(run, recipe, tmp_path):
     code, out, _ = run("train", recipe)
     assert code == 0
     assert "finished and unchanged" in out
-    code, out, _ = run("train", recipe, "--set", "train.learning_rate=2.0e-4")
+    code, out, _ = run("train", recipe, "--dry-run")
+    assert "was trained before" in out
+    changed = ["--set", "train.learning_rate=2.0e-4"]
+    code, out, _ = run("train", recipe, "--dry-run", *changed)
+    assert "to train again because train.learning_rate changed from 0.0001 to 0.0002" in " ".join(out.split())
+    (tmp_path / "runs/small/dpo/started.json").write_text("{")  # of no interest once a stage is done
+    code, out, _ = run("train", recipe, *changed)
     assert code == 0
     assert "train.learning_rate changed from 0.0001 to 0.0002" in " ".join(out.split())
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 
 from rich.console import RenderableType
 from rich.markup import escape
@@ -12,8 +12,8 @@ from aligndistil.commands.train import check_recipe, stages_wanted
 from aligndistil.commands.validate import with_existing_model
 from aligndistil.errors import ServiceError
 from aligndistil.evaluation.measurements import initial_model
-from aligndistil.recipe import Recipe, Stage, stage_of
-from aligndistil.run_folder import RunFolder
+from aligndistil.recipe import Recipe, Stage, changed_sections, stage_of
+from aligndistil.run_folder import Done, RunFolder
 from aligndistil.training import is_code, load_stage_data
 
 
@@ -22,9 +22,13 @@ def plan(recipe: Recipe, only: str | None, processes: int) -> Iterator[Renderabl
     check_recipe(recipe, processes)
     run = RunFolder(recipe.output_dir)
     unread: set[str] = set()
+    trained: set[str] = set()
     for name in stages_wanted(recipe, only):
-        stage = recipe.stages[name]
-        state = "to train" if run.stage(name).read_done() is None else "was trained before"
+        stage, done = recipe.stages[name], run.stage(name).read_done()
+        again = [] if done is None else _why_again(stage, done, trained)
+        if done is None or again:
+            trained.add(name)
+        state = "to train" if done is None else escape("; ".join(again)) or "was trained before"
         yield f"[bold]{name}[/]: {stage.objective.name}, {state}"
         sizes = _sizes(recipe, stage, unread)
         yield f"  models  {_shown(stage, sizes)}"
@@ -38,6 +42,13 @@ def plan(recipe: Recipe, only: str | None, processes: int) -> Iterator[Renderabl
             "and every row counts as usable and as long as the recipe allows."
         )
     yield "Nothing was trained. Memory is an estimate, for the longest rows that the recipe allows, one GPU a process."
+
+
+def _why_again(stage: Stage, done: Done, trained: Set[str]) -> list[str]:
+    """What the recipe says otherwise than when the stage was trained; contents of data and models are not compared."""
+    changes = changed_sections(done.resolved, stage.resolved(), scalar=stage.objective.is_scalar)
+    changes += [f"{name}, which it depends on, is trained" for name in stage.inputs if name in trained]
+    return [f"to train again because {changes[0]}", *changes[1:]] if changes else []
 
 
 def _needed(m: Memory) -> str:
