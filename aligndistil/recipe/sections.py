@@ -1,6 +1,7 @@
 """The sections of a recipe. Each may stand above `stages`, as every stage's default, or inside a stage.
 
-Numbers are strict: a quoted number is not a number, and neither is `true`. Null is as good as not writing a field.
+Numbers are strict: a quoted number is not a number, and neither is `true`. Null is as good as not writing a field,
+but where an objective's field means "none" by it.
 A path that starts with `./` or `../` is relative to the recipe file it is written in; any other is relative to the
 current folder.
 """
