@@ -134,7 +134,7 @@ def _train(path: Path, options: Options) -> int:
         logs = [recipe.output_dir / f"seed-{k}.log" for k in range(options.seeds)]
         return start_side_by_side([_command(path, one, options) for one in own], logs, options.jobs)
     for k in range(options.seeds):
-        rich.print(f"[bold]seed {k}[/] of {options.seeds}: {_seed_folder(recipe.output_dir, k)}")
+        rich.print(f"[bold]seed {k}[/] of {options.seeds}: {escape(str(_seed_folder(recipe.output_dir, k)))}")
         if code := _run(path, overrides_of_seed(recipe, options.overrides, k), options):
             return code
     return 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -18,7 +17,6 @@ from aligndistil.data import content_hash
 from aligndistil.engine.config import user_config
 from aligndistil.engine.processes import Processes, launched_rank, launched_world, start_processes
 from aligndistil.errors import Interrupted, UserError
-from aligndistil.files import write_text
 from aligndistil.models import model_exists, model_hash
 from aligndistil.progress import RunView
 from aligndistil.recipe import Recipe, Stage, changed_sections, stage_fingerprint, stage_of
@@ -179,7 +177,7 @@ def _run_stage(
     done = folder.read_done()
     if done is not None and done.fingerprint == fingerprint and folder.final.is_dir() and not fresh:
         skipped = f"finished and unchanged, skipped ({done.step} steps, {folder.final})"
-        _say(processes, f"[green]✓[/] [bold]{name}[/]: {skipped}")
+        _say(processes, f"[green]✓[/] [bold]{name}[/]: {escape(skipped)}")
         view.finish(name, done.step, done.seconds, done.metrics)
         return done.weights
     # The data may be refused: nothing of an earlier run is moved before it is accepted.
@@ -210,16 +208,16 @@ def _run_stage(
 
 def _make_room(stage: Stage, folder: StageFolder, done: Done | None, fingerprint: str, fresh: bool) -> None:
     """Keep what an interrupted run of the same stage left; rename the folder of another version of it."""
-    started = folder.path / "started.json"
-    same = started.is_file() and json.loads(started.read_text())["fingerprint"] == fingerprint
+    same = folder.was_started_as(fingerprint)
     if done is not None or fresh or not same or stage.checkpoint.resume == "never":
         why = _why_again(stage, folder, done, same, fresh)
         moved = folder.archive()
         if moved is not None:
-            _print(f"[yellow]↻[/] [bold]{stage.name}[/]: {why}; the old folder is kept as {moved}")
+            again = escape(f"{why}; the old folder is kept as {moved}")
+            rich.get_console().print(f"[yellow]↻[/] [bold]{stage.name}[/]: {again}", soft_wrap=True)
     folder.clear_unfinished()
     folder.path.mkdir(parents=True, exist_ok=True)
-    write_text(started, json.dumps({"fingerprint": fingerprint}) + "\n")
+    folder.write_started(fingerprint)
     folder.write_resolved(stage.resolved())
 
 
@@ -240,24 +238,21 @@ def _announce(stage: Stage, training: StageTraining, processes: Processes) -> No
     """Say what is about to be trained, and above all what it is compared with."""
     compared = ", ".join(f"{role} {path}" for role, path in stage.models.items())
     how = "on-policy" if stage.on_policy else f"on {training.data.train.kind}"
-    _say(
-        processes,
-        f"[cyan]▶[/] [bold]{stage.name}[/]: {stage.objective.name} from {stage.model.path}"
+    what = (
+        f"{stage.objective.name} from {stage.model.path}"
         + (f" against {compared}" if compared else "")
         + f", {how}, {len(training.data.train)} examples, {training.schedule.total_steps} steps of "
-        f"{stage.train.batch_size}",
+        f"{stage.train.batch_size}"
     )
+    _say(processes, f"[cyan]▶[/] [bold]{stage.name}[/]: {escape(what)}")
     for line in training.data.train.report.lines():
-        _say(processes, f"  {line}")
+        _say(processes, f"  {escape(line)}")
 
 
 def _say(processes: Processes, text: str) -> None:
+    """Console markup, on the first process."""
     if processes.is_main:
-        _print(text)
-
-
-def _print(text: str) -> None:
-    rich.get_console().print(text, soft_wrap=True)
+        rich.get_console().print(text, soft_wrap=True)
 
 
 def _fingerprint(stage: Stage, weights: dict[str, str]) -> str:

@@ -22,9 +22,8 @@ def check(recipe: Recipe, processes: int) -> Iterator[str]:
     for stage in recipe.stages.values():
         against = ", ".join(f"{role} {path}" for role, path in stage.models.items())
         policy = "on-policy" if stage.on_policy else "off-policy"
-        yield f"  [bold]{stage.name}[/]: {stage.objective.name} ({policy}) from {stage.model.path}" + (
-            f" against {against}" if against else ""
-        )
+        what = f"{stage.objective.name} ({policy}) from {stage.model.path}" + (f" against {against}" if against else "")
+        yield f"  [bold]{stage.name}[/]: {escape(what)}"
 
 
 def with_existing_model(recipe: Recipe, stage: Stage) -> Stage:
@@ -39,6 +38,6 @@ def rows(recipe: Recipe, count: int) -> Iterator[RenderableType]:
         data = load_stage_data(with_existing_model(recipe, stage), str)
         yield Text(f"\n{stage.name}: {len(data.train)} {data.train.kind}", style="bold")
         for line in data.train.report.lines():
-            yield f"  {line}"
+            yield f"  {escape(line)}"
         for index in range(min(count, len(data.train))):
             yield from preview(data.train.rows(index), data.tokenizer)

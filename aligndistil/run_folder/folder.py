@@ -103,6 +103,18 @@ class StageFolder:
         except ValidationError as error:
             raise UserError(f"{path} is not what aligndistil writes: delete it to train the stage again") from error
 
+    def was_started_as(self, fingerprint: str) -> bool:
+        """Whether what is here was begun by a stage with this fingerprint."""
+        path = self.path / "started.json"
+        try:
+            return bool(json.loads(path.read_bytes())["fingerprint"] == fingerprint)
+        except (FileNotFoundError, ValueError, KeyError, TypeError):  # not there, or not ours: begun as something else
+            return False
+
+    def write_started(self, fingerprint: str) -> None:
+        """The first thing that happens to a stage."""
+        write_text(self.path / "started.json", json.dumps({"fingerprint": fingerprint}) + "\n")
+
     def write_done(self, done: Done) -> None:
         """The last thing that happens to a stage."""
         write_text(self.path / "done.json", done.model_dump_json(indent=2) + "\n")
