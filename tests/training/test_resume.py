@@ -17,7 +17,7 @@ from aligndistil.engine.checkpoint import checkpoints
 from aligndistil.engine.processes import Processes
 from aligndistil.errors import EXIT_SIGTERM, Interrupted
 from aligndistil.files import is_partial
-from aligndistil.recipe import Stage, load_recipe
+from aligndistil.recipe import load_recipe
 from aligndistil.run_folder import Done, StageFolder
 from aligndistil.training import StageTraining
 from support.loop import Stop
@@ -28,42 +28,43 @@ ModelFolder = Callable[..., str]
 
 
 @pytest.fixture
-def stage_of(recipe_file: Callable[..., Path]) -> Callable[[dict[str, Any]], Stage]:
-    def load(content: dict[str, Any]) -> Stage:
+def content_of(model_folder: ModelFolder, pairs_file: Callable[..., str]) -> Callable[[str], dict[str, Any]]:
+    """A recipe of one stage by its kind: "on-policy", or a kind and its ZeRO stage such as "zero 2"."""
+
+    def content(kind: str) -> dict[str, Any]:
+        model, data = model_folder(seed=0), pairs_file(10)
+        if kind == "on-policy":
+            return on_policy(model, model_folder(seed=1), model_folder(seed=2), data)
+        engine = {"zero_stage": int(kind[-1])}
+        if kind.startswith("actor-critic"):
+            reward, critic = (model_folder(seed=seed, scalar=True) for seed in (3, 4))
+            return actor_critic(model, reward, critic, data, engine=engine)
+        if kind.startswith("unpaired"):
+            return unpaired(model, data, engine=engine)
+        return off_policy(model, data, engine=engine)
+
+    return content
+
+
+@pytest.fixture
+def run(recipe_file: Callable[..., Path], processes: Processes, tmp_path: Path) -> Callable[..., Any]:
+    """What a run in the folder `name` leaves behind; None when it was stopped after that many steps."""
+
+    def run(content: dict[str, Any], name: str, stop_after: int | None = None) -> dict[str, Any] | None:
         (stage,) = load_recipe(recipe_file(content)).stages.values()
-        return stage
+        folder = StageFolder(tmp_path / name)
+        steps = iter(range(1, 10**9))
+        # The loop asks once a step.
+        stop: Any = Stop(lambda: next(steps) == stop_after)
+        try:
+            outcome = StageTraining(stage, folder, lambda model: model, processes).run(stop)
+        except Interrupted:
+            return None
+        figures = {"step": outcome.steps, "seconds": outcome.seconds, "metrics": outcome.metrics}
+        folder.write_done(Done(fingerprint="", weights="", resolved={}, **figures))
+        return left_behind(folder.path)
 
-    return load
-
-
-def run(stage: Stage, path: Path, processes: Processes, stop_after: int | None = None) -> dict[str, Any] | None:
-    """What a run leaves behind; None when it was stopped after that many steps."""
-    folder = StageFolder(path)
-    steps = iter(range(1, 10**9))
-    # The loop asks once a step.
-    stop: Any = Stop(lambda: next(steps) == stop_after)
-    try:
-        outcome = StageTraining(stage, folder, lambda model: model, processes).run(stop)
-    except Interrupted:
-        return None
-    done = Done(
-        fingerprint="", weights="", step=outcome.steps, seconds=outcome.seconds, metrics=outcome.metrics, resolved={}
-    )
-    folder.write_done(done)
-    return left_behind(path)
-
-
-def kinds(model_folder: ModelFolder, pairs_file: Callable[..., str], kind: str) -> dict[str, Any]:
-    model, data = model_folder(seed=0), pairs_file(10)
-    if kind == "on-policy":
-        return on_policy(model, model_folder(seed=1), model_folder(seed=2), data)
-    engine = {"zero_stage": int(kind[-1])}
-    if kind.startswith("actor-critic"):
-        reward, critic = (model_folder(seed=seed, scalar=True) for seed in (3, 4))
-        return actor_critic(model, reward, critic, data, engine=engine)
-    if kind.startswith("unpaired"):
-        return unpaired(model, data, engine=engine)
-    return off_policy(model, data, engine=engine)
+    return run
 
 
 @pytest.mark.parametrize("kind", ["zero 0", "zero 2", "zero 3", "on-policy", "unpaired 0"])
@@ -71,19 +72,15 @@ def kinds(model_folder: ModelFolder, pairs_file: Callable[..., str], kind: str) 
 def test_five_steps_and_five_more_are_ten(
     kind: str,
     stop_after: int,
-    stage_of: Callable[[dict[str, Any]], Stage],
-    model_folder: ModelFolder,
-    pairs_file: Callable[..., str],
-    processes: Processes,
+    content_of: Callable[[str], dict[str, Any]],
+    run: Callable[..., Any],
     tmp_path: Path,
 ) -> None:
-    stage = stage_of(kinds(model_folder, pairs_file, kind))
-    straight = run(stage, tmp_path / "straight", processes)
-    assert run(stage, tmp_path / "twice", processes, stop_after) is None
+    content = content_of(kind)
+    straight = run(content, "straight")
+    assert run(content, "twice", stop_after) is None
     assert checkpoints(tmp_path / "twice")[-1].name == "checkpoint-5"
-    again = run(stage, tmp_path / "twice", processes)
-    assert straight is not None
-    assert again is not None
+    again = run(content, "twice")
     assert list(differences(straight, again)) == []
     assert [line["step"] for line in straight["lines"] if line["split"] == "train"] == [3, 6, 9, 10]
     assert [line["step"] for line in straight["lines"] if line["split"] == "eval"] == [0, 4, 8, 10]
@@ -93,19 +90,15 @@ def test_five_steps_and_five_more_are_ten(
 @pytest.mark.parametrize("zero", [0, 2])
 def test_a_stop_inside_a_round_waits_for_its_end_and_both_models_go_on_from_there(
     zero: int,
-    stage_of: Callable[[dict[str, Any]], Stage],
-    model_folder: ModelFolder,
-    pairs_file: Callable[..., str],
-    processes: Processes,
+    content_of: Callable[[str], dict[str, Any]],
+    run: Callable[..., Any],
     tmp_path: Path,
 ) -> None:
-    stage = stage_of(kinds(model_folder, pairs_file, f"actor-critic {zero}"))
-    straight = run(stage, tmp_path / "straight", processes)
-    assert run(stage, tmp_path / "twice", processes, stop_after=3) is None
+    content = content_of(f"actor-critic {zero}")
+    straight = run(content, "straight")
+    assert run(content, "twice", stop_after=3) is None
     assert [path.name for path in checkpoints(tmp_path / "twice")] == ["checkpoint-4"]
-    again = run(stage, tmp_path / "twice", processes)
-    assert straight is not None
-    assert again is not None
+    again = run(content, "twice")
     assert list(differences(straight, again)) == []
     training = [line for line in straight["lines"] if line["split"] == "train"]
     assert [line["step"] for line in training] == [3, 6, 9, 10]
@@ -115,52 +108,42 @@ def test_a_stop_inside_a_round_waits_for_its_end_and_both_models_go_on_from_ther
 
 
 def test_a_stop_in_the_last_step_and_a_lost_export_lose_nothing(
-    stage_of: Callable[[dict[str, Any]], Stage],
-    model_folder: ModelFolder,
-    pairs_file: Callable[..., str],
-    processes: Processes,
+    content_of: Callable[[str], dict[str, Any]],
+    run: Callable[..., Any],
     tmp_path: Path,
 ) -> None:
     """Killed after the checkpoint of the last step, before the model was written: nothing is left to train."""
-    stage = stage_of(kinds(model_folder, pairs_file, "zero 0"))
-    straight = run(stage, tmp_path / "one", processes, stop_after=10)
+    content = content_of("zero 0")
+    straight = run(content, "one", stop_after=10)
     (tmp_path / "one" / "final").rename(tmp_path / "lost")
-    again = run(stage, tmp_path / "one", processes)
-    assert straight is not None
-    assert again is not None
+    again = run(content, "one")
     assert list(differences(straight, again)) == []
 
 
 def test_a_run_killed_before_its_first_checkpoint_starts_over_with_one_line_a_step(
-    stage_of: Callable[[dict[str, Any]], Stage],
-    model_folder: ModelFolder,
-    pairs_file: Callable[..., str],
-    processes: Processes,
+    content_of: Callable[[str], dict[str, Any]],
+    run: Callable[..., Any],
     tmp_path: Path,
 ) -> None:
     """The evaluation of step 0 was already written, and so was half a line."""
-    stage = stage_of(kinds(model_folder, pairs_file, "zero 0"))
-    straight = run(stage, tmp_path / "straight", processes)
-    assert straight is not None
+    content = content_of("zero 0")
+    straight = run(content, "straight")
     killed = tmp_path / "killed"
     killed.mkdir()
     whole = (tmp_path / "straight" / "metrics.jsonl").read_text().splitlines(keepends=True)
     (killed / "metrics.jsonl").write_text(whole[0] + whole[1][:20])
-    again = run(stage, killed, processes)
-    assert again is not None
+    again = run(content, "killed")
     assert list(differences(straight, again)) == []
 
 
 def test_more_checkpoints_than_are_kept_are_removed(
-    stage_of: Callable[[dict[str, Any]], Stage],
-    model_folder: ModelFolder,
-    pairs_file: Callable[..., str],
-    processes: Processes,
+    content_of: Callable[[str], dict[str, Any]],
+    run: Callable[..., Any],
     tmp_path: Path,
 ) -> None:
-    content = kinds(model_folder, pairs_file, "zero 0")
+    content = content_of("zero 0")
     content["checkpoint"] = {"every": 3, "keep": 2}
-    run(stage_of(content), tmp_path / "one", processes)
+    run(content, "one")
     assert [path.name for path in checkpoints(tmp_path / "one")] == ["checkpoint-6", "checkpoint-9"]
 
 
@@ -172,9 +155,9 @@ def until(condition: Callable[[], bool], seconds: float = 120) -> None:
 
 
 def test_sigterm_saves_a_checkpoint_and_ends_with_143(
-    runs: Any, recipe_file: Callable[..., Path], model_folder: ModelFolder, pairs_file: Callable[..., str]
+    runs: Any, recipe_file: Callable[..., Path], content_of: Callable[[str], dict[str, Any]]
 ) -> None:
-    content = kinds(model_folder, pairs_file, "on-policy") | {"checkpoint": {}, "logging": {"every": 1}}
+    content = content_of("on-policy") | {"checkpoint": {}, "logging": {"every": 1}}
     recipe = recipe_file(content)
     stage = recipe.parent / "runs" / "toy" / "aligndistil"
     process = runs.start(recipe)
@@ -227,10 +210,9 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_bits(
     kind: str,
     runs: Any,
     recipe_file: Callable[..., Path],
-    model_folder: ModelFolder,
-    pairs_file: Callable[..., str],
+    content_of: Callable[[str], dict[str, Any]],
 ) -> None:
-    content = kinds(model_folder, pairs_file, kind)
+    content = content_of(kind)
     survives_kills(runs, recipe_file, content, [content["objective"]["name"]], kills=4)
 
 
@@ -240,9 +222,8 @@ def test_a_run_killed_many_times_ends_with_the_same_bits(
     kind: str,
     runs: Any,
     recipe_file: Callable[..., Path],
-    model_folder: ModelFolder,
-    pairs_file: Callable[..., str],
+    content_of: Callable[[str], dict[str, Any]],
 ) -> None:
-    content = kinds(model_folder, pairs_file, kind)
+    content = content_of(kind)
     content["checkpoint"] = {"every": 1}
     survives_kills(runs, recipe_file, content, [content["objective"]["name"]], kills=25)
