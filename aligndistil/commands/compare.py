@@ -58,24 +58,16 @@ def compare(given: Sequence[str], options: Options) -> int:
         from aligndistil.engine.processes import launched_rank
 
         if launched_rank() == 0:
-            _report_on_recipe(recipe, options)
+            base = load_recipe(recipe, options.overrides).output_dir
+            runs = [base] if options.seeds == 1 else [_seed_folder(base, k) for k in range(options.seeds)]
+            _report(runs, options.out or base / "report")
         return 0
     _check_runs(given, options)
-    _report_on_runs([Path(path) for path in given], options.out)
-    return 0
-
-
-def _report_on_recipe(path: Path, options: Options) -> None:
-    base = load_recipe(path, options.overrides).output_dir
-    runs = [base] if options.seeds == 1 else [_seed_folder(base, k) for k in range(options.seeds)]
-    _report(runs, options.out or base / "report")
-
-
-def _report_on_runs(paths: Sequence[Path], out: Path | None) -> None:
-    """Nothing is trained and no model is loaded."""
+    runs = [Path(path) for path in given]
     # Where several runs meet, or another program's lies, is not the place of the report.
-    own = len(paths) == 1 and is_run(paths[0])
-    _report(paths, out or (paths[0] / "report" if own else Path("report")))
+    own = len(runs) == 1 and is_run(runs[0])
+    _report(runs, options.out or (runs[0] / "report" if own else Path("report")))
+    return 0
 
 
 def _report(runs: Sequence[Path], folder: Path) -> None:
