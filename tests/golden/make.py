@@ -1,7 +1,7 @@
 """Write a new folder of golden files: the cases of `cases/` with other inputs, and what the equations make of them.
 
-    python tests/golden/make.py --seed 1 --out /tmp/golden
-    ALIGNDISTIL_GOLDEN_DIR=/tmp/golden pytest tests/golden
+    python tests/golden/make.py --seed 1 --out golden-1
+    ALIGNDISTIL_GOLDEN_DIR=golden-1 pytest tests/golden
 
 Hyperparameters and shapes are those of `cases/`; tokens, lengths, logits, scores and values are drawn anew.
 """
