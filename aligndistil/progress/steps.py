@@ -9,13 +9,16 @@ from typing import Self
 
 import rich
 from rich.cells import cell_len
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Column
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
 
 PLAIN_EVERY = 15.0
 REDRAWS = 2
 """A second, on a terminal."""
+SHORTEST_BAR = 4
 
 NOTHING: Mapping[str, str] = MappingProxyType({})
 Clock = Callable[[], float]
@@ -33,6 +36,11 @@ def is_live(console: Console) -> bool:
     return console.is_interactive and not console.no_color and not console.options.ascii_only
 
 
+def bar(done: int, total: int | None, width: int | None = None) -> ProgressBar:
+    """As wide as there is room, without a width; without a total it only moves."""
+    return ProgressBar(total, done, width, complete_style="cyan", finished_style="green")
+
+
 def fitting(parts: Iterable[str], width: int) -> str:
     """As many of the first parts as fit whole, with commas between them."""
     text = ""
@@ -45,7 +53,11 @@ def fitting(parts: Iterable[str], width: int) -> str:
 
 
 class Steps:
-    """Progress of `total` steps of `what`, which may be set later. A context manager; ranks above 0 show nothing."""
+    """Progress of `total` steps of `what`, which may be set later. A context manager; ranks above 0 show nothing.
+
+    A bar is drawn while there is something to count, from the first step where the total is not known before, and only
+    a full one stays on the terminal.
+    """
 
     def __init__(
         self,
@@ -65,58 +77,48 @@ class Steps:
         """
         self.what, self.total, self.unit = what, total, unit
         self.done = self.start = start
+        self._values = NOTHING
         self._shown = rank == 0 and not hidden
         self._console = console or rich.get_console()
+        self._live = Live(self, console=self._console, refresh_per_second=REDRAWS)
         self._clock = clock
-        self._bar: Progress | None = None
 
     def __enter__(self) -> Self:
-        self._began = self._clock()
-        self._next_line = self._began
-        if self._shown and is_live(self._console):
-            width = self._console.width
-            bar_width = max(4, width // 8)
-            elapsed = [TimeElapsedColumn()] if width >= 80 else []
-            self._room = width - cell_len(self.what) - 1 - bar_width - 1 - 8 * len(elapsed)
-            self._bar = Progress(
-                TextColumn("{task.description}", style="bold", markup=False),
-                BarColumn(bar_width, complete_style="cyan", finished_style="green"),
-                *elapsed,
-                TextColumn("{task.fields[text]}", markup=False, table_column=Column(ratio=1, no_wrap=True)),
-                console=self._console,
-                expand=True,
-                refresh_per_second=REDRAWS,
-                get_time=self._clock,
-            )
-            text = fitting([self.count], self._room)
-            self._task = self._bar.add_task(self.what, total=self.total, completed=self.done, text=text)
-            self._bar.start()
+        self._began = self._next_line = self._clock()
+        if self.total is not None and self.done < self.total:
+            self._draw()
         return self
 
     def __exit__(self, kind: type[BaseException] | None = None, *_: object) -> None:
-        if self._bar is not None:
-            if kind is None and self.total is None:  # then what was done is all there was
-                self._bar.update(self._task, total=self.done, completed=self.done)
-            self._bar.stop()
+        if kind is None and self.total is None:  # then what was done is all there was
+            self.total = self.done
+        self._live.transient = self.total is None or self.done < self.total
+        self._live.stop()
 
     def advance(self, steps: int = 1, values: Mapping[str, str] = NOTHING) -> None:
         """`steps` more are done; `values` by label stand beside the bar."""
         self.done += steps
-        parts = [self.count, *([f"left {self.left}"] if self.left else []), *(f"{k} {v}" for k, v in values.items())]
-        if self._bar is not None:
-            text = fitting(parts, self._room)
-            self._bar.update(self._task, total=self.total, completed=self.done, text=text)
-        elif self._shown and (self._clock() >= self._next_line or self.done == self.total):
+        self._values = values
+        self._draw()
+        plain = self._shown and not self._live.is_started
+        if plain and (self._clock() >= self._next_line or self.done == self.total):
             self._next_line = self._clock() + PLAIN_EVERY
-            line = f"{self.what}: {', '.join([*parts, f'elapsed {duration(self.seconds)}'])}"
+            line = f"{self.what}: {', '.join([*self._parts, f'elapsed {duration(self.seconds)}'])}"
             self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def _draw(self) -> None:
+        if self._shown and is_live(self._console):
+            self._live.start(refresh=True)
+
+    @property
+    def _parts(self) -> list[str]:
+        left = [f"left {self.left}"] if self.left else []
+        return [self.count, *left, *(f"{label} {value}" for label, value in self._values.items())]
 
     @property
     def count(self) -> str:
-        """12/94 rows; 12 rows without a total; empty when there is nothing to say yet."""
-        if self.total is None:
-            return f"{self.done} {self.unit}".rstrip() if self.done else ""
-        return f"{self.done}/{self.total} {self.unit}".rstrip()
+        """12/94 rows; 12 rows without a total."""
+        return f"{self.done}{'' if self.total is None else f'/{self.total}'} {self.unit}".rstrip()
 
     @property
     def left(self) -> str:
@@ -130,3 +132,18 @@ class Steps:
     def seconds(self) -> float:
         """Since it began here."""
         return self._clock() - self._began
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """One line: the count is always there, the bar where there is room for both, and what else fits whole."""
+        width = options.max_width
+        name = Text(self.what, "bold")
+        name.truncate(max(1, width - cell_len(self.count) - 1), overflow="ellipsis")
+        elapsed = Text(f"{duration(self.seconds)} " if width >= 80 else "", "yellow")
+        bar_width = max(SHORTEST_BAR, width // 8)
+        room = width - name.cell_len - 1
+        line = Table.grid(padding=(0, 1, 0, 0))
+        if beside := fitting(self._parts, room - bar_width - 1 - elapsed.cell_len):
+            line.add_row(name, bar(self.done, self.total, bar_width), elapsed.append(beside, "default"))
+        else:
+            line.add_row(name, Text(fitting(self._parts, room)))
+        yield line

@@ -14,24 +14,18 @@ import rich
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.constrain import Constrain
 from rich.live import Live
-from rich.markup import escape
-from rich.progress import BarColumn, Progress, Task, TaskID, TextColumn
 from rich.table import Column, Table
 from rich.text import Text
 
 from aligndistil.progress.sparkline import Course
-from aligndistil.progress.steps import REDRAWS, Clock, Steps, duration, fitting, is_live
+from aligndistil.progress.steps import REDRAWS, SHORTEST_BAR, Clock, Steps, bar, duration, fitting, is_live
 
-WAITING, RUNNING, FINISHED, STOPPED = "[dim]○[/]", "[cyan]▶[/]", "[green]✓[/]", "[yellow]■[/]"
-NAME = "{task.fields[state]} {task.description}[dim]{task.fields[note]}[/]"
-INPUTS = "[dim]{task.fields[inputs]}[/]"
-COUNT, TIME, METRIC = "{task.fields[count]}", "{task.fields[time]}", "{task.fields[metric]}"
-"""What stands in a stage's line, in console markup."""
+WAITING, RUNNING, FINISHED, STOPPED = ("○", "dim"), ("▶", "cyan"), ("✓", "green"), ("■", "yellow")
+"""A sign and its style."""
 WIDEST = 120
 """Columns; a wider terminal stays empty on the right."""
-SHORTEST_BAR = 4
 LINES_BELOW = 2
-"""What `Training.lines` gives."""
+"""What `Training.below` gives."""
 SPEED = "perf/tokens_per_second"
 SPEEDS = 10
 """Steps over which tokens/s is averaged."""
@@ -52,18 +46,26 @@ def label(metric: str) -> str:
 
 
 class Training:
-    """One stage while it trains: its steps, its speed, and the course of the metrics of its headline."""
+    """One stage: how far it is and, once it trains, its speed and the course of the metrics of its headline."""
 
-    def __init__(
-        self, steps: Steps, headline: Sequence[str], history: Iterable[Mapping[str, Any]], lock: RLock
-    ) -> None:
+    def __init__(self, stage: str, inputs: Sequence[str], headline: Sequence[str], lock: RLock) -> None:
         """`lock` is held while figures change, so that the thread that draws sees them whole."""
-        self.steps, self.headline, self._lock = steps, headline, lock
+        self.stage, self.headline, self._lock = stage, headline, lock
+        self.inputs = f" ← {', '.join(inputs)}" if inputs else ""
+        self.state, self.note, self.took = WAITING, "", ""
+        self.steps = Steps(stage, 1, hidden=True)
+        self.last: Mapping[str, float] = {}
+        """The last value of each metric, when it does not train any more."""
         self.courses: dict[str, Course] = {}
         self._speeds: deque[float] = deque(maxlen=SPEEDS)
-        for line in history:
-            if line["split"] == "train" and line["step"] <= steps.start:
-                self._note(line["step"], line)
+
+    def begin(self, steps: Steps, history: Iterable[Mapping[str, Any]]) -> None:
+        """`history` is lines of metrics.jsonl, of which those of training up to the first of `steps` count."""
+        with self._lock:
+            self.state, self.steps, self.courses = RUNNING, steps, {}
+            for line in history:
+                if line["split"] == "train" and line["step"] <= steps.start:
+                    self._note(line["step"], line)
 
     def update(self, step: int, metrics: Mapping[str, float]) -> None:
         """`step` optimizer steps are done, the last one with these metrics."""
@@ -81,12 +83,21 @@ class Training:
             if name in metrics:
                 self.courses.setdefault(name, Course()).add(step, metrics[name])
 
-    @property
-    def last(self) -> dict[str, float]:
-        """The last value of each metric of the headline."""
-        return {name: course.last for name, course in self.courses.items()}
+    def end(self, state: tuple[str, str], steps: Steps, took: str, last: Mapping[str, float], note: str = "") -> None:
+        """It trains no more, after so many of its steps."""
+        with self._lock:
+            self.state, self.steps, self.took, self.last, self.note = state, steps, took, last, note
 
-    def lines(self, width: int) -> Iterator[Text]:
+    @property
+    def figures(self) -> tuple[str, str, str]:
+        """Steps, time and the last value of the main metric, as far as there is something to say."""
+        if self.state == WAITING:
+            return "", "", ""
+        metric = next((f"{name} {self.last[name]:.4g}" for name in self.headline if name in self.last), "")
+        left = self.steps.left if self.state == RUNNING else ""
+        return self.steps.count, f"{left} left" if left else self.took, metric
+
+    def below(self, width: int) -> Iterator[Text]:
         """The main metric with its course, and below it tokens/s and the other metrics that there is room for."""
         values = [f"{sum(self._speeds) / len(self._speeds):,.0f} tok/s"] if self._speeds else []
         if not self.courses:
@@ -123,21 +134,17 @@ class RunView:
         `headlines` names the metrics of a stage to show, the most telling one first: the first one that its steps have
         is drawn. A stage without a headline shows its loss.
         """
-        self.name, self._headlines, self._rank, self._clock = name, headlines or {}, rank, clock
+        self.name, self._rank, self._clock = name, rank, clock
         self._console = console or rich.get_console()
         self._live = rank == 0 and is_live(self._console)
         self._began = clock()
         self._lock = RLock()
-        self._training: Training | None = None
         self._trained: set[str] = set()
-        self._bars = Progress(console=self._console, get_time=clock, expand=True)  # drawn by us, never started
-        self._tasks: dict[str, TaskID] = {}
+        self._stages: dict[str, Training] = {}
         for stage, inputs in stages.items():
-            known = ", ".join(escape(one) for one in inputs if one in self._tasks)
-            inputs_text = f" ← {known}" if known else ""
-            self._tasks[stage] = self._bars.add_task(
-                escape(stage), total=1, state=WAITING, inputs=inputs_text, note="", count="", time="", metric=""
-            )
+            known = [one for one in inputs if one in self._stages]
+            headline = (headlines or {}).get(stage, DEFAULT_HEADLINE)
+            self._stages[stage] = Training(stage, known, headline, self._lock)
 
     def __enter__(self) -> Self:
         self._began = self._clock()
@@ -159,94 +166,77 @@ class RunView:
         steps = Steps(
             stage, total, start=start, rank=self._rank, hidden=self._live, console=self._console, clock=self._clock
         )
-        training = Training(steps, self._headlines.get(stage, DEFAULT_HEADLINE), history, self._lock)
+        training = self._stages[stage]
+        training.begin(steps, history)
         self._trained.add(stage)
-        self._training = training
         drawing: AbstractContextManager[object] = nullcontext()
         if self._live:
             drawing = Live(self, console=self._console, refresh_per_second=REDRAWS, transient=True)
-        state = STOPPED
+        state, took = STOPPED, ""
         try:
             with steps, drawing:
                 yield training
-            state = FINISHED
+            state, took = FINISHED, duration(steps.seconds)
         finally:
             if self._live:  # once more: Ctrl-C comes twice where a launcher passes it on
                 self._console.show_cursor(True)
-            with self._lock:
-                self._training = None
-                took = duration(steps.seconds) if state == FINISHED else ""
-                self._show(stage, state, steps.done, total, took, training.last)
+            training.end(state, steps, took, {name: course.last for name, course in training.courses.items()})
 
     def finish(self, stage: str, steps: int, seconds: float, metrics: Mapping[str, float]) -> None:
         """`stage` is finished, with these figures of all its training; earlier, if it was not trained in this view."""
-        with self._lock:
-            self._show(stage, FINISHED, steps, steps, duration(seconds), metrics)
-            if stage not in self._trained:
-                self._bars.update(self._tasks[stage], note=" (earlier)")
-
-    def _show(
-        self, stage: str, state: str, done: int, total: int | None, time: str, metrics: Mapping[str, float]
-    ) -> None:
-        headline = self._headlines.get(stage, DEFAULT_HEADLINE)
-        metric = next((f"{name} {metrics[name]:.4g}" for name in headline if name in metrics), "")
-        self._bars.update(
-            self._tasks[stage],
-            state=state,
-            completed=done,
-            total=total,
-            count=f"{done}/{total}",
-            time=time,
-            metric=metric,
-        )
+        done = Steps(stage, steps, start=steps, hidden=True)
+        note = "" if stage in self._trained else " (earlier)"
+        self._stages[stage].end(FINISHED, done, duration(seconds), metrics, note)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         width = min(options.max_width, WIDEST)
         with self._lock:
-            training, tasks = self._training, self._bars.tasks
-            if training is not None:
-                steps = training.steps
-                left = f"{steps.left} left" if steps.left else ""
-                self._show(steps.what, RUNNING, steps.done, steps.total, left, {})
-                # one line for the title, and one that the cursor stands on
-                tasks = _fewer(tasks, console.height - 2 - LINES_BELOW)
-            title = self._title(len(self._tasks) - len(tasks), width)
-            parts = [title, self._table(tasks, width), *(training.lines(width) if training else ())]
+            stages = list(self._stages.values())
+            running = next((stage for stage in stages if stage.state == RUNNING), None)
+            if running is not None:  # one line for the title, and one that the cursor stands on
+                stages = _fewer(stages, console.height - 2 - LINES_BELOW)
+            title = self._title(len(self._stages) - len(stages), width)
+            parts = [title, _table(stages, width), *(running.below(width) if running is not None else ())]
         yield from (Constrain(part, width) for part in parts)
 
     def _title(self, hidden: int, width: int) -> Text:
-        states = [task.fields["state"] for task in self._bars.tasks]
+        states = [stage.state for stage in self._stages.values()]
         parts = [f"{states.count(FINISHED)} of {len(states)} stages finished"] if len(states) > 1 else []
         parts += [duration(self._clock() - self._began), *([f"{hidden} not shown"] if hidden else [])]
         text = Text(f"{self.name}  ", style="bold", no_wrap=True, overflow="ellipsis")
         return text.append(fitting(parts, width - text.cell_len), style="not bold dim")
 
-    def _table(self, tasks: Sequence[Task], width: int) -> Table:
-        """A line for each stage; its bar has the room that is left; its inputs and last metric stand where they fit."""
 
-        def longest(template: str) -> int:
-            return max(Text.from_markup(template.format(task=task)).cell_len for task in tasks)
+def _table(stages: Sequence[Training], width: int) -> Table:
+    """A line for each stage; its bar has the room that is left; its last metric and inputs stand where they fit."""
+    names = [Text.assemble(stage.state, f" {stage.stage}", (stage.note, "dim")) for stage in stages]
+    *figures, metrics = [[Text(one) for one in column] for column in zip(*(s.figures for s in stages), strict=True)]
+    for_name = width - sum(_widest(column) + 1 for column in figures)
+    room = for_name - _widest(names) - SHORTEST_BAR - 1
+    if room > _widest(metrics):
+        figures.append(metrics)
+        room -= _widest(metrics) + 1
+    with_inputs = [name.copy().append(stage.inputs, "dim") for name, stage in zip(names, stages, strict=True)]
+    if room >= _widest(with_inputs) - _widest(names):
+        names = with_inputs
+    bars = [[bar(stage.steps.done, stage.steps.total) for stage in stages]] if room >= 0 else []
+    table = Table.grid(Column(max_width=max(1, for_name), no_wrap=True), padding=(0, 1, 0, 0), expand=True)
+    for _ in bars:
+        table.add_column(ratio=1)
+    for _ in figures:
+        table.add_column(no_wrap=True)
+    for row in zip(names, *bars, *figures, strict=True):
+        table.add_row(*row)
+    return table
 
-        name, figures = NAME, [COUNT, TIME]
-        for_name = width - sum(longest(one) + 1 for one in figures)
-        room = for_name - longest(name) - SHORTEST_BAR - 1
-        if room > longest(METRIC):
-            figures.append(METRIC)
-            room -= longest(METRIC) + 1
-        if room >= longest(NAME + INPUTS) - longest(NAME):
-            name += INPUTS
-        bar = BarColumn(None, complete_style="cyan", finished_style="green", table_column=Column(ratio=1))
-        self._bars.columns = (
-            TextColumn(name, table_column=Column(no_wrap=True, max_width=max(1, for_name))),
-            *([bar] if room >= 0 else []),
-            *(TextColumn(one, table_column=Column(no_wrap=True)) for one in figures),
-        )
-        return self._bars.make_tasks_table(tasks)
+
+def _widest(column: Sequence[Text]) -> int:
+    return max(text.cell_len for text in column)
 
 
-def _fewer(tasks: Sequence[Task], room: int) -> list[Task]:
+def _fewer(stages: Sequence[Training], room: int) -> list[Training]:
     """Without the first finished and the last waiting ones, where there is no room for all."""
-    finished = [task for task in tasks if task.fields["state"] == FINISHED]
-    waiting = [task for task in tasks if task.fields["state"] == WAITING]
-    hidden = [*finished, *reversed(waiting)][: max(0, len(tasks) - room)]
-    return [task for task in tasks if task not in hidden]
+    finished = [stage for stage in stages if stage.state == FINISHED]
+    waiting = [stage for stage in stages if stage.state == WAITING]
+    hidden = [*finished, *reversed(waiting)][: max(0, len(stages) - room)]
+    return [stage for stage in stages if stage not in hidden]

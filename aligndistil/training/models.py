@@ -56,7 +56,7 @@ def build_engine(
     for role in list(frozen):
         model = frozen.pop(role)
         if caches(stage) and not needs[role].is_scalar:
-            read[role] = cached_model(model, locate(stage.models[role]), vocab, stage, data, processes)
+            read[role] = cached_model(role, model, locate(stage.models[role]), vocab, stage, data, processes)
         else:
             read[role] = model
         del model  # of a cached one, only the head is still there when the policy is given its memory

@@ -33,7 +33,7 @@ def caches(stage: Stage) -> bool:
 
 
 def cached_model(
-    model: PreTrainedModel, path: str, vocab: int, stage: Stage, data: StageData, processes: Processes
+    role: str, model: PreTrainedModel, path: str, vocab: int, stage: Stage, data: StageData, processes: Processes
 ) -> CachedModel:
     """The model's head, with its hidden states on the rows of the stage. Collective.
 
@@ -57,13 +57,16 @@ def cached_model(
             _say(f"the teacher cache of {path} is damaged and made again: {folder} is not as it was written")
             shutil.rmtree(folder)
         if not processes.gather(whole)[0]:
-            _write(frozen, path, rows, data.tokenizer.pad_token_id, processes, folder)
+            what = f"{stage.name}: caching {role.replace('_', ' ')}"
+            _write(what, frozen, path, rows, data.tokenizer.pad_token_id, processes, folder)
         return CachedModel(folder, Head.of(model, vocab))
     finally:
         lock.release()
 
 
-def _write(model: FrozenModel, path: str, rows: list[Row], pad_id: int, processes: Processes, folder: Path) -> None:
+def _write(
+    what: str, model: FrozenModel, path: str, rows: list[Row], pad_id: int, processes: Processes, folder: Path
+) -> None:
     width = model.model.config.get_text_config().hidden_size
     size = sum(len(row.response_ids) for row in rows) * width * model.model.dtype.itemsize
     if processes.is_main:  # what an interrupted run wrote is no loss of room
@@ -80,7 +83,7 @@ def _write(model: FrozenModel, path: str, rows: list[Row], pad_id: int, processe
     by_length = sorted(rows, key=lambda row: len(row.prompt_ids) + len(row.response_ids))
     batches = [by_length[start : start + _ROWS] for start in range(0, len(by_length), _ROWS)]
     mine = sum(len(batch) for batch in batches[processes.rank :: processes.world])
-    with Steps("teacher cache", mine, unit="rows", rank=processes.rank) as steps:
+    with Steps(what, mine, unit="rows", rank=processes.rank) as steps:
         for done in write_cache(folder, model, path, batches, pad_id, processes):
             steps.advance(done)
 

@@ -121,7 +121,7 @@ def test_the_view_says_everything_in_eighty_columns() -> None:
     assert max(map(len, lines)) <= 80
 
 
-@pytest.mark.parametrize("width", [20, 40, 60, 80, 120, 200])
+@pytest.mark.parametrize("width", [20, 40, 50, 60, 80, 120, 200])
 def test_the_view_fits_any_width(width: int) -> None:
     with in_training() as view:
         lines = frame(view, width)
@@ -129,7 +129,7 @@ def test_the_view_fits_any_width(width: int) -> None:
     assert len(lines) == 6
 
 
-@pytest.mark.parametrize("width", [40, 60])
+@pytest.mark.parametrize("width", [40, 50, 60])
 def test_a_narrow_terminal_keeps_whole_words_the_bar_and_the_name_of_the_metric(width: int) -> None:
     with in_training() as view:
         lines = frame(view, width)

@@ -96,7 +96,7 @@ def test_a_terminal_shows_a_bar_and_everything_else_in_eighty_columns() -> None:
         watch.now += 240
         steps.advance(120, {"now": "aligndistil"})
     last = last_line(console)
-    assert re.fullmatch(r"comparing models [━╸╺]{10} 0:04:00 120/500 models, left 12:40, now aligndistil", last)
+    assert re.fullmatch(r"comparing models [━╸╺]{10} 4:00 120/500 models, left 12:40, now aligndistil", last)
     assert len(last) <= 80
 
 
@@ -111,15 +111,47 @@ def test_a_narrow_terminal_has_fewer_figures_and_only_whole_ones(width: int) -> 
     assert last.split(" ", 3)[3] == "12/50, left 12:40"
 
 
-def test_a_bar_without_a_total_shows_none_and_ends_filled() -> None:
+@pytest.mark.parametrize("width", [50, 60, 80])
+@pytest.mark.parametrize("stage", ["dpo", "aligndistil", "a_stage_with_a_very_long_name_of_its_own"])
+def test_a_bar_is_one_line_with_its_count_on_any_terminal(width: int, stage: str) -> None:
+    console, watch = terminal_console(width), Watch()
+    with Steps(f"{stage}: reading train prompts", unit="rows", console=console, clock=watch) as steps:
+        steps.total = 61_135
+        watch.now += 10
+        steps.advance(1000)
+        during = last_line(console)
+        steps.advance(60_135)
+    for line, count in ((during, "1000/61135 rows"), (last_line(console), "61135/61135 rows")):
+        assert len(line) <= width
+        assert count in line
+        assert line.startswith(stage[:20])
+    assert all(len(line.rstrip()) <= width for line in plain(shown(console)).splitlines())
+
+
+def test_what_has_nothing_to_count_does_not_appear() -> None:
     console = terminal_console()
     with Steps("reading", unit="rows", console=console, clock=Watch()):
         pass
-    assert "/" not in plain(shown(console))
-    assert last_line(console) == f"reading {'━' * 10} 0:00:00"
+    with Steps("teacher cache", 0, unit="rows", console=console, clock=Watch()):
+        pass
+    with Steps("dpo", 94, start=94, console=console, clock=Watch()):
+        pass
+    assert shown(console) == ""
+
+
+def test_what_has_a_total_is_there_before_its_first_step() -> None:
+    console = terminal_console()
+    with Steps("comparing models", 4, unit="models", console=console, clock=Watch()) as steps:
+        assert last_line(console) == f"comparing models {'━' * 10} 0:00 0/4 models"
+        steps.advance(4)
+
+
+def test_a_bar_without_a_total_shows_none_and_ends_filled() -> None:
+    console = terminal_console()
     with Steps("reading", unit="rows", console=console, clock=Watch()) as steps:
         steps.advance(7)
-    assert last_line(console) == f"reading {'━' * 10} 0:00:00 7 rows"
+        assert "/" not in plain(shown(console))
+    assert last_line(console) == f"reading {'━' * 10} 0:00 7/7 rows"
     assert FILLED in shown(console)
 
 
@@ -128,20 +160,23 @@ def test_a_bar_may_be_given_its_total_later() -> None:
     with Steps("reading", unit="rows", console=console, clock=Watch()) as steps:
         steps.total = 20
         steps.advance(20)
-    assert last_line(console) == f"reading {'━' * 10} 0:00:00 20/20 rows"
+    assert last_line(console) == f"reading {'━' * 10} 0:00 20/20 rows"
 
 
-def test_a_bar_that_ends_with_an_error_is_not_filled() -> None:
+def test_no_unfinished_bar_stays_on_the_screen() -> None:
     console = terminal_console()
 
-    def interrupted() -> None:
-        with Steps("reading", console=console, clock=Watch()) as steps:
+    def interrupted(total: int | None) -> None:
+        with Steps("reading", total, console=console, clock=Watch()) as steps:
             steps.advance()
             raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        interrupted()
-    assert FILLED not in shown(console)
+    for total in (None, 3):
+        with pytest.raises(KeyboardInterrupt):
+            interrupted(total)
+        assert FILLED not in shown(console)
+        assert shown(console).endswith("\x1b[2K")  # the cursor is where the bar was, in an empty line
+        assert shown(console).rindex("\x1b[?25h") > shown(console).rindex("\x1b[?25l")
 
 
 def test_what_is_counted_may_have_brackets_in_its_name() -> None:

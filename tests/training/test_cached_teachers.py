@@ -79,7 +79,10 @@ def test_a_cached_stage_learns_what_an_uncached_one_learns(
     plain = losses("plain")
     cached = losses("cached", teacher_cache=True)
     assert cached == pytest.approx(plain, rel=1e-5)
-    assert capsys.readouterr().out.count("teacher cache of") == 2
+    said = capsys.readouterr().out
+    assert said.count("teacher cache of") == 2
+    for role in ("teacher", "reverse teacher"):
+        assert said.count(f": caching {role}: 6/6 rows, ") == 1
     assert len(caches()) == 2
 
 
