@@ -169,13 +169,14 @@ def memory(stage: Stage, policy: ModelSize, others: Mapping[str, ModelSize], pro
     optimizer = p * (12 if half else 8)
     staged = 4 if zero == 1 else width
     frozen = sum(size.parameters for role, size in others.items() if role != Role.CRITIC)
+    kept_whole = policy.parameters if stage.evaluation.kl_initial and not stage.objective.is_scalar else 0
     return Memory(
         weights=p * width / (world if zero == 3 else 1) / GIB,
         gradients=p * 4 / (world if zero >= 2 else 1) / GIB,
         optimizer=0.0 if stage.engine.offload != "none" else optimizer / (world if zero >= 1 else 1) / GIB,
         # On a CPU what no gradient fills is not there, so a small model's bucket is as small as the model.
         buffers=sum(BUCKET if half else min(size.parameters, BUCKET) for size in trained) * staged * bool(zero) / GIB,
-        frozen=frozen * width / (world if zero == 3 else 1) / GIB,
+        frozen=(frozen / (world if zero == 3 else 1) + kept_whole) * width / GIB,
         activations=sum(_activations(stage, size, width) for size in trained) / GIB,
         logits=0.0 if stage.objective.is_scalar else _logits(stage, policy, width) / GIB,
         generation=_generation(stage, policy, width, world) / GIB,

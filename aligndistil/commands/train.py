@@ -17,6 +17,7 @@ from aligndistil.data import content_hash
 from aligndistil.engine.config import user_config
 from aligndistil.engine.processes import Processes, launched_rank, launched_world, start_processes
 from aligndistil.errors import Interrupted, UserError
+from aligndistil.evaluation.measurements import initial_model
 from aligndistil.models import model_exists, model_hash
 from aligndistil.progress import RunView
 from aligndistil.recipe import Recipe, Stage, changed_sections, stage_fingerprint, stage_of
@@ -181,7 +182,8 @@ def _run_stage(
         view.finish(name, done.step, done.seconds, done.metrics)
         return done.weights
     # The data may be refused: nothing of an earlier run is moved before it is accepted.
-    training = StageTraining(stage, folder, lambda path: locate(run, path), processes)
+    initial = initial_model(recipe, stage)
+    training = StageTraining(stage, folder, lambda path: locate(run, path), processes, initial)
     if processes.is_main:
         _make_room(stage, folder, done, fingerprint, fresh)
     processes.barrier()
@@ -214,7 +216,7 @@ def _make_room(stage: Stage, folder: StageFolder, done: Done | None, fingerprint
         moved = folder.archive()
         if moved is not None:
             again = escape(f"{why}; the old folder is kept as {moved}")
-            rich.get_console().print(f"[yellow]↻[/] [bold]{stage.name}[/]: {again}", soft_wrap=True)
+            _print(f"[yellow]↻[/] [bold]{stage.name}[/]: {again}")
     folder.clear_unfinished()
     folder.path.mkdir(parents=True, exist_ok=True)
     folder.write_started(fingerprint)
@@ -252,7 +254,13 @@ def _announce(stage: Stage, training: StageTraining, processes: Processes) -> No
 def _say(processes: Processes, text: str) -> None:
     """Console markup, on the first process."""
     if processes.is_main:
-        rich.get_console().print(text, soft_wrap=True)
+        _print(text)
+
+
+def _print(text: str) -> None:
+    """On a terminal lines are broken between words; in a file they are whole."""
+    console = rich.get_console()
+    console.print(text, soft_wrap=not console.is_terminal)
 
 
 def _fingerprint(stage: Stage, weights: dict[str, str]) -> str:

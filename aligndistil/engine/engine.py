@@ -15,13 +15,14 @@ from aligndistil import recipe
 from aligndistil.batch import Batch, joined
 from aligndistil.engine.config import frozen_config
 from aligndistil.engine.direction import loss_direction
+from aligndistil.engine.divergence import Divergence
 from aligndistil.engine.head import check_head
 from aligndistil.engine.policy import FrozenModel, Policy, on_device
 from aligndistil.engine.processes import Processes
 from aligndistil.engine.scalar import ScalarModel, ScalarNetwork, Scorer, gathered, scalar_output
 from aligndistil.engine.teacher_cache import CachedModel
 from aligndistil.engine.trained import Trained, import_deepspeed
-from aligndistil.maths import Metric
+from aligndistil.maths import Metric, sum_tokens
 from aligndistil.objectives.base import Loss, Need, Objective, Role, State, scalar_term
 
 
@@ -180,6 +181,14 @@ class Engine:
         self._set_training(False)
         batch = batch.to(self.processes.device)
         return self.objective.loss(batch, {**self.terms(batch), **prepared})
+
+    @torch.no_grad()
+    def divergence(self, batch: Batch, other: FrozenModel) -> Tensor:
+        """(B,) KL(policy || other), summed over the response tokens of each row."""
+        self._set_training(False)
+        batch = batch.to(self.processes.device)
+        terms = self._policy.engine(batch, Divergence(), {Role.REFERENCE: other.read(batch)}, self._gathered_heads)
+        return sum_tokens(terms[Role.REFERENCE], batch.response_BT)
 
     @contextmanager
     def generating(self) -> Iterator[PreTrainedModel]:

@@ -272,6 +272,8 @@ class Stage(Section):
         for key in ("every", "samples"):
             if data is not None and data.eval is None and getattr(evaluation, key):
                 _draft(info).refuse(f"evaluation.{key}", "there is nothing to evaluate on; name it in data.eval")
+        if evaluation.kl_initial and not evaluation.samples:
+            _draft(info).refuse("evaluation.kl_initial", "it is measured on sampled answers; say how many in `samples`")
         return evaluation
 
 

@@ -1,6 +1,6 @@
 """The run folder: what was asked, on what machine, what came out. Only rank 0 writes here, logs apart."""
 
-from aligndistil.run_folder.card import model_card
+from aligndistil.run_folder.card import add_comparison, license_of, model_card
 from aligndistil.run_folder.environment import Environment
 from aligndistil.run_folder.folder import Done, RunFolder, StageFolder
 from aligndistil.run_folder.logs import adopt_loggers, setup_logging
@@ -14,7 +14,9 @@ __all__ = [
     "RunFolder",
     "StageFolder",
     "Tracker",
+    "add_comparison",
     "adopt_loggers",
+    "license_of",
     "model_card",
     "open_trackers",
     "setup_logging",

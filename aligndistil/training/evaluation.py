@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from aligndistil.batch import Batch
+from collections.abc import Sequence
+
+import torch
+
+from aligndistil.batch import Batch, DataKind, Row, collate
 from aligndistil.engine.engine import Engine
+from aligndistil.engine.policy import FrozenModel
 from aligndistil.objectives.base import Prepares
 from aligndistil.recipe import Stage
-from aligndistil.rollout import LoadedModel, SamplingParams, sample_seed
+from aligndistil.rollout import LoadedModel, Sample, SamplingParams, sample_seed
 from aligndistil.run_folder import StageFolder
 from aligndistil.training.batches import eval_batches
 from aligndistil.training.data import GoldReward, StageData
@@ -26,11 +31,15 @@ class StageEvaluation:
         policy: LoadedModel,
         folder: StageFolder,
         gold_reward: GoldReward | None,
+        initial: FrozenModel | None = None,
     ) -> None:
-        """Collates the eval data. On given responses an objective that prepares its own samples has no loss."""
+        """Collates the eval data. On given responses an objective that prepares its own samples has no loss.
+
+        `initial` is what the divergence of the answers is measured to; None where that is not asked for.
+        """
         self.every = stage.evaluation.every
         self._stage, self._data, self._engine = stage, data, engine
-        self._policy, self._folder, self._gold_reward = policy, folder, gold_reward
+        self._policy, self._folder, self._gold_reward, self._initial = policy, folder, gold_reward, initial
         self._batches: list[tuple[Batch, bool]] = []
         self._mismatched: list[tuple[Batch, bool]] = []
         prepares = stage.objective.prepares
@@ -49,7 +58,7 @@ class StageEvaluation:
         return metrics | self._sampled(step) if samples and self._data.eval_prompts else metrics
 
     def _sampled(self, step: int) -> dict[str, float]:
-        """Lengths and gold reward of one answer to each of the first eval prompts; the same seeds at every step."""
+        """What one answer to each of the first eval prompts is like; the same seeds at every step."""
         settings, data, processes = self._stage.evaluation, self._data, self._engine.processes
         assert data.eval_prompts is not None
         count, world = min(settings.samples, len(data.eval_prompts)), processes.world
@@ -67,7 +76,25 @@ class StageEvaluation:
         if processes.is_main:
             self._folder.eval_samples(step, sample_rows(data.tokenizer, prompts, answers, texts, scores))
         metrics = {name: float(total / number) for name, (total, number) in completion_metrics(answers).items()}
-        return metrics if scores is None else metrics | {"gold_reward": sum(scores) / count}
+        if scores is not None:
+            metrics["gold_reward"] = sum(scores) / count
+        if self._initial is not None:
+            metrics["kl_initial"] = self._divergence(self._initial, prompts, answers)
+        return metrics
+
+    def _divergence(self, initial: FrozenModel, prompts: Sequence[Sequence[int]], answers: Sequence[Sample]) -> float:
+        """Mean over answers of KL(policy || initial) in nats per response. Every process reads its share."""
+        processes, size = self._engine.processes, self._policy.batch_size
+        rows = [Row(prompt, answer.token_ids) for prompt, answer in zip(prompts, answers, strict=True)]
+        shares = [rows[rank :: processes.world] for rank in range(processes.world)]
+        mine = shares[processes.rank]
+        total = torch.zeros(1, dtype=torch.double)
+        for start in range(0, len(shares[0]), size):  # as many batches on every process: ZeRO-3 gathers in each
+            part = mine[start : start + size]
+            batch = collate(part or rows[:1], DataKind.RESPONSES, self._data.tokenizer.pad_token_id)
+            divergence = self._engine.divergence(batch, initial)
+            total += divergence.double().sum().cpu() if part else 0.0
+        return float(processes.sum(total.to(processes.device))) / len(rows)
 
 
 def evaluate(

@@ -30,7 +30,7 @@ LOOP_METRICS = {
         "tokens/s",
         "prompt and response tokens of the step, of all processes, by its wall time",
         title="Throughput",
-        axis="tokens a second",
+        axis="tokens per second",
     ),
     "perf/peak_memory_gib": MetricInfo(
         "GiB",
@@ -76,6 +76,17 @@ GOLD_REWARD = {
         better="more",
     )
 }
+
+EVALUATION_METRICS = {
+    "kl_initial": MetricInfo(
+        "nats",
+        "mean over the policy's answers of `sum_t KL(pi(.|s_t) || pi_initial(.|s_t))`, exact over the vocabulary; "
+        "initial = what training began from, through every stage before this one",
+        title="KL to the initial model",
+        axis="KL to the initial model (nats per response)",
+    )
+}
+"""Of evaluations with `evaluation.kl_initial`, and of whole models."""
 
 
 class Sums:

@@ -12,13 +12,14 @@ from transformers import PretrainedConfig
 
 from aligndistil.engine.engine import Engine
 from aligndistil.engine.memory import forget_peak_memory
+from aligndistil.engine.policy import FrozenModel, on_device
 from aligndistil.engine.processes import Processes
-from aligndistil.models import export_model
-from aligndistil.objectives.base import Role
+from aligndistil.models import export_model, load_model, located
+from aligndistil.objectives.base import MetricInfo, Role
 from aligndistil.progress import RunView
 from aligndistil.recipe import Stage
 from aligndistil.rollout import LoadedModel
-from aligndistil.run_folder import StageFolder, adopt_loggers, model_card
+from aligndistil.run_folder import StageFolder, adopt_loggers, license_of, model_card
 from aligndistil.run_folder.environment import PACKAGES, installed_version
 from aligndistil.training.batches import DataBatches, RolloutBatches, Schedule
 from aligndistil.training.checkpoints import Checkpoints
@@ -26,6 +27,7 @@ from aligndistil.training.data import StageData, gold_reward_of, load_stage_data
 from aligndistil.training.evaluation import StageEvaluation
 from aligndistil.training.log import StageLog
 from aligndistil.training.loop import train
+from aligndistil.training.metrics import EVALUATION_METRICS, GOLD_REWARD, LOOP_METRICS
 from aligndistil.training.models import build_engine
 from aligndistil.training.stop import StopSignal
 
@@ -43,8 +45,14 @@ class Outcome:
 class StageTraining:
     """Everything one stage needs, brought together once; `run` trains it."""
 
-    def __init__(self, stage: Stage, folder: StageFolder, locate: Callable[[str], str], processes: Processes) -> None:
-        """Reads the data, and no weights. Raises UserError when the stage must not start with it."""
+    def __init__(
+        self, stage: Stage, folder: StageFolder, locate: Callable[[str], str], processes: Processes, initial: str = ""
+    ) -> None:
+        """Reads the data, and no weights. Raises UserError when the stage must not start with it.
+
+        `initial` is the path of what its training goes back to, for `evaluation.kl_initial`.
+        """
+        self._initial = initial or stage.model.path
         self.stage, self.folder, self.locate, self.processes = stage, folder, locate, processes
         self.data: StageData = load_stage_data(stage, locate, rank=processes.rank)
         self.schedule = Schedule.of(stage, len(self.data.train))
@@ -85,7 +93,9 @@ class StageTraining:
                 stage.name,
                 engine=engine,
                 batches=batches,
-                evaluation=StageEvaluation(stage, data, engine, policy, self.folder, gold_reward),
+                evaluation=StageEvaluation(
+                    stage, data, engine, policy, self.folder, gold_reward, self._initial_model(engine)
+                ),
                 log=stack.enter_context(log),
                 checkpoints=Checkpoints(engine, self.folder.path, stage.checkpoint),
                 stop=stop,
@@ -94,6 +104,12 @@ class StageTraining:
             self._export(engine, state.last)
             return Outcome(state.step, state.seconds, state.last)
 
+    def _initial_model(self, engine: Engine) -> FrozenModel | None:
+        if not self.stage.evaluation.kl_initial or self.stage.objective.is_scalar:
+            return None
+        model = load_model(self.locate(self._initial), self.stage.model, trained=False)
+        return FrozenModel(on_device(model, self.processes.device), engine.vocab)
+
     def _write_samples(self, step: int, rows: list[dict[str, Any]]) -> None:
         logging = self.stage.logging
         logged = any(one % logging.every == 0 for one in range(step, step + self.schedule.steps_of_a_batch))
@@ -101,24 +117,34 @@ class StageTraining:
             self.folder.samples(step, rows[: logging.samples])
 
     def _export(self, engine: Engine, metrics: dict[str, float]) -> None:
-        stage = self.stage
         state = engine.state_dict()
         _note_scores(engine.model.config, metrics)
         if self.processes.is_main:
-            card = model_card(
-                name=stage.name,
-                base_model=stage.model.path,
-                objective=stage.objective.name,
-                scalar=stage.objective.is_scalar,
-                paper=stage.objective.paper,
-                models={str(role): path for role, path in stage.models.items()},
-                data=[source.path for source in stage.data.train],
-                metrics=metrics,
-                recipe=stage.resolved(),
-                versions={package: installed_version(package) for package in PACKAGES},
-            )
+            card = self._card(metrics)
             export_model(engine.model, state, self.data.tokenizer, self.data.stop_ids, self.folder.final, card)
         self.processes.barrier()
+
+    def _card(self, metrics: dict[str, float]) -> str:
+        stage = self.stage
+        place, revision = located(self.locate(stage.model.path))
+        known = {**LOOP_METRICS, **GOLD_REWARD, **EVALUATION_METRICS, **stage.objective.metrics}
+        headline = dict.fromkeys((*stage.objective.headline, *GOLD_REWARD, *EVALUATION_METRICS))
+        return model_card(
+            name=stage.name,
+            base_model=stage.model.path,
+            initial=self._initial,
+            license=license_of(place, **revision),
+            objective=stage.objective.name,
+            scalar=stage.objective.is_scalar,
+            on_policy=stage.on_policy,
+            paper=stage.objective.paper,
+            models={str(role): path for role, path in stage.models.items()},
+            data=[source.path for source in stage.data.train],
+            metrics=metrics,
+            headline={name: known.get(name, MetricInfo("", "")) for name in headline},
+            recipe=stage.resolved(),
+            versions={package: installed_version(package) for package in PACKAGES},
+        )
 
 
 def _note_scores(config: PretrainedConfig, metrics: dict[str, float]) -> None:

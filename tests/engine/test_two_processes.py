@@ -9,9 +9,12 @@ from typing import Any
 import pytest
 import torch
 
+from aligndistil.batch import DataKind, collate
 from aligndistil.engine.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from aligndistil.engine.policy import FrozenModel
 from aligndistil.engine.processes import Processes, start_processes
 from aligndistil.errors import UserError
+from aligndistil.models import load_model
 from aligndistil.objectives.base import Role
 from aligndistil.rollout import SamplingParams, sample_seed
 from support.engines import (
@@ -24,6 +27,7 @@ from support.engines import (
     plain_loss,
     plain_models,
     sampler,
+    section,
     steps_of,
     take_step,
     trained,
@@ -42,6 +46,7 @@ def everything(models: dict[str, Models], folders: dict[str, str], folder: str) 
         "rounds": {f"{name} {stage}": rounds(name, folders, processes, stage) for name, stage in ROUNDS},
         "gradients": {name: gradients(name, models[name], processes, 2) for name in GOALS},
         "losses": {name: losses_by_stage(name, models[name], processes) for name in GOALS},
+        "divergences": {str(stage): divergences(models["dpo"], processes, stage) for stage in (0, 3)},
         "uneven": uneven_samples(models["dpo"], processes),
         "resumed": {str(s): resumed(models["dpo"], processes, Path(folder) / str(s), s) for s in (2, 3)},
         "gathered": processes.gather({"rank": processes.rank}),
@@ -137,6 +142,37 @@ def test_what_is_found_before_a_step_is_found_over_both_processes(
     assert two[0]["rounds"] == two[1]["rounds"]
     for ours, theirs in zip(two[0]["rounds"][f"{name} {stage}"], alone, strict=True):
         assert ours == pytest.approx(theirs, rel=1e-3, abs=2e-5)
+
+
+def divergences(models: Models, processes: Processes, stage: int) -> list[float]:
+    """Of the rows of two steps, in batches of three of which the last is not full."""
+    policy, (reference, *_) = models
+    made = make_engine(
+        objective("dpo"), policy, [reference], processes, train={**CONSTANT, "batch_size": 4, "micro_batch_size": 2},
+        engine={"zero_stage": stage},
+    )  # fmt: skip
+    initial = FrozenModel(load_model(reference, section(reference), trained=False), made.vocab)
+    rows = [row for pair in steps_of("dpo", 2)[0] for row in pair]
+    found = made.divergence(collate(rows, DataKind.RESPONSES, pad_id=0), initial).tolist()
+    made.close()
+    return [float(value) for value in found]
+
+
+def test_the_divergence_from_another_model_is_exact_and_the_same_on_every_process(
+    models: dict[str, Models], two: list[dict[str, Any]]
+) -> None:
+    policy, (reference, *_) = models["dpo"]
+    plain = plain_models(objective("dpo"), policy, [reference])
+    rows = [row for pair in steps_of("dpo", 2)[0] for row in pair]
+    expected = []
+    for row in rows:
+        ids = torch.tensor([[*row.prompt_ids, *row.response_ids]])
+        ours, theirs = (plain[role](ids).logits.log_softmax(-1)[0] for role in (Role.POLICY, Role.REFERENCE))
+        at = slice(len(row.prompt_ids) - 1, -1)  # position t - 1 predicts token t
+        expected.append(float((ours[at].exp() * (ours[at] - theirs[at])).sum()))
+    for rank in two:
+        for found in rank["divergences"].values():
+            assert found == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
 
 def uneven_samples(models: Models, processes: Processes) -> dict[str, Any]:
