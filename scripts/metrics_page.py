@@ -13,7 +13,13 @@ from pathlib import Path
 from aligndistil.evaluation.metrics import MODEL_METRICS, REPORT_METRICS
 from aligndistil.objectives import registry
 from aligndistil.objectives.base import MetricInfo, Role
-from aligndistil.training.metrics import CRITIC_METRICS, GOLD_REWARD, LOOP_METRICS, ROLLOUT_METRICS
+from aligndistil.training.metrics import (
+    CRITIC_METRICS,
+    EVALUATION_METRICS,
+    GOLD_REWARD,
+    LOOP_METRICS,
+    ROLLOUT_METRICS,
+)
 
 PAGE = Path(__file__).parents[1] / "docs" / "metrics.md"
 HEAD = """\
@@ -45,8 +51,8 @@ The table at the end of a run and `report/comparison.tex` show a choice of these
 `report.columns`; `comparison.csv` and `comparison.json` hold all that were measured, in full
 precision. [comparison.md](comparison.md) says how seeds and runs are put together. In
 `convergence.png` light lines are the values of each step, heavy ones their centred moving average
-over a twelfth of the curve, dots are evaluations. The reward panel is drawn for stages that sample
-their responses; a stage marked "(off-policy)" has its KL on the responses of the data.
+over a twelfth of the curve; a line with marks is of evaluations. The reward panel is drawn for
+stages that sample their responses. In reports, `rewards/accuracies` is of all held-out pairs.
 """
 
 
@@ -54,7 +60,8 @@ def page() -> str:
     """The whole text. Raises ValueError when two objectives mean different things by one name."""
     critics = ", ".join(name for name, cls in registry().items() if Role.CRITIC in cls.example().needs)
     parts = [(LOOP_METRICS, "every stage"), *_of_objectives(), (CRITIC_METRICS, critics)]
-    parts += [(ROLLOUT_METRICS, "on-policy"), (GOLD_REWARD, "on-policy, evaluation")]
+    parts += [(ROLLOUT_METRICS, "on-policy, evaluation"), (GOLD_REWARD, "on-policy, evaluation")]
+    parts += [(EVALUATION_METRICS, "evaluation")]
     parts += [(MODEL_METRICS, "evaluation"), (REPORT_METRICS, "report")]
     rows = [_row(name, info, where) for metrics, where in parts for name, info in metrics.items()]
     return HEAD + "".join(rows) + TAIL

@@ -18,10 +18,10 @@ from aligndistil.recipe import Recipe, load_recipe
 from aligndistil.report import (
     Comparison,
     combine,
-    draw_pictures,
     is_run,
     read_runs,
-    rewards_rich,
+    rich_differences,
+    rich_rewards,
     rich_table,
     write_report,
 )
@@ -72,15 +72,16 @@ def compare(given: Sequence[str], options: Options) -> int:
 
 def _report(runs: Sequence[Path], folder: Path) -> None:
     table, logs = combine(read_runs(runs))
-    files = write_report(folder, table)
-    show(table, folder, [*files, *draw_pictures(folder, table, logs)])
+    show(table, folder, write_report(folder, table, logs))
 
 
 def show(table: Comparison, folder: Path, files: Iterable[Path]) -> None:
     """Print a comparison, and where its files are."""
-    for shown in (rich_table(table), *([rewards_rich(table.rewards)] if table.rewards else [])):
-        rich.print()
-        rich.print(shown)
+    rewards = rich_rewards(table.rewards) if table.show_rewards and table.rewards else None
+    for shown in (rich_table(table), rich_differences(table), rewards):
+        if shown is not None:
+            rich.print()
+            rich.print(shown)
     rich.print()
     names = ", ".join(file.name for file in files)
     rich.get_console().print(escape(f"report  {folder}/ ({names})"), soft_wrap=True)

@@ -1,12 +1,12 @@
-"""The tables and the picture at the end of a recipe: every model measured on the same prompts and pairs."""
+"""The tables and pictures at the end of a recipe: every model measured on the same prompts and pairs."""
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from transformers import PreTrainedModel
 
@@ -15,25 +15,29 @@ from aligndistil.engine.processes import Processes
 from aligndistil.engine.scalar import ScalarModel
 from aligndistil.evaluation.measurements import INITIAL, EvalSet, Measurements, measurements_of, read_eval_set, sha256
 from aligndistil.evaluation.model import EvalResult, Evaluator
-from aligndistil.evaluation.rewards import Reward, rewards_of
+from aligndistil.evaluation.rewards import contrastive_rewards, own_reward
 from aligndistil.files import write_text
 from aligndistil.models import load_model, load_scalar_model, load_tokenizer, model_hash, pick_dtype
 from aligndistil.progress import Steps
 from aligndistil.recipe import Recipe, stage_of
 from aligndistil.report import (
+    ComparedWith,
     Comparison,
     ModelResult,
     RewardResult,
-    read_logs,
+    combine,
+    read_runs,
+    save_results,
+    step_seconds,
+    summary,
     training_metrics,
-    with_steps_to_reward,
     write_report,
 )
 from aligndistil.rollout import SamplingParams
-from aligndistil.run_folder import RunFolder
+from aligndistil.run_folder import RunFolder, add_comparison
 from aligndistil.training import gold_reward_of
 
-EVALUATION_VERSION = "3"
+EVALUATION_VERSION = "4"
 """Raised when the same models get other numbers than before."""
 
 
@@ -54,9 +58,10 @@ def locate(run: RunFolder, path: str) -> str:
 def compare_models(
     recipe: Recipe, run: RunFolder, processes: Processes, weights: Mapping[str, str]
 ) -> WrittenComparison | None:
-    """Measure what has not been measured yet and write `report/`. None when no stage has eval data. Collective.
+    """Measure what has not been measured yet and write `report/`. Collective.
 
-    `weights` are the hashes of the stages' final models.
+    `weights` are the hashes of the stages' final models. None when no stage has eval data, and on all processes but the
+    first.
     """
     measurements = measurements_of(recipe)
     if measurements is None:
@@ -68,10 +73,16 @@ def compare_models(
     if waiting:
         _measure(measurements, eval_set, run, waiting, processes)
     processes.barrier()
+    if not processes.is_main:
+        return None
     results = {name: _read(run, name, key) or EvalResult({}) for name, key in keys.items()}
-    logged = {name: run.stage(name).metrics.read() for name in recipe.stages}
-    table = _table(measurements, run, results, logged, measured_on).model_copy(update={"weights": dict(weights)})
-    return WrittenComparison(table, write_report(run.report, table, logged) if processes.is_main else [])
+    table = _table(measurements, run, results, eval_set, measured_on)
+    save_results(run.report / "comparison.json", table.model_copy(update={"weights": dict(weights)}))
+    # From here on it is one of the runs that may be put together.
+    combined, logs = combine(read_runs([run.path]))
+    for name in recipe.stages:
+        add_comparison(run.stage(name).final, summary(combined))
+    return WrittenComparison(combined, write_report(run.report, combined, logs))
 
 
 def _keys(measurements: Measurements, eval_set: EvalSet, weights: Mapping[str, str]) -> tuple[str, dict[str, str]]:
@@ -96,7 +107,7 @@ def _keys(measurements: Measurements, eval_set: EvalSet, weights: Mapping[str, s
     against = identity(measurements.kl_to), "" if measurements.reward is None else identity(measurements.reward)
     return shared, {
         name: sha256(shared, identity(path), *against, eval_set.pairs_hash(name))
-        for name, path in measurements.models.items()
+        for name, path in (measurements.models | measurements.references).items()
     }
 
 
@@ -136,8 +147,10 @@ def _measure(
         always = (measurements.initial, measurements.kl_to) if waiting.keys() - measurements.scalar else ()
         kept = {path: load(path) for path in dict.fromkeys(always)}
         for name, key in waiting.items():
-            path = measurements.models[name]
-            if name in measurements.scalar:
+            path = (measurements.models | measurements.references)[name]
+            if name in measurements.references:
+                result = evaluator.measure_pairs(load(path))
+            elif name in measurements.scalar:
                 result = evaluator.measure_scores(load_scalar(path), name)
             else:
                 initial, kl_to = kept[measurements.initial], kept[measurements.kl_to]
@@ -148,56 +161,92 @@ def _measure(
 
 
 def _table(
-    measurements: Measurements,
-    run: RunFolder,
-    results: Mapping[str, EvalResult],
-    logged: Mapping[str, list[dict[str, Any]]],
-    measured_on: str,
+    measurements: Measurements, run: RunFolder, results: Mapping[str, EvalResult], eval_set: EvalSet, measured_on: str
 ) -> Comparison:
     """From what was measured of the models, and what their training logged."""
-    settings, stages = measurements.recipe.report, measurements.recipe.stages
+    recipe = measurements.recipe
+    settings, stages, labels = recipe.report, recipe.stages, row_labels(recipe)
     pairs = {name: result.pairs for name, result in results.items()}
-    rows = [ModelResult(name=INITIAL, objective="", metrics=results[INITIAL].metrics)]
-    for name, stage in stages.items():
-        metrics = results[name].metrics
-        if pairs[name].get("eval"):
-            scalar = name in measurements.scalar
-            right = (Reward("score", name, None) if scalar else Reward("implicit", name, INITIAL)).right(pairs, "eval")
-            metrics = {"reward_accuracy": right.count("1") / len(right), **metrics}
-        metrics = metrics | training_metrics(run.stage(name).read_done(), logged[name])
-        rows.append(ModelResult(name=name, objective=stage.objective.name, metrics=metrics))
-    splits = list(pairs[INITIAL]) if settings.reward_accuracy else []
+    logged = {name: run.stage(name).metrics.read() for name in stages}
+    seconds = {name: list(step_seconds(lines).values())[-1:] for name, lines in logged.items()}
+    own = {name: reward for name in stages if (reward := own_reward(measurements, name)) is not None}
+    splits = [split for split in pairs[INITIAL] if split == "eval" or settings.reward_accuracy]
     rewards = [
         RewardResult(
             name=reward.name,
             kind=reward.kind,
-            right={split: [reward.right(pairs, split)] for split in splits},
+            of=name,
+            right={split: [reward.right(pairs, eval_set.lengths, split)] for split in splits},
             measured_on=measured_on,
         )
-        for reward in (rewards_of(measurements) if splits else [])
+        for name, reward in [*own.items(), *(("", reward) for reward in contrastive_rewards(measurements))]
     ]
-    table = Comparison(
-        kl_to=stage_of(measurements.kl_to) or measurements.kl_to,
+    rows = [ModelResult(name=INITIAL, objective="", method=INITIAL, metrics=results[INITIAL].metrics)]
+    for name, stage in stages.items():
+        metrics = {"steps": 0.0} | results[name].metrics | training_metrics(run.stage(name).read_done(), logged[name])
+        shares = next((reward.shares("eval") for reward in rewards if reward.of == name), [])
+        if shares:
+            metrics["rewards/accuracies"] = sum(shares[0]) / len(shares[0])
+        needed = [name, *_ancestors(recipe, name)]
+        if all(seconds[one] for one in needed):
+            metrics["compute_seconds"] = sum(seconds[one][0] for one in needed)
+        method, setting = labels[name]
+        row = ModelResult(name=name, objective=stage.objective.name, method=method, setting=setting, metrics=metrics)
+        rows.append(row)
+    return Comparison(
         results=rows,
-        reward=(stage_of(measurements.reward) or measurements.reward) if measurements.reward else "",
+        kl_to=ComparedWith(name=_row_or_path(measurements, measurements.kl_to)),
+        reward=ComparedWith(name=_row_or_path(measurements, measurements.reward)) if measurements.reward else None,
         rewards=rewards,
+        show_rewards=settings.reward_accuracy,
         columns=None if settings.columns is None else list(settings.columns),
         measured_on=measured_on,
+        threshold_metric=settings.threshold_metric,
+        threshold_value=settings.threshold,
     )
-    paths = {name: run.stage(name).metrics.path for name in stages}
-    logs = {name: {"": read_logs(path)[0]} for name, path in paths.items() if path.is_file()}
-    return with_steps_to_reward(table, logs, settings.threshold_metric, settings.threshold)
+
+
+def _row_or_path(measurements: Measurements, path: str) -> str:
+    return next((name for name, other in measurements.models.items() if other == path), path)
+
+
+def _ancestors(recipe: Recipe, name: str) -> list[str]:
+    """The stages that a stage needs, and those that they need."""
+    found: dict[str, None] = {}
+    for other in recipe.stages[name].inputs:
+        found |= dict.fromkeys([other, *_ancestors(recipe, other)])
+    return list(found)
+
+
+def row_labels(recipe: Recipe) -> dict[str, tuple[str, str]]:
+    """By stage, the method and setting that tables and pictures call it by: as the recipe says, or else its objective.
+
+    Where that is not enough to tell two stages apart, the stage's name is the setting.
+    """
+    stages, rows = recipe.stages, recipe.report.rows
+    policies = {(stage.objective.method, stage.on_policy) for stage in stages.values()}
+    labels = {}
+    for name, stage in stages.items():
+        method, both = stage.objective.method, {(stage.objective.method, on) for on in (True, False)} <= policies
+        method += (" on-policy" if stage.on_policy else " off-policy") if both else ""
+        labels[name] = (f"reverse {method}" if stage.data.reverse_preferences else method, "")
+        if name in rows:
+            labels[name] = (rows[name].method, rows[name].setting or "")
+    often = Counter(labels.values())
+    return {name: label if often[label] == 1 else (label[0], name) for name, label in labels.items()}
 
 
 def _read(run: RunFolder, name: str, key: str) -> EvalResult | None:
     """What was measured with this key; None where nothing was, or another model, or on another eval set."""
     path = run.report / "models" / f"{name}.json"
     record = json.loads(path.read_text()) if path.is_file() else None
-    return EvalResult(record["metrics"], record["pairs"]) if record and record["key"] == key else None
+    if not record or record["key"] != key:
+        return None
+    return EvalResult(record["metrics"], record["values"], record["pairs"])
 
 
 def _write(run: RunFolder, name: str, key: str, result: EvalResult) -> None:
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in result.samples)
     write_text(run.report / "samples" / f"{name}.jsonl", lines)
-    record = {"key": key, "metrics": result.metrics, "pairs": result.pairs}
+    record = {"key": key, "metrics": result.metrics, "values": result.values, "pairs": result.pairs}
     write_text(run.report / "models" / f"{name}.json", json.dumps(record) + "\n")

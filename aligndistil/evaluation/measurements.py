@@ -38,10 +38,16 @@ class Measurements:
     """What scores the samples, beside an exact reward."""
     models: dict[str, str]
     """By row, the initial model first."""
+    references: dict[str, str]
+    """The same of models that are no row, which stages are trained against: only the pairs are asked of them."""
     scalar: frozenset[str]
     """Rows whose model has a scalar head."""
     train_pairs: Stage | None
     """Whose training pairs are ranked too; None when the recipe does not ask for it, or has none."""
+
+    def row_of(self, path: str) -> str:
+        """What a model is measured as."""
+        return next(name for name, other in (self.models | self.references).items() if other == path)
 
 
 def measurements_of(recipe: Recipe) -> Measurements | None:
@@ -61,13 +67,17 @@ def measurements_of(recipe: Recipe) -> Measurements | None:
     if recipe.report.reward_accuracy:
         candidates = (reference_stage, *stages)
         train_pairs = next((stage for stage in candidates if gives(stage.data, "train", DataKind.PAIRS)), None)
+    models = {INITIAL: initial} | {name: f"stage:{name}" for name in recipe.stages}
+    against = [stage.models[Role.REFERENCE] for stage in stages if Role.REFERENCE in stage.models]
+    others = [path for path in dict.fromkeys(against) if path not in models.values()]
     return Measurements(
         recipe=recipe,
         reference_stage=reference_stage,
         initial=initial,
         kl_to=recipe.report.kl_to or [initial, *teachers][-1],
         reward=recipe.report.reward or next(reversed(rewards), None),
-        models={INITIAL: initial} | {name: f"stage:{name}" for name in recipe.stages},
+        models=models,
+        references={f"reference-{i}" if i else "reference": path for i, path in enumerate(others)},
         scalar=frozenset(stage.name for stage in stages if stage.objective.is_scalar),
         train_pairs=train_pairs,
     )
@@ -98,6 +108,13 @@ class EvalSet:
     pairs: Pairs
     pairs_by_tokenizer: Mapping[str, Pairs] = field(default_factory=dict)
     """The same pairs for scalar models that have another tokenizer: by the model's row, in its tokens."""
+
+    @property
+    def lengths(self) -> dict[str, list[list[int]]]:
+        """Response tokens of the chosen and the rejected response of each pair, by split."""
+        return {
+            split: [[len(row.response_ids) for row in pair] for pair in pairs] for split, pairs in self.pairs.items()
+        }
 
     def content_hash(self) -> str:
         """SHA-256 of the prompts and pairs, and of the tokens that end an answer."""

@@ -5,15 +5,6 @@ from __future__ import annotations
 from aligndistil.objectives.base import MetricInfo
 
 MODEL_METRICS = {
-    "reward_accuracy": MetricInfo(
-        "share",
-        "held-out pairs with `log pi(y_w|x) - log pi_0(y_w|x) > log pi(y_l|x) - log pi_0(y_l|x)`, summed over tokens, "
-        "`pi_0` the model that training began from; of a scalar head, pairs whose chosen response has the larger score "
-        "at its last token. A tie is wrong. With n pairs the standard error is about `0.45 / sqrt(n)`",
-        title="Reward accuracy",
-        axis="pairs ranked right",
-        better="more",
-    ),
     "reward_score": MetricInfo(
         "",
         "mean score that a reward model (`report.reward`) gives the sampled responses, at their last token; its scale "
@@ -24,14 +15,11 @@ MODEL_METRICS = {
         "mean over the model's own samples for held-out prompts of `sum_t KL(pi(.|s_t) || pi_to(.|s_t))`; the report "
         "names `pi_to` (`report.kl_to`). Unlike `kl/policy_teacher` it is always on the model's own samples",
     ),
-    "kl_initial": MetricInfo("nats", "the same with the model that training began from in place of `pi_to`"),
     "kl_data": MetricInfo("nats", "`kl` on chosen responses of the eval data instead of the model's own samples"),
     "kl_initial_data": MetricInfo("nats", "`kl_initial` on those responses"),
-    "length_mean": MetricInfo("tokens", "mean length of the sampled responses, EOS included"),
     "length_characters": MetricInfo(
         "characters", "mean length of the sampled responses as text, as AlpacaEval reports it"
     ),
-    "truncated_fraction": MetricInfo("share", "sampled responses that reached `max_new_tokens` without EOS"),
     "distinct_1": MetricInfo(
         "share", "different tokens by all tokens of the sampled responses of all prompts together, EOS included"
     ),
@@ -41,7 +29,8 @@ MODEL_METRICS = {
         "other",
     ),
 }
-"""Of the models of a report, measured on the same held-out prompts and pairs."""
+"""Of the models of a report, measured on the same held-out prompts and pairs; beside what training logs of the same
+name: `gold_reward`, `kl_initial`, `rewards/accuracies`, `completions/mean_length`, `completions/truncated_fraction`."""
 
 REPORT_METRICS = {
     "steps_to_reward": MetricInfo(
@@ -52,6 +41,11 @@ REPORT_METRICS = {
     ),
     "steps": MetricInfo("steps", "optimizer steps of the stage that made the model"),
     "seconds": MetricInfo("s", "wall time of that stage, of all its attempts"),
+    "compute_seconds": MetricInfo(
+        "s",
+        "wall time of the optimizer steps of that stage, rollouts included and evaluations not, and of the stages that "
+        "it needs: teachers, a reward model, what it starts from",
+    ),
     "tokens_per_second": MetricInfo(
         "tokens/s",
         "prompt and response tokens of all steps of that stage, by their wall time, rollouts included and evaluations "

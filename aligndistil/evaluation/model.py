@@ -4,42 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from aligndistil.batch import Batch, DataKind, Row, collate
+from aligndistil.engine.divergence import Divergence
 from aligndistil.engine.policy import FrozenModel, Policy, on_device
 from aligndistil.engine.processes import Processes
 from aligndistil.engine.scalar import Scorer
 from aligndistil.evaluation.measurements import EvalSet, Pairs
-from aligndistil.evaluation.samples import summarise
-from aligndistil.maths import kl_divergence, sum_tokens
+from aligndistil.evaluation.samples import distinct_n, values_of_samples
+from aligndistil.maths import sum_tokens
 from aligndistil.models import shared_vocab
-from aligndistil.objectives.base import Need, Objective, Role, TokenChunk
+from aligndistil.objectives.base import Objective, Role
 from aligndistil.objectives.sft import SFT
 from aligndistil.rollout import LoadedModel, Sample, SamplingParams, sample_seed
 
 _Result = TypeVar("_Result")
-
-
-class Divergence(Objective):
-    """KL(policy || other) of each token, over the whole vocabulary, for each of `others`; terms are named by role."""
-
-    data = DataKind.RESPONSES
-    paper = "Zhang et al. 2025, arXiv 2503.02832, Table 3"
-    name: Literal["divergence"] = "divergence"
-    others: tuple[str, ...] = (Role.REFERENCE,)
-
-    @property
-    def needs(self) -> dict[str, Need]:
-        return dict.fromkeys((Role.POLICY, *self.others), Need.DISTRIBUTION)
-
-    def token_terms(self, chunk: TokenChunk) -> dict[str, Tensor]:
-        policy = chunk.logps[Role.POLICY]
-        return {role: kl_divergence(policy, chunk.logps[role]) for role in self.others}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +31,8 @@ class EvalResult:
     """The metrics of one model, and what they were measured on."""
 
     metrics: dict[str, float]
+    values: dict[str, list[float]] = field(default_factory=dict)
+    """What those metrics that are means are the mean of, prompt by prompt (`..._data`: response by response)."""
     pairs: Mapping[str, Sequence[Sequence[float]]] = field(default_factory=dict)
     """By split, of the chosen and the rejected response of each pair: the log-probability summed over its tokens, or
     the score of a scalar head."""
@@ -81,9 +67,9 @@ class Evaluator:
             frozen[Role.TEACHER] = FrozenModel(on_device(kl_to, device), vocab)
         # The one term of SFT is the log-probability of each token.
         pairs = self._pairs(self.eval_set.pairs, lambda batch: _sums(SFT(), policy, {}, batch))
-        metrics = self._divergences(policy, frozen, self.eval_set.responses, "_data")
+        values = self._divergences(policy, frozen, self.eval_set.responses, "_data")
         if not prompts:
-            return EvalResult(metrics, pairs)
+            return EvalResult(_means(values), values, pairs)
         loaded = LoadedModel(model, tokenizer, self.eval_set.stop_ids, vocab, self.batch_size)
 
         def answers(places: Sequence[int]) -> list[Sample]:
@@ -99,19 +85,26 @@ class Evaluator:
         if (reward_model := self.reward_model) is not None:
             scores = self._of_rows(rows, lambda batch: _last_scores(reward_model, batch))
             rewards["reward_score"] = [score for (score,) in scores]
-        metrics = self._divergences(policy, frozen, rows) | metrics | summarise(samples, texts)
-        metrics |= {name: sum(values) / len(values) for name, values in rewards.items()}
+        values = self._divergences(policy, frozen, rows) | values | values_of_samples(samples, texts) | rewards
+        token_ids = [sample.token_ids for sample in samples]
+        metrics = _means(values) | {f"distinct_{n}": distinct_n(token_ids, n) for n in (1, 2)}
         shown: list[dict[str, object]] = [
             {"prompt": tokenizer.decode(list(prompt)), "response": text, "finished": sample.finished}
-            | {name: values[i] for name, values in rewards.items()}
+            | {name: of_samples[i] for name, of_samples in rewards.items()}
             for i, (prompt, text, sample) in enumerate(zip(prompts, texts, samples, strict=True))
         ]
-        return EvalResult(metrics, pairs, shown)
+        return EvalResult(metrics, values, pairs, shown)
+
+    def measure_pairs(self, model: PreTrainedModel) -> EvalResult:
+        """Log-probabilities of the pairs alone: all that is needed of a model that others are compared with."""
+        vocab = shared_vocab([model], self.eval_set.tokenizer)
+        policy = Policy(on_device(model, self.processes.device).eval(), vocab)
+        return EvalResult({}, {}, self._pairs(self.eval_set.pairs, lambda batch: _sums(SFT(), policy, {}, batch)))
 
     def measure_scores(self, model: Scorer, name: str) -> EvalResult:
         """What there is to measure of a scalar head, the model of row `name`: its scores of the pairs."""
         pairs = self.eval_set.pairs_by_tokenizer.get(name, self.eval_set.pairs)
-        return EvalResult({}, self._pairs(pairs, lambda batch: _last_scores(model, batch)))
+        return EvalResult({}, {}, self._pairs(pairs, lambda batch: _last_scores(model, batch)))
 
     def _pairs(self, by_split: Pairs, read: Callable[[Batch], Tensor]) -> dict[str, list[tuple[float, float]]]:
         found: dict[str, list[tuple[float, float]]] = {}
@@ -122,14 +115,14 @@ class Evaluator:
 
     def _divergences(
         self, policy: Policy, frozen: Mapping[str, FrozenModel], rows: Sequence[Row], suffix: str = ""
-    ) -> dict[str, float]:
-        """Means over rows of the sequence sums of KL(policy || other); none without rows."""
+    ) -> dict[str, list[float]]:
+        """Of each row, the sequence sum of KL(policy || other); none without rows."""
         if not rows:
             return {}
         divergence = Divergence(others=tuple(frozen))
         of_rows = self._of_rows(rows, lambda batch: _sums(divergence, policy, frozen, batch))
-        means = [sum(column) / len(rows) for column in zip(*of_rows, strict=True)]
-        return {f"kl{suffix}": means[-1], f"kl_initial{suffix}": means[0]}
+        columns = [list(column) for column in zip(*of_rows, strict=True)]
+        return {f"kl{suffix}": columns[-1], f"kl_initial{suffix}": columns[0]}
 
     @torch.no_grad()
     def _of_rows(self, rows: Sequence[Row], read: Callable[[Batch], Tensor]) -> list[list[float]]:
@@ -153,6 +146,10 @@ class Evaluator:
         places = range(self.processes.rank, count, world)
         parts: list[list[_Result]] = self.processes.gather(work(places) if places else [])
         return [parts[place % world][place // world] for place in range(count)]
+
+
+def _means(values: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    return {name: sum(of_prompts) / len(of_prompts) for name, of_prompts in values.items()}
 
 
 def _sums(objective: Objective, policy: Policy, frozen: Mapping[str, FrozenModel], batch: Batch) -> Tensor:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 from aligndistil.evaluation.measurements import Measurements
 from aligndistil.objectives.base import ImplicitReward, Role
 from aligndistil.recipe import Stage
+
+ScoredPairs: TypeAlias = Mapping[str, Mapping[str, Sequence[Sequence[float]]]]
+"""By row and split, of the chosen and the rejected response of each pair."""
+Lengths: TypeAlias = Mapping[str, Sequence[Sequence[int]]]
+"""By split, the same."""
 
 
 class Reward(NamedTuple):
@@ -15,52 +20,60 @@ class Reward(NamedTuple):
 
     kind: Literal["score", "implicit", "contrastive"]
     model: str
-    against: str | None
+    against: str | None = None
+    per_token: bool = False
+    """Whether it is divided by the response's length, as SimPO's."""
 
     @property
     def name(self) -> str:
         return self.model if self.against is None else f"{self.model} / {self.against}"
 
-    def right(self, pairs: Mapping[str, Mapping[str, Sequence[Sequence[float]]]], split: str) -> str:
-        """A 1 for each pair whose chosen response is worth more, else a 0: a tie is wrong.
+    def right(self, pairs: ScoredPairs, lengths: Lengths, split: str) -> str:
+        """A 1 for each pair whose chosen response is worth more, a 0 for less, and `=` for a tie.
 
-        `pairs` are the `EvalResult.pairs` of each row.
+        `pairs` are the `EvalResult.pairs` of each row, `lengths` the numbers of response tokens of each pair.
         """
         values = pairs[self.model][split]
         others = [(0.0, 0.0)] * len(values) if self.against is None else pairs[self.against][split]
-        worth = ((a - c, b - d) for (a, b), (c, d) in zip(values, others, strict=True))
-        return "".join("1" if chosen > rejected else "0" for chosen, rejected in worth)
+        marks = ""
+        for (a, b), (c, d), (n, m) in zip(values, others, lengths[split], strict=True):
+            chosen, rejected = (a - c, b - d) if not self.per_token else ((a - c) / n, (b - d) / m)
+            marks += "1" if chosen > rejected else "0" if chosen < rejected else "="
+        return marks
 
 
-def rewards_of(measurements: Measurements) -> list[Reward]:
-    """Scores, implicit rewards and contrastive ones, each once.
+def own_reward(measurements: Measurements, name: str) -> Reward | None:
+    """What the trained model of a stage says a response is worth; None where its objective gives it no reward.
 
-    A scalar head gives a score. A model whose objective says so gives the log-ratio to its reference. A teacher and its
-    reverse teacher, or two stages that differ in `data.reverse_preferences` only, give a contrastive reward. Constant
-    factors (beta) rank no pair differently, and are left out.
+    A scalar head's score; the log-ratio to the reference that the stage itself was trained with; or, as in SimPO, the
+    mean log-probability of its tokens. Constant factors (beta) rank no pair differently, and are left out.
     """
-    stages, rows = measurements.recipe.stages, {path: name for name, path in measurements.models.items()}
-    as_they_are = {name: stage for name, stage in stages.items() if not stage.data.reverse_preferences}
-    implicit = [
-        (f"stage:{name}", stage.models[Role.REFERENCE])
-        for name, stage in as_they_are.items()
-        if stage.objective.implicit_reward is ImplicitReward.LOG_RATIO and Role.REFERENCE in stage.models
-    ]
-    contrastive = [
+    stage = measurements.recipe.stages[name]
+    if name in measurements.scalar:
+        return Reward("score", name)
+    if stage.objective.implicit_reward is ImplicitReward.MEAN_LOGP:
+        return Reward("implicit", name, per_token=True)
+    if stage.objective.implicit_reward is ImplicitReward.LOG_RATIO and Role.REFERENCE in stage.models:
+        return Reward("implicit", name, measurements.row_of(stage.models[Role.REFERENCE]))
+    return None
+
+
+def contrastive_rewards(measurements: Measurements) -> list[Reward]:
+    """Of a teacher and its reverse teacher, or of two stages that differ in `data.reverse_preferences` only."""
+    stages = measurements.recipe.stages
+    opposite = [
         (stage.models[Role.TEACHER], stage.models[Role.REVERSE_TEACHER])
         for stage in stages.values()
         if Role.TEACHER in stage.models and Role.REVERSE_TEACHER in stage.models
     ]
-    contrastive += [
+    opposite += [
         (f"stage:{name}", f"stage:{other.name}")
-        for name, stage in as_they_are.items()
+        for name, stage in stages.items()
         for other in stages.values()
-        if not stage.objective.is_scalar and _is_reverse(other, stage)
+        if not (stage.data.reverse_preferences or stage.objective.is_scalar) and _is_reverse(other, stage)
     ]
-    rewards = [Reward("score", name, None) for name in stages if name in measurements.scalar]
-    rewards += [Reward("implicit", rows[a], rows[b]) for a, b in implicit if a in rows and b in rows]
-    rewards += [Reward("contrastive", rows[a], rows[b]) for a, b in contrastive if a in rows and b in rows]
-    return list(dict.fromkeys(rewards))
+    rows = {path: name for name, path in measurements.models.items()}
+    return [Reward("contrastive", rows[a], rows[b]) for a, b in dict.fromkeys(opposite) if a in rows and b in rows]
 
 
 def _is_reverse(stage: Stage, of: Stage) -> bool:

@@ -13,14 +13,10 @@ def distinct_n(sequences: Sequence[Sequence[int]], n: int) -> float:
     return len(set(grams)) / len(grams) if grams else 0.0
 
 
-def summarise(samples: Sequence[Sample], texts: Sequence[str]) -> dict[str, float]:
-    """Mean length in tokens (stop id included) and characters, truncated fraction, distinct-1 and distinct-2."""
-    count = len(samples)
-    tokens = [sample.token_ids for sample in samples]
+def values_of_samples(samples: Sequence[Sample], texts: Sequence[str]) -> dict[str, list[float]]:
+    """Of each sample: its length in tokens (stop id included) and characters, and whether it has no end."""
     return {
-        "length_mean": sum(map(len, tokens)) / count,
-        "length_characters": sum(map(len, texts)) / count,
-        "truncated_fraction": sum(not sample.finished for sample in samples) / count,
-        "distinct_1": distinct_n(tokens, 1),
-        "distinct_2": distinct_n(tokens, 2),
+        "completions/mean_length": [float(len(sample.token_ids)) for sample in samples],
+        "length_characters": [float(len(text)) for text in texts],
+        "completions/truncated_fraction": [float(not sample.finished) for sample in samples],
     }

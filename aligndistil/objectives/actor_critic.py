@@ -40,13 +40,13 @@ METRICS = {
         "mean over responses of `sum_t k_t`, `k_t = log pi(y_t|s_t) - log pi_ref(y_t|s_t)` with the policy that "
         'sampled: the KL estimated from the tokens alone ("k1"), which is what the reward is charged for',
     ),
-    "objective/kl_token": MetricInfo("nats a token", "mean over responses of the same sum divided by `|y|`"),
+    "objective/kl_token": MetricInfo("nats per token", "mean over responses of the same sum divided by `|y|`"),
     "kl/policy_reference": MetricInfo(
         "nats",
         "mean over responses of `sum_t KL(pi(.|s_t) || pi_ref(.|s_t))` with the policy that sampled, full vocabulary; "
         "`objective/kl` estimates it",
         title="KL to the reference",
-        axis="KL (nats a response)",
+        axis="KL (nats per response)",
     ),
     "advantages/mean": MetricInfo(
         "",
@@ -81,7 +81,7 @@ METRICS = {
         "no gradient",
     ),
     "policy/approx_kl": MetricInfo(
-        "nats a token",
+        "nats per token",
         'mean over tokens of the update of `rho - 1 - log rho`, which is on average `KL(pi_old || pi)` ("k3")',
     ),
     "policy/ratio_max": MetricInfo("", "largest `rho` of any token of the update (a maximum, like `.../max`)"),

@@ -46,6 +46,7 @@ class AlignDistil(Objective):
     data = DataKind.RESPONSES
     on_policy = OnPolicy.OPTIONAL
     paper = "Zhang et al. 2025, arXiv 2503.02832"
+    title = "AlignDistil"
     terms = {
         "reward": TOKEN_REWARD,
         "tvd": TermInfo("TVD", "total variation distance between the two frozen models, 0 to 1"),
@@ -64,7 +65,7 @@ class AlignDistil(Objective):
             "nats",
             "mean over responses of `sum_t sum_v pi(v|s_t) r(v)`: the reward expected of the policy after each prefix",
             title="Expected reward",
-            axis="reward (nats a response)",
+            axis="reward (nats per response)",
             better="more",
         ),
         "kl/policy_target": MetricInfo(
@@ -72,7 +73,7 @@ class AlignDistil(Objective):
             "mean over responses of `sum_t KL(pi(.|s_t) || pi*(.|s_t))`, `pi*` the extrapolated target, without the "
             "weight `beta_t` that the loss gives it",
             title="KL to the extrapolated target",
-            axis="KL (nats a response)",
+            axis="KL (nats per response)",
         ),
         "tvd/mean": MetricInfo(
             "0 to 1", "mean over responses of the mean over tokens of `1/2 sum_v |pi_teacher - pi_other|`"
@@ -120,6 +121,11 @@ class AlignDistil(Objective):
         elif self.beta is not None:
             raise ValueError("`beta` belongs to weight: constant; the adaptive weight derives it from beta0, r and eps")
         return self
+
+    @property
+    def method(self) -> str:
+        kinds = [kind for kind in (self.weight, self.reward) if kind in ("constant", "vanilla")]
+        return f"{self.title} ({', '.join(kinds)})" if kinds else self.title
 
     @property
     def needs(self) -> dict[str, Need]:

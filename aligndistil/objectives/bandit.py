@@ -36,6 +36,7 @@ class Bandit(Objective):
     data = DataKind.RESPONSES
     on_policy = OnPolicy.ALWAYS
     paper = "Zhang et al. 2025, arXiv 2503.02832, app. E"
+    title = "bandit"
     terms = shared.SAMPLED_REWARD_TERMS
     metrics = shared.TEACHER_METRICS | shared.SAMPLED_RETURN_METRICS
     headline = ("reward/token_mean", "kl/policy_teacher", "loss")

@@ -72,6 +72,8 @@ class Objective(BaseModel):
     """The metrics to watch while it trains, the most telling one first."""
     paper: ClassVar[str]
     """Where the objective comes from."""
+    title: ClassVar[str] = ""
+    """What papers call the method; empty is the objective's name. See `method`."""
 
     name: str
 
@@ -124,6 +126,11 @@ class Objective(BaseModel):
     def first_step(self) -> list[Expected]:
         """What must hold at step 0 when policy and reference are the same model."""
         return []
+
+    @property
+    def method(self) -> str:
+        """What tables and pictures call it, with these hyperparameters."""
+        return self.title or str(getattr(self, "name", type(self).__name__))
 
     @classmethod
     def describe(cls) -> dict[str, Any]:

@@ -32,6 +32,7 @@ class DPO(Objective):
     data = DataKind.PAIRS
     implicit_reward = ImplicitReward.LOG_RATIO
     paper = "Rafailov et al. 2023, arXiv 2305.18290"
+    title = "DPO"
     terms = {"logp": LOGP, "ref_logp": REF_LOGP}
     metrics = PREFERENCE_METRICS | LOGP_METRICS
     headline = ("rewards/margins", "rewards/accuracies", "loss")

@@ -43,6 +43,7 @@ class KTO(Objective):
     prepares = Prepares.MISMATCHED
     implicit_reward = ImplicitReward.LOG_RATIO
     paper = "Ethayarajh et al. 2024, arXiv 2402.01306"
+    title = "KTO"
     terms = {"logp": LOGP, "ref_logp": REF_LOGP}
     metrics = {
         "rewards/desirable": MetricInfo(

@@ -16,13 +16,13 @@ PREFERENCE_METRICS = {
         "summed over tokens (dpo, tdpo); `beta log pi(y|x) / |y|` (simpo); of a scalar head, the score of the text up "
         "to the last token (reward_model). Going down is normal: the margin is what is trained",
         title="Reward of the chosen responses",
-        axis="reward (nats a response)",
+        axis="reward (nats per response)",
     ),
     "rewards/rejected": MetricInfo(
         "nats",
         "the same over rejected responses",
         title="Reward of the rejected responses",
-        axis="reward (nats a response)",
+        axis="reward (nats per response)",
     ),
     "rewards/margins": MetricInfo(
         "nats",
@@ -33,7 +33,8 @@ PREFERENCE_METRICS = {
     ),
     "rewards/accuracies": MetricInfo(
         "share",
-        "pairs whose chosen reward is larger than the rejected one; a tie is wrong",
+        "pairs whose chosen reward is larger than the rejected one, a tie counting as half: of a trained model, the "
+        "reward that it stands for itself (its own reference's, SimPO's per token, a scalar head's score)",
         title="Reward accuracy",
         axis="pairs ranked right",
         better="more",
@@ -44,19 +45,19 @@ PREFERENCE_METRICS = {
 LOGP_METRICS = {
     "logps/chosen": MetricInfo("nats", "mean over chosen responses of `log pi(y|x)`, summed over tokens"),
     "logps/rejected": MetricInfo("nats", "the same over rejected responses"),
-    "logps/chosen_token_mean": MetricInfo("nats a token", "mean over chosen responses of `log pi(y|x) / |y|`"),
-    "logps/rejected_token_mean": MetricInfo("nats a token", "the same over rejected responses"),
+    "logps/chosen_token_mean": MetricInfo("nats per token", "mean over chosen responses of `log pi(y|x) / |y|`"),
+    "logps/rejected_token_mean": MetricInfo("nats per token", "the same over rejected responses"),
 }
 """Of every loss on the log-probabilities of a pair."""
 
 TEACHER_METRICS = {
     "reward/token_mean": MetricInfo(
-        "nats a token",
+        "nats per token",
         "mean over responses of `1/|y| sum_t r(y_t)` with `r = beta0 (log pi_teacher - log pi_other)`; other = the "
         "reverse teacher (contrastive) or the reference (vanilla). On-policy it is the curve of the paper's Figure 2; "
         "off-policy it does not depend on the policy",
         title=SAMPLES_REWARD,
-        axis="token-averaged reward (nats a token)",
+        axis="token-averaged reward (nats per token)",
         better="more",
         on_samples=True,
     ),
@@ -64,7 +65,7 @@ TEACHER_METRICS = {
         "nats",
         "mean over responses of `sum_t r(y_t)`",
         title=SAMPLES_REWARD,
-        axis="reward (nats a response)",
+        axis="reward (nats per response)",
         better="more",
         on_samples=True,
     ),
@@ -72,13 +73,13 @@ TEACHER_METRICS = {
         "nats",
         "mean over responses of `sum_t KL(pi(.|s_t) || pi_teacher(.|s_t))`",
         title="KL to the teacher",
-        axis="KL (nats a response)",
+        axis="KL (nats per response)",
     ),
     "kl/policy_teacher_token": MetricInfo(
-        "nats a token",
+        "nats per token",
         "mean over responses of the same sum divided by `|y|`",
         title="KL to the teacher",
-        axis="KL (nats a token)",
+        axis="KL (nats per token)",
     ),
 }
 """Of every loss on a teacher's token reward."""
@@ -89,7 +90,7 @@ SAMPLED_RETURN_METRICS = {
         "mean over responses of the square of that sum; `sqrt(reward/sequence_square - reward/sequence²)` is the "
         "spread of the return of whole responses",
         title=SAMPLES_REWARD,
-        axis="squared reward (nats² a response)",
+        axis="squared reward (nats² per response)",
         on_samples=True,
     ),
     "kl/policy_teacher_sampled": MetricInfo(
@@ -129,12 +130,20 @@ def preference_metrics(*, reward_B: Tensor, logp_BT: Tensor, response_BT: Tensor
         "rewards/chosen": mean_of(reward_B[0::2]),
         "rewards/rejected": mean_of(reward_B[1::2]),
         "rewards/margins": mean_of(margin),
-        "rewards/accuracies": mean_of((margin > 0).to(margin.dtype)),
+        "rewards/accuracies": mean_of(ranked_right(margin)),
         "logps/chosen": mean_of(logp_B[0::2]),
         "logps/rejected": mean_of(logp_B[1::2]),
         "logps/chosen_token_mean": mean_of(per_token_B[0::2]),
         "logps/rejected_token_mean": mean_of(per_token_B[1::2]),
     }
+
+
+def ranked_right(margin_B: Tensor) -> Tensor:
+    """(B,) 1 where the chosen response has the larger reward, 0 where the rejected one has, and half for a tie.
+
+    A policy that is still its own reference ranks nothing, and is right as often as a coin.
+    """
+    return (1 + margin_B.sign()) / 2
 
 
 def teacher_metrics(*, reward_BT: Tensor, kl_teacher_BT: Tensor, response_BT: Tensor) -> dict[str, Metric]:

@@ -34,6 +34,7 @@ class PPO(ActorCritic):
     """Proximal policy optimization of a reward model's score minus a KL to the reference, with a critic."""
 
     paper = "Schulman et al. 2017, arXiv 1707.06347; Ziegler et al. 2019, arXiv 1909.08593"
+    title = "PPO"
     terms = actor_critic.TERMS
     metrics = {
         **actor_critic.SCORE_METRICS,

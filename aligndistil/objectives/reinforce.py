@@ -34,6 +34,7 @@ class Reinforce(Objective):
     data = DataKind.RESPONSES
     on_policy = OnPolicy.ALWAYS
     paper = "Zhang et al. 2025, arXiv 2503.02832, app. E"
+    title = "REINFORCE"
     terms = shared.SAMPLED_REWARD_TERMS
     metrics = {
         **shared.TEACHER_METRICS,

@@ -11,7 +11,7 @@ from torch import Tensor
 from aligndistil.batch import Batch, DataKind
 from aligndistil.maths import last_tokens, mean_of, sum_tokens
 from aligndistil.objectives.base import Loss, MetricInfo, Need, Objective, Role, TokenChunk, scalar_term
-from aligndistil.objectives.metrics import PREFERENCE_METRICS
+from aligndistil.objectives.metrics import PREFERENCE_METRICS, ranked_right
 
 
 def reward_model_loss(*, score_chosen: Tensor, score_rejected: Tensor) -> Tensor:
@@ -27,6 +27,7 @@ class RewardModel(Objective):
 
     data = DataKind.PAIRS
     paper = "Ouyang et al. 2022, arXiv 2203.02155"
+    title = "reward model"
     metrics = {
         **PREFERENCE_METRICS,
         "scores/mean": MetricInfo("", "mean over all responses, chosen and rejected, of the score"),
@@ -55,7 +56,7 @@ class RewardModel(Objective):
             "rewards/chosen": mean_of(score_B[0::2]),
             "rewards/rejected": mean_of(score_B[1::2]),
             "rewards/margins": mean_of(margin),
-            "rewards/accuracies": mean_of((margin > 0).to(margin.dtype)),
+            "rewards/accuracies": mean_of(ranked_right(margin)),
             "scores/mean": mean_of(score_B),
             "scores/square": mean_of(score_B.square()),
         }

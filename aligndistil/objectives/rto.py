@@ -46,6 +46,7 @@ class RTO(ActorCritic):
     """Reinforced token optimization: PPO on the token reward of a DPO model, minus a KL to the reference."""
 
     paper = "Zhong et al. 2024, arXiv 2404.18922"
+    title = "RTO"
     terms = {
         **actor_critic.TERMS,
         "teacher_logratio": TermInfo(

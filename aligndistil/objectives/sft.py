@@ -23,10 +23,11 @@ class SFT(Objective):
 
     data = DataKind.RESPONSES
     paper = "Ouyang et al. 2022, arXiv 2203.02155"
+    title = "SFT"
     terms = {"logp": LOGP}
     metrics = {
         "logps/token_mean": MetricInfo(
-            "nats a token", "mean over responses of `1/|y| sum_t log pi(y_t|s_t)`; here minus the loss"
+            "nats per token", "mean over responses of `1/|y| sum_t log pi(y_t|s_t)`; here minus the loss"
         )
     }
 

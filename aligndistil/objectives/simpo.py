@@ -29,6 +29,7 @@ class SimPO(Objective):
     data = DataKind.PAIRS
     implicit_reward = ImplicitReward.MEAN_LOGP
     paper = "Meng et al. 2024, arXiv 2405.14734"
+    title = "SimPO"
     terms = {"logp": LOGP}
     metrics = {
         **PREFERENCE_METRICS,

@@ -86,6 +86,10 @@ class TDPO(Objective):
         return {key: value for key, value in given.items() if value is not None or key != "alpha"}
 
     @property
+    def method(self) -> str:
+        return f"TDPO{self.version}"
+
+    @property
     def needs(self) -> dict[str, Need]:
         return {Role.POLICY: Need.DISTRIBUTION, Role.REFERENCE: Need.DISTRIBUTION}
 

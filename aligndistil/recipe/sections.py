@@ -228,6 +228,8 @@ class Evaluation(Section):
     """Only the first so many examples."""
     samples: int = Field(default=0, ge=0)
     """Prompts of the eval data that the policy answers at each evaluation."""
+    kl_initial: bool = False
+    """Also measure how far the answers are from the model that training began from, which is then kept in memory."""
     max_new_tokens: int | None = Field(default=None, ge=1)
     """Longest answer; null is data.max_response_length."""
 
@@ -254,26 +256,50 @@ class Logging(Section):
     """Sampled responses written at each logged step of an on-policy stage."""
 
 
+_RENAMED = {
+    "reward_accuracy": "rewards/accuracies",
+    "length_mean": "completions/mean_length",
+    "truncated_fraction": "completions/truncated_fraction",
+}
+"""Columns that were called otherwise before training logs and reports had one name for one thing."""
+
+
+def _new_name(column: Any) -> Any:
+    if isinstance(column, str) and column in _RENAMED:
+        raise refusal("columns", f"`{column}` is called `{_RENAMED[column]}` now, as in the training log")
+    return column
+
+
 ReportColumn: TypeAlias = Literal[
-    "reward_accuracy",
     "gold_reward",
+    "rewards/accuracies",
     "reward_score",
+    "kl_initial",
     "kl",
     "kl_data",
-    "kl_initial",
     "kl_initial_data",
-    "length_mean",
+    "completions/mean_length",
     "length_characters",
-    "truncated_fraction",
+    "completions/truncated_fraction",
     "distinct_1",
     "distinct_2",
     "steps_to_reward",
     "steps",
     "seconds",
+    "compute_seconds",
     "tokens_per_second",
     "peak_memory_gib",
 ]
 """What docs/metrics.md defines of whole models."""
+
+
+class ReportRow(Section):
+    """What tables and pictures call the model of a stage."""
+
+    method: Text
+    """Models of the same method share a colour, and a line that joins them in frontier.png."""
+    setting: Text | None = None
+    """What tells it from others of its method, such as `3 epochs`."""
 
 
 class Report(Section):
@@ -302,7 +328,9 @@ class Report(Section):
     """The value that `steps_to_reward` counts the steps to; null is 90 % of the way to the lowest final value."""
     threshold_metric: Text | None = None
     """Of the training log, or of its evaluations as `eval/NAME`; null is `reward/token_mean`, or else a gold reward."""
-    columns: list[ReportColumn] | None = None
+    rows: dict[str, ReportRow] = Field(default={})
+    """By stage, what tables and pictures call its model; the others are called by their objective's method."""
+    columns: list[Annotated[ReportColumn, BeforeValidator(_new_name)]] | None = None
     """What the tables show, in this order; null is the usual choice. The .csv and .json always have everything."""
 
 

@@ -1,53 +1,176 @@
-"""Several runs as one comparison: seeds averaged, rows of different runs under names that tell them apart."""
+"""Several runs as one comparison: seeds averaged, what is better beyond chance, names that tell rows apart."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from aligndistil.report.aggregate import over_seeds, rewards_over_seeds
+import numpy as np
+
+from aligndistil.report.curves import steps_to_reward
 from aligndistil.report.logs import Log
-from aligndistil.report.reaching import NO_STEPS, STEPS, with_steps_to_reward
-from aligndistil.report.results import EACH_OWN, INITIAL, Comparison, ModelResult, RewardResult
+from aligndistil.report.results import INITIAL, ComparedWith, Comparison, Difference, ModelResult, RewardResult
 from aligndistil.report.runs import Run
+from aligndistil.report.statistics import LEVEL, difference, estimate, holm, interval_of_share
+from aligndistil.report.tables import COLUMNS, SHARES, Column
 
 _T = TypeVar("_T")
 
 
 def combine(groups: Sequence[Sequence[Run]]) -> tuple[Comparison, dict[str, dict[str, Log]]]:
     """One table of all runs, and the logs of its rows by seed. Runs of one group are seeds of each other."""
-    names = _group_names([runs[0].group for runs in groups])
+    names = _names([runs[0].group for runs in groups])
     rows: list[ModelResult] = []
     rewards: list[RewardResult] = []
     logs: dict[str, dict[str, Log]] = {}
     for name, runs in zip(names, groups, strict=True):
         prefix = f"{name}/" if len(groups) > 1 else ""
-        for row in _averaged(runs):
-            label = name if prefix and not _is_ours(runs[0]) else f"{prefix}{row.name}"
-            rows.append(row.model_copy(update={"name": label}))
-            logs[label] = {seed: run.logs[row.name] for seed, run in _by_seed(runs).items() if row.name in run.logs}
-        rewards += [_prefixed(reward, prefix) for reward in _averaged_rewards(runs)]
+        seeds = dict(zip(_names([run.path for run in runs]), runs, strict=True))
+        tables = {seed: {row.name: row for row in run.comparison.results} for seed, run in seeds.items()}
+        for first in runs[0].comparison.results:
+            if not all(first.name in table for table in tables.values()):
+                continue  # a mean of some seeds is of other seeds
+            row = summarise({seed: table[first.name] for seed, table in tables.items()})
+            full = name if prefix and not runs[0].measured else f"{prefix}{row.name}"
+            method = f"{row.method} ({name})" if prefix and row.method else row.method
+            rows.append(row.model_copy(update={"name": full, "method": method}))
+            logs[full] = {seed: run.logs[row.name] for seed, run in seeds.items() if row.name in run.logs}
+        rewards += _averaged_rewards(runs, prefix)
     runs = [run for group in groups for run in group]
-    kl_to = _compared_with(groups, lambda comparison: comparison.kl_to, "target")
-    reward = _compared_with(groups, lambda comparison: comparison.reward, "reward model")
+    comparisons = [run.comparison for run in runs if run.measured]
+    kl_to = _compared_with(groups, lambda comparison: comparison.kl_to)
+    reward = _compared_with(groups, lambda comparison: comparison.reward)
+    metric = _only([comparison.threshold_metric for comparison in comparisons], None)
     combined = Comparison(
-        kl_to=kl_to,
         results=_one_initial(rows),
+        kl_to=kl_to,
         reward=reward,
         rewards=rewards,
+        show_rewards=any(comparison.show_rewards for comparison in comparisons),
         columns=_only([run.comparison.columns for run in runs], None),
         measured_on=_only([run.comparison.measured_on for run in runs], ""),
         notes=_notes(groups, names, [kl_to, reward]),
+        threshold_metric=metric,
+        threshold_value=_only([comparison.threshold_value for comparison in comparisons], None) if metric else None,
+        weights=runs[0].comparison.weights if len(runs) == 1 else {},
     )
-    ours = [run.comparison for run in runs if _is_ours(run)]
-    metric = _only([comparison.threshold_metric for comparison in ours], None)
-    value = _only([comparison.threshold_value for comparison in ours], None) if metric else None
-    return with_steps_to_reward(combined, logs, metric, value), logs
+    combined = steps_to_reward(combined, logs)
+    return _with_differences(combined.model_copy(update={"results": list(map(_with_errors, combined.results))})), logs
 
 
-def _group_names(folders: Sequence[Path]) -> list[str]:
-    """Names of the folders, with as many parents as tell them apart."""
+def summarise(seeds: Mapping[str, ModelResult]) -> ModelResult:
+    """The same model of one or several seeds, by their names: means, over seeds, of the metrics that every seed has."""
+    results = list(seeds.values())
+    first = results[0]
+    if len(results) == 1:
+        return first
+    shared = [name for name in first.metrics if all(name in result.metrics for result in results)]
+    columns = {name: np.array([result.metrics[name] for result in results]) for name in shared}
+    together = {
+        name: [values for result in results for values in result.values[name]]
+        for name in shared
+        if all(name in result.values for result in results)
+    }
+    return first.model_copy(
+        update={
+            "metrics": {name: float(column.mean()) for name, column in columns.items()},
+            "spread": {name: float(column.std(ddof=1)) for name, column in columns.items()},
+            "per_seed": {
+                seed: {name: result.metrics[name] for name in result.metrics} for seed, result in seeds.items()
+            },
+            "values": {name: rows for name, rows in together.items() if len(set(map(len, rows))) == 1},
+        }
+    )
+
+
+def _with_errors(row: ModelResult) -> ModelResult:
+    """Standard errors and intervals of all that is measured of prompts or pairs, or of several seeds."""
+    errors, intervals = {}, {}
+    for name in row.metrics:
+        found = estimate(_sample(row, name))
+        if found.error is not None:
+            errors[name] = found.error
+            intervals[name] = interval_of_share(row.values[name]) if _is_share(row, name) else found.interval
+    return row.model_copy(update={"errors": errors, "intervals": intervals})
+
+
+def _sample(row: ModelResult, metric: str) -> list[list[float]]:
+    """(S, P) what a metric is the mean of; (S, 1) where it is one number of each seed."""
+    if metric in row.values:
+        return row.values[metric]
+    return [[of_seed[metric]] for of_seed in row.per_seed.values() if metric in of_seed] or [[row.metrics[metric]]]
+
+
+def _is_share(row: ModelResult, metric: str) -> bool:
+    return metric in SHARES and metric in row.values
+
+
+def _with_differences(comparison: Comparison) -> Comparison:
+    """How far each row is from the best of a column, and which is better than all others beyond chance.
+
+    Nothing where rows were measured on other prompts, or scored by reward models that are not the same.
+    """
+    if not comparison.measured_on:
+        return comparison
+    found: list[Difference] = []
+    best: dict[str, str] = {}
+    for column in COLUMNS:
+        if column.metric == "reward_score" and not (comparison.reward and comparison.reward.same_in_all_runs):
+            continue
+        of_column = _differences(comparison.results, column)
+        found += of_column
+        if of_column and all(one.p is not None and one.p <= LEVEL for one in of_column):
+            best[column.metric] = of_column[0].best
+    return comparison.model_copy(update={"differences": found, "best": best})
+
+
+def _differences(results: Sequence[ModelResult], column: Column) -> list[Difference]:
+    metric = column.metric
+    those = [row for row in results if metric in row.metrics]
+    if column.better is None or len(those) < 2:
+        return []
+    first = (max if column.better == "higher" else min)(those, key=lambda row: row.metrics[metric])
+    sample = np.array(_sample(first, metric))
+    found = []
+    for row in those:
+        values = np.array(_sample(row, metric))
+        if row is not first and values.shape == sample.shape and values.size > 1:
+            found.append((row, *difference(values, sample)))
+    ps = holm([p for _, _, p in found if p is not None])
+    return (
+        [
+            Difference(
+                metric=metric,
+                name=row.name,
+                best=first.name,
+                mean=paired.mean,
+                low=paired.interval[0],
+                high=paired.interval[1],
+                p=ps[i] if ps else None,
+            )
+            for i, (row, paired, _) in enumerate(found)
+        ]
+        if len(found) == len(those) - 1
+        else []
+    )
+
+
+def _averaged_rewards(runs: Sequence[Run], prefix: str) -> list[RewardResult]:
+    """The rewards that all seeds have, each with the pairs of all of them."""
+    tables = [{reward.name: reward for reward in run.comparison.rewards} for run in runs]
+    averaged = []
+    for name, first in tables[0].items():
+        if all(name in table for table in tables):
+            splits = [split for split in first.right if all(split in table[name].right for table in tables)]
+            right = {split: [marks for table in tables for marks in table[name].right[split]] for split in splits}
+            full = " / ".join(prefix + part for part in name.split(" / "))
+            averaged.append(first.model_copy(update={"name": full, "of": prefix + first.of, "right": right}))
+    return averaged
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    """Names of folders, with as many parents as tell them apart."""
     parts = [folder.resolve().parts for folder in folders]
     for depth in range(1, max(map(len, parts)) + 1):
         names = ["/".join(part[-depth:]) for part in parts]
@@ -56,86 +179,48 @@ def _group_names(folders: Sequence[Path]) -> list[str]:
     return names
 
 
-def _by_seed(runs: Sequence[Run]) -> dict[str, Run]:
-    return dict(zip(_group_names([run.path for run in runs]), runs, strict=True))
-
-
-def _averaged(runs: Sequence[Run]) -> list[ModelResult]:
-    """The rows that all seeds have; those of a single run as they are."""
-    tables = {
-        seed: {row.name: _without_steps(row) for row in run.comparison.results} for seed, run in _by_seed(runs).items()
-    }
-    first = next(iter(tables.values()))
-    if len(runs) == 1:
-        return list(first.values())
-    shared = [name for name in first if all(name in table for table in tables.values())]
-    return [over_seeds({seed: table[name] for seed, table in tables.items()}) for name in shared]
-
-
-def _without_steps(row: ModelResult) -> ModelResult:
-    """The threshold of one run alone is another than that of all."""
-    return row.model_copy(update={"metrics": {name: v for name, v in row.metrics.items() if name != STEPS}})
-
-
-def _averaged_rewards(runs: Sequence[Run]) -> list[RewardResult]:
-    tables = [{reward.name: reward for reward in run.comparison.rewards} for run in runs]
-    return [
-        rewards_over_seeds([table[name] for table in tables])
-        for name in tables[0]
-        if all(name in table for table in tables)
-    ]
-
-
-def _prefixed(reward: RewardResult, prefix: str) -> RewardResult:
-    return reward.model_copy(update={"name": " / ".join(prefix + part for part in reward.name.split(" / "))})
-
-
 def _one_initial(rows: Sequence[ModelResult]) -> list[ModelResult]:
     """Runs that began from the same model measured it alike: once is enough."""
     initial = [row for row in rows if row.name.endswith(f"/{INITIAL}")]
     if len(initial) < 2 or len(_different([(row.metrics, row.spread) for row in initial])) > 1:
         return list(rows)
-    first = initial[0].model_copy(update={"name": initial[0].name.rpartition("/")[2]})
+    method = initial[0].method.partition(" (")[0]
+    first = initial[0].model_copy(update={"name": INITIAL, "method": method})
     return [first, *(row for row in rows if row not in initial)]
 
 
-def _is_ours(run: Run) -> bool:
-    return bool(run.comparison.kl_to)
-
-
-def _compared_with(groups: Sequence[Sequence[Run]], of: Callable[[Comparison], str], what: str) -> str:
-    """How the runs that have one call it; `EACH_OWN` says that it is not the same model in all of them."""
-    having = [runs for runs in groups if of(runs[0].comparison)]
-    names = _different([of(run.comparison) for runs in having for run in runs])
+def _compared_with(
+    groups: Sequence[Sequence[Run]], of: Callable[[Comparison], ComparedWith | None]
+) -> ComparedWith | None:
+    """The model that the runs which have one are measured with."""
+    having = [[run.comparison for run in runs] for runs in groups if of(runs[0].comparison) is not None]
+    names = _different([str(of(comparison)) for comparisons in having for comparison in comparisons])
+    if not names:
+        return None
     if len(names) > 1:
-        return f"{EACH_OWN} {what}"
-    models = _different([{run.comparison.weights.get(names[0]) for run in runs} for runs in having])
-    return f"{EACH_OWN} {names[0]}" if len(models) > 1 else "".join(names)
+        return ComparedWith(name="model", same_in_all_runs=False)
+    models = _different([{comparison.weights.get(names[0]) for comparison in comparisons} for comparisons in having])
+    return ComparedWith(name=names[0], same_in_all_runs=len(models) == 1)
 
 
-def _notes(groups: Sequence[Sequence[Run]], names: Sequence[str], compared_with: Sequence[str]) -> list[str]:
+def _notes(groups: Sequence[Sequence[Run]], names: Sequence[str], with_: Sequence[ComparedWith | None]) -> list[str]:
     runs = [run for group in groups for run in group]
-    ours = [run for run in runs if _is_ours(run)]
-    notes = [note for run in runs for note in run.comparison.notes if not note.startswith(NO_STEPS)]
-    if len({run.comparison.measured_on for run in ours}) > 1:
+    notes = [note for run in runs for note in run.comparison.notes]
+    if len({run.comparison.measured_on for run in runs if run.measured}) > 1:
         notes.append(
             "The runs were not measured on the same prompts and pairs with the same settings: "
             "differences between their rows are not of the models alone."
         )
     notes += [
-        f"What is measured with {name} cannot be compared between runs: it is another model in each."
-        for name in compared_with
-        if name.startswith(EACH_OWN)
+        f"What is measured with {model} cannot be compared between runs: it is another model in each."
+        for model in with_
+        if model is not None and not model.same_in_all_runs
     ]
-    foreign = [(name, group) for name, group in zip(names, groups, strict=True) if not _is_ours(group[0])]
+    foreign = [(name, group) for name, group in zip(names, groups, strict=True) if not group[0].measured]
     if foreign:
-        theirs = ", ".join(_their_name(name, group, groups) for name, group in foreign)
-        notes.append(f"{theirs}: the last values that its own trainer logged, on its own data.")
+        theirs = [name if len(groups) > 1 else group[0].comparison.results[0].name for name, group in foreign]
+        notes.append(f"{', '.join(theirs)}: the last values that its own trainer logged, on its own data.")
     return list(dict.fromkeys(notes))
-
-
-def _their_name(name: str, group: Sequence[Run], groups: Sequence[Sequence[Run]]) -> str:
-    return name if len(groups) > 1 else group[0].comparison.results[0].name
 
 
 def _different(values: Sequence[_T]) -> list[_T]:

@@ -1,4 +1,4 @@
-"""Curves from training logs: one metric over steps, tokens, seconds or another metric, a row for each seed."""
+"""Curves from training logs: one metric over steps, tokens, seconds or another metric, and when they reach a value."""
 
 from __future__ import annotations
 
@@ -6,19 +6,33 @@ import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from difflib import SequenceMatcher
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from aligndistil.errors import UserError, did_you_mean, listed
-from aligndistil.report.logs import Log, read_logs
-from aligndistil.report.panels import EVAL, known_metrics, off_policy, panel_of, sampled, split_and_name
-from aligndistil.report.smoothing import WINDOWS, Array, Usual, half_window, moving_average
+from aligndistil.report.logs import EVAL, Log, off_policy, read_logs, split_and_name, step_seconds, values_of
+from aligndistil.report.results import STEPS, Comparison, ModelResult, Threshold
+
+Array = NDArray[np.float64]
 
 UNITS = {"step": "steps", "tokens": "tokens", "seconds": "seconds"}
 """What x counts; any other x is a metric."""
 BOOKKEEPING = {"step", "split"}
+WINDOWS = 12
+"""By default a line averages over a twelfth of the usual curve, and a curve of fewer than 24 points is as it is."""
+SHARE = 0.9
+"""Of the way from its start to its end: where each curve's own threshold lies."""
+LONG = 0.5
+"""A curve of fewer steps than this share of the longest has just begun."""
+REWARDS = ("reward/token_mean", "gold_reward", "eval/gold_reward")
+"""What steps are counted on: the first of these that two models have."""
+
+
+# ---- methods and their curves
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,20 +71,14 @@ class Curve:
         return np.asarray(self.values.mean(axis=0))
 
     @property
-    def deviation(self) -> Array | None:
-        """(P,) standard deviation over seeds, with S - 1 in the denominator; None of one seed."""
-        return self.values.std(axis=0, ddof=1) if self.seeds > 1 else None
+    def error(self) -> Array | None:
+        """(P,) standard error of the mean over seeds; None of one seed."""
+        return self.values.std(axis=0, ddof=1) / np.sqrt(self.seeds) if self.seeds > 1 else None
 
-    def reach(self, asked: float | Usual) -> float:
-        """The steps on either side that `asked` is for this curve; 0 where no points are so near to each other."""
-        steps = asked.on(self.steps) if isinstance(asked, Usual) else float(asked)
-        return steps if (np.diff(self.steps) <= steps).any() else 0.0
-
-    def smoothed(self, reach: float | Usual, *, x_too: bool = False) -> Curve:
+    def smoothed(self, reach: float, *, x_too: bool = False) -> Curve:
         """Each seed's moving average over the points within `reach` steps on either side."""
-        steps = self.reach(reach)
-        values = moving_average(self.steps, self.values, steps)
-        return replace(self, values=values, x=moving_average(self.steps, self.x, steps) if x_too else self.x)
+        values = moving_average(self.steps, self.values, reach)
+        return replace(self, values=values, x=moving_average(self.steps, self.x, reach) if x_too else self.x)
 
 
 class Found(NamedTuple):
@@ -88,7 +96,8 @@ def read_methods(runs: Sequence[str | Path]) -> list[Method]:
     grouped: dict[tuple[str, Path, str], tuple[str, dict[Path, Log]]] = {}
     read_before: set[Path] = set()
     for run in map(str, runs):
-        label, path = _label_and_path(run)
+        label, equals, after = run.partition("=")
+        label, path = (label, Path(after)) if equals and not Path(run).exists() else ("", Path(run))
         logs = {log.path.resolve(): log for log in read_logs(path)}
         for place, log in logs.items():
             if place in read_before:
@@ -102,11 +111,6 @@ def read_methods(runs: Sequence[str | Path]) -> list[Method]:
         Method(_names(label, next(iter(logs.values())), same_stage), tuple(logs.values()), run)
         for (label, _, _), (run, logs) in grouped.items()
     ]
-
-
-def _label_and_path(run: str) -> tuple[str, Path]:
-    label, equals, path = run.partition("=")
-    return (label, Path(path)) if equals and not Path(run).exists() else ("", Path(run))
 
 
 def _names(label: str, log: Log, same_stage: bool) -> tuple[str, ...]:
@@ -137,13 +141,6 @@ def _labels(methods: Sequence[Method]) -> list[str]:
         lengths = longer
 
 
-def metrics_in(methods: Sequence[Method]) -> list[str]:
-    """Every metric that a log has, those of evaluations as `eval/...`."""
-    lines = [line for method in methods for log in method.logs for line in log.lines]
-    names = {(EVAL if line["split"] == "eval" else "") + name for line in lines for name in line.keys() - BOOKKEEPING}
-    return sorted(names)
-
-
 def curves_of(methods: Sequence[Method], metric: str, x: str = "step") -> Found:
     """A curve for each method that has `metric`.
 
@@ -166,13 +163,12 @@ def curves_of(methods: Sequence[Method], metric: str, x: str = "step") -> Found:
     silent = (run for run in dict.fromkeys(method.asked for method in methods) if run not in told_of)
     notes += [f"{run} has no `{metric}`: it is left out" for run in silent]
     labels = _labels([method for method, _ in drawn])
-    marks = [_mark(method, metric) for method, _ in drawn]
-    return Found([replace(c, label=n + m) for (_, c), n, m in zip(drawn, labels, marks, strict=True)], notes)
-
-
-def _mark(method: Method, metric: str) -> str:
-    given = split_and_name(metric)[0] == "train" and off_policy(method.logs[0].lines)
-    return " (off-policy)" if given and metric.startswith(("kl/", "reward/")) else ""
+    curves = []
+    for (method, curve), label in zip(drawn, labels, strict=True):
+        given = split_and_name(metric)[0] == "train" and off_policy(method.logs[0].lines)
+        mark = " (off-policy)" if given and metric.startswith(("kl/", "reward/")) else ""
+        curves.append(replace(curve, label=label + mark))
+    return Found(curves, notes)
 
 
 def _curve(method: Method, metric: str, x: str) -> tuple[Curve | None, list[str]]:
@@ -180,7 +176,11 @@ def _curve(method: Method, metric: str, x: str) -> tuple[Curve | None, list[str]
     usable = [(log, points) for log, points in found if points]
     name = method.names[2]
     if not usable:
-        return None, _why_not(method, metric, x)
+        if any(values_of(log.lines, metric) for log in method.logs):
+            return None, [f"{name}: its log does not say the `{x}` of its `{metric}`: left out"]
+        if any(_is_of_given(log, metric) for log in method.logs):
+            return None, [f"{name}: its `{metric}` is of given responses and does not depend on the policy: left out"]
+        return None, []
     notes = [f"{name}: {log.seed or log.path} has no `{metric}` yet and is left out" for log, p in found if not p]
     shared = sorted(set.intersection(*(set(points) for _, points in usable)))
     longest = max(max(points) for _, points in usable)
@@ -194,48 +194,28 @@ def _curve(method: Method, metric: str, x: str) -> tuple[Curve | None, list[str]
 
 def _points(log: Log, metric: str, x: str) -> dict[float, tuple[float, float]]:
     """(x, value) by step."""
-    values = metric_by_step(log.lines, metric)
-    at = _elapsed(log.lines, x, list(values)) if x in UNITS else metric_by_step(log.lines, x)
-    return {step: (at[step], value) for step, value in values.items() if step in at}
-
-
-def metric_by_step(lines: Sequence[Mapping[str, Any]], metric: str) -> dict[float, float]:
-    """The values of a metric (`eval/...`: of the evaluations); none where it would not depend on the policy."""
-    split, name = split_and_name(metric)
-    there = (line for line in lines if line["split"] == split and name in line)
-    return {line["step"]: line[name] for line in there if sampled(line) or not panel_of(name).on_samples}
-
-
-def _elapsed(lines: Sequence[Mapping[str, Any]], x: str, steps: Sequence[float]) -> dict[float, float]:
-    """What x counts, by step; empty where the log does not say."""
+    values = values_of(log.lines, metric)
     if x == "step":
-        return {step: step for step in steps}
-    known = metric_by_step(lines, "num_tokens" if x == "tokens" else "perf/step_seconds")
-    if not known:
-        return {}
-    at, amount = np.array(list(known)), np.array(list(known.values()))
-    if x == "seconds":
-        # A log that is not of every step stands for the steps since its last line.
-        amount = np.cumsum(amount * np.diff(at, prepend=0.0))
-    return dict(zip(steps, np.interp(steps, [0.0, *at], [0.0, *amount]).tolist(), strict=True))
-
-
-def _why_not(method: Method, metric: str, x: str) -> list[str]:
-    if any(metric_by_step(log.lines, metric) for log in method.logs):
-        return [f"{method.names[2]}: its log does not say the `{x}` of its `{metric}`: left out"]
-    if any(_is_of_given(log, metric) for log in method.logs):
-        return [f"{method.names[2]}: its `{metric}` is of given responses and does not depend on the policy: left out"]
-    return []
+        at = {step: step for step in values}
+    elif x in UNITS:
+        known = values_of(log.lines, "num_tokens") if x == "tokens" else step_seconds(log.lines)
+        amounts = np.interp(list(values), [0.0, *known], [0.0, *known.values()]).tolist() if known else []
+        at = dict(zip(values, amounts, strict=False))
+    else:
+        at = values_of(log.lines, x)
+    return {step: (at[step], value) for step, value in values.items() if step in at}
 
 
 def _is_of_given(log: Log, metric: str) -> bool:
     split, name = split_and_name(metric)
-    on_samples = name in known_metrics() and known_metrics()[name].on_samples
-    return on_samples and any(line["split"] == split and name in line for line in log.lines)
+    return not values_of(log.lines, metric) and any(line["split"] == split and name in line for line in log.lines)
 
 
 def _why_none(methods: Sequence[Method], metric: str, x: str) -> str:
-    there = metrics_in(methods)
+    lines = [line for method in methods for log in method.logs for line in log.lines]
+    there = sorted(
+        {(EVAL if line["split"] == "eval" else "") + name for line in lines for name in line.keys() - BOOKKEEPING}
+    )
     runs = ", ".join(dict.fromkeys(method.asked for method in methods))
     if not there:
         return f"{runs}: nothing has been logged yet"
@@ -244,7 +224,7 @@ def _why_none(methods: Sequence[Method], metric: str, x: str) -> str:
         if (EVAL if split == "eval" else "") + name not in there:
             known = there if option == "--metric" else [*UNITS, *there]
             return f"{option}: no stage of {runs} has `{asked}`{_guess(asked, known)}"
-        if not any(metric_by_step(log.lines, asked) for method in methods for log in method.logs):
+        if not any(values_of(log.lines, asked) for method in methods for log in method.logs):
             return (
                 f"{option}: `{asked}` is here only of given responses, and does not depend on the policy there: "
                 "it is a curve of stages that sample"
@@ -256,8 +236,6 @@ def _why_none(methods: Sequence[Method], metric: str, x: str) -> str:
 
 def _guess(metric: str, there: Sequence[str]) -> str:
     """The nearest name as a guess, and then all of them, nearest first."""
-    from difflib import SequenceMatcher
-
     # A name that training and evaluation share is listed once, as the one that was asked for.
     evaluated = {name for name in there if name.startswith(EVAL)}
     asked_eval = metric.startswith(EVAL)
@@ -269,7 +247,173 @@ def _guess(metric: str, there: Sequence[str]) -> str:
     return f"{guess} The metrics are {listed(near)}" if guess else f"; the metrics are {listed(near)}"
 
 
-def default_reach(curves: Sequence[Curve], windows: int = WINDOWS) -> Usual:
-    """Half a twelfth of the steps of the curve of middle length (the shorter of two), of those that have the points."""
-    reaches = [half_window(curve.steps, windows) for curve in curves if len(curve.steps) >= 2 * windows]
-    return Usual(statistics.median_low(reaches) if reaches else 0.0, windows)
+# ---- smoothing
+
+
+def default_reach(curves: Sequence[Curve], windows: int = WINDOWS) -> list[float]:
+    """For each curve, the steps on either side that its moving average takes in.
+
+    Half a twelfth of the steps of the curve of middle length (the shorter of two), no wider than fits into a curve's
+    own steps and no narrower than to its next point. 0 for a curve of few points, which has no say in the others'.
+    """
+    own = [
+        float((curve.steps[-1] - curve.steps[0]) // (2 * windows)) if len(curve.steps) >= 2 * windows else None
+        for curve in curves
+    ]
+    usual = statistics.median_low([steps for steps in own if steps is not None] or [0.0])
+    reaches = []
+    for curve, steps in zip(curves, own, strict=True):
+        reach = max(min(usual, steps), float(np.median(np.diff(curve.steps)))) if steps is not None and usual else 0.0
+        reaches.append(reach if (np.diff(curve.steps) <= reach).any() else 0.0)
+    return reaches
+
+
+def smoothed(curves: Sequence[Curve], *, windows: int = WINDOWS, x_too: bool = False) -> list[Curve]:
+    """All of them, as far as `default_reach` says."""
+    reaches = default_reach(curves, windows)
+    return [curve.smoothed(reach, x_too=x_too) for curve, reach in zip(curves, reaches, strict=True)]
+
+
+def moving_average(at: Array, values: Array, reach: float) -> Array:
+    """Centred mean over the points within `reach` of each, `at` ascending (P,), values (..., P)."""
+    first = np.searchsorted(at, at - reach, side="left")
+    after = np.searchsorted(at, at + reach, side="right")
+    sums = np.concatenate([np.zeros((*values.shape[:-1], 1)), np.cumsum(values, axis=-1)], axis=-1)
+    averaged: Array = (sums[..., after] - sums[..., first]) / (after - first)
+    return np.where(after - first == 1, values, averaged)  # one point is itself, without rounding
+
+
+# ---- thresholds
+
+
+@dataclass(frozen=True, slots=True)
+class Reached:
+    """Where one curve first reaches the threshold, in units of x."""
+
+    label: str
+    x: float | None
+    """Of the mean line; None when it never does."""
+    seeds: tuple[float | None, ...]
+    """Of each seed alone."""
+    from_the_start: bool
+    """Whether its first point is there already, so that it says nothing of speed."""
+    last_x: float
+    ratio: float | None = None
+    """x divided by that of the fastest curve; None where either is not known."""
+
+
+class Crossing(NamedTuple):
+    """A value to reach, how it was chosen, and what each curve needs to it."""
+
+    value: float
+    chosen: str
+    reached: list[Reached]
+    """In the order of the curves."""
+
+    @property
+    def fastest_first(self) -> list[Reached]:
+        return sorted(self.reached, key=lambda one: (one.x is None, one.x or 0.0))
+
+
+def steps_to(curves: Sequence[Curve], value: float | None = None) -> Crossing | None:
+    """The x that each curve, taken as it is (smooth it before), needs to `value`, and the ratios to the fastest.
+
+    The value is approached from the side of the curves' starts; where it lies among them, in the direction that the
+    curves go. Without one, each curve that rises has its own at 90 % of the way from its start to its end, and the
+    lowest of these is taken, which all of them reach; a run that has just begun does not lower it. None when no curve
+    rises.
+    """
+    ends = [(float(curve.mean[0]), float(curve.mean[-1])) for curve in curves]
+    chosen, rising = "as asked", value is None or _rising(ends, value)
+    if value is None:
+        long = max(curve.steps[-1] for curve in curves) * LONG
+        risen = [
+            first + SHARE * (last - first)
+            for curve, (first, last) in zip(curves, ends, strict=True)
+            if last > first and curve.steps[-1] >= long
+        ]
+        if not risen:
+            return None
+        value = min(risen)
+        chosen = f"{100 * SHARE:.0f} % of the way from start to end of the curve that gets least far"
+    reached = [_reached(curve, value, rising) for curve in curves]
+    timed = [one.x for one in reached if one.x is not None and not one.from_the_start]
+    fastest = min(timed, default=0.0)
+    if fastest > 0 and not any(one.from_the_start for one in reached):
+        reached = [one if one.x is None else replace(one, ratio=one.x / fastest) for one in reached]
+    return Crossing(value, chosen, reached)
+
+
+def _rising(ends: Sequence[tuple[float, float]], value: float) -> bool:
+    starts = [first for first, _ in ends]
+    if min(starts) <= value <= max(starts):
+        return sum(last - first for first, last in ends) >= 0
+    return value > max(starts)
+
+
+def _reached(curve: Curve, value: float, rising: bool) -> Reached:
+    def first_of(values: Array) -> int | None:
+        there = np.flatnonzero(values >= value if rising else values <= value)
+        return int(there[0]) if len(there) else None
+
+    first = first_of(curve.mean)
+    at = [first_of(values) for values in curve.values]
+    return Reached(
+        label=curve.label,
+        x=None if first is None else float(curve.mean_x[first]),
+        seeds=tuple(None if i is None else float(x[i]) for i, x in zip(at, curve.x, strict=True)),
+        from_the_start=first == 0,
+        last_x=float(curve.mean_x[-1]),
+    )
+
+
+# ---- of a comparison
+
+
+Logs = Mapping[str, Mapping[str, Log]]
+"""By row, then by seed; the seed of a single run is its only one."""
+
+
+def curves_by_row(logs: Logs, metric: str, x: str = "step") -> dict[str, Curve]:
+    """The curves of the rows that have the metric in every seed."""
+    curves = {}
+    for row, seeds in logs.items():
+        curve, _ = _curve(Method((row,) * 4, tuple(seeds.values()), row), metric, x) if seeds else (None, [])
+        if curve is not None and curve.seeds == len(seeds):
+            curves[row] = curve
+    return curves
+
+
+def steps_to_reward(comparison: Comparison, logs: Logs) -> Comparison:
+    """`steps_to_reward` of every row that has the curve, and the threshold they are counted to.
+
+    Curves are moving averages. The comparison may name metric and value; without a value, `steps_to` chooses it, which
+    takes two curves. Rows of several seeds are given the mean over seeds, where all get there; a row that begins there
+    is given none. A note says so when no row has the metric that was asked for.
+    """
+    metric, value = comparison.threshold_metric, comparison.threshold_value
+    for candidate in (metric,) if metric else REWARDS:
+        curves = curves_by_row(logs, candidate)
+        found = steps_to(smoothed(list(curves.values())), value) if len(curves) >= (2 if value is None else 1) else None
+        if found is not None:
+            reached = dict(zip(curves, found.reached, strict=True))
+            rows = [_with_steps(row, reached.get(row.name), logs.get(row.name, {})) for row in comparison.results]
+            threshold = Threshold(metric=candidate, value=found.value, chosen=found.chosen)
+            return comparison.model_copy(update={"results": rows, "threshold": threshold})
+    missing = [f"No steps to a reward: no two stages have a curve of {metric} that rises."] if metric else []
+    return comparison.model_copy(update={"notes": [*comparison.notes, *missing]})
+
+
+def _with_steps(row: ModelResult, reached: Reached | None, seeds: Mapping[str, Log]) -> ModelResult:
+    if reached is None or reached.from_the_start:
+        return row
+    if not row.per_seed:
+        return row if reached.x is None else row.model_copy(update={"metrics": row.metrics | {STEPS: reached.x}})
+    steps = {seed: x for seed, x in zip(seeds, reached.seeds, strict=True) if x is not None}
+    per_seed = {seed: of | ({STEPS: steps[seed]} if seed in steps else {}) for seed, of in row.per_seed.items()}
+    changes: dict[str, object] = {"per_seed": per_seed}
+    if len(steps) == len(row.per_seed):
+        values = list(steps.values())
+        changes["metrics"] = row.metrics | {STEPS: statistics.fmean(values)}
+        changes["spread"] = row.spread | {STEPS: statistics.stdev(values)}
+    return row.model_copy(update=changes)

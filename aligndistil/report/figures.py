@@ -1,29 +1,45 @@
-"""One metric of several methods as a figure: convergence over steps, or the frontier against another metric."""
+"""Pictures: panels of lines, the same for convergence, reward, length and what a reward costs.
+
+A method has one colour, dashes and marker in all pictures of a report. The ground is white and opaque, so that a
+picture is legible on a dark page; lines differ in dashes and marks for grey print and for the colour-blind.
+"""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from aligndistil.errors import UserError
 from aligndistil.files import write_bytes
-from aligndistil.report.captions import caption_of
-from aligndistil.report.curves import UNITS, Curve
-from aligndistil.report.labels import End, column_height, label_beside, label_in_margin
-from aligndistil.report.palette import GROUND, INK, MUTED, looks
-from aligndistil.report.panels import panel_of
-from aligndistil.report.smoothing import Array, Usual
-from aligndistil.report.thresholds import Threshold
+from aligndistil.report.curves import REWARDS, UNITS, Array, Curve, Logs, curves_by_row, smoothed
+from aligndistil.report.logs import EVAL, metric_info
+from aligndistil.report.results import INITIAL, Comparison, ModelResult
+from aligndistil.report.tables import BY_METRIC
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
+# Okabe and Ito's colours, told apart with every common colour blindness, darkened to a contrast of 3 with white.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#C68900", "#4B9DCB", "#000000")
+DASHES: tuple[Any, ...] = (
+    "solid",
+    (0, (5, 1.6)),
+    (0, (1.2, 1.2)),
+    (0, (6, 1.5, 1.2, 1.5)),
+    (0, (9, 2)),
+    (0, (3, 1.2, 1.2, 1.2, 1.2, 1.2)),
+    (0, (2.5, 2.5)),
+)
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+GROUND, INK, MUTED = "#FFFFFF", "#262626", "#595959"
 STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans", "Helvetica", "Arial"],
@@ -35,17 +51,17 @@ STYLE: dict[Any, Any] = {
     "ytick.color": "#8C8C8C",
     "xtick.labelcolor": INK,
     "ytick.labelcolor": INK,
-    "axes.titlesize": 12,
+    "axes.titlesize": 11.5,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
-    "axes.titlepad": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
-    "axes.grid.axis": "y",
     "grid.color": "#E6E6E6",
     "grid.linewidth": 0.8,
     "axes.axisbelow": True,
+    "legend.frameon": False,
+    "legend.fontsize": 9.5,
     "figure.facecolor": GROUND,
     "axes.facecolor": GROUND,
     "savefig.facecolor": GROUND,
@@ -60,56 +76,195 @@ FORMATS: dict[str, dict[str, Any]] = {
     ".pdf": {"metadata": {"CreationDate": None}},
 }
 X_AXES = {"step": "optimizer steps", "tokens": "tokens trained on", "seconds": "seconds of training"}
-WIDTH, HEIGHT, LINE = 7.6, 4.2, 0.175
-"""Inches: the figure, the axes with their labels where few names stand beside them, a line of the caption."""
-AROUND = 1.0
-"""Inches above and below the axes, for the title and what x is."""
+WIDTH, HEIGHT = 4.6, 3.5
+"""Inches of a panel."""
+NAME = 38
+"""Characters of a line in the legend."""
 FEW = 24
 """A line of fewer points shows them."""
+BANDS = 3
+"""Of more lines with an error, the bands would cover each other: each then has a bar at its end instead."""
+CONVERGENCE = (
+    "gold_reward",
+    "kl_initial",
+    "completions/mean_length",
+    "reward/token_mean",
+    "rewards/margins",
+    "rewards/accuracies",
+)
+"""The panels of convergence.png: those that some stage has."""
+COSTS = ("kl_initial", "compute_seconds", "completions/mean_length")
+"""What a reward is drawn against."""
+MODEL_REWARDS = ("gold_reward", "reward_score", "rewards/accuracies")
+"""Of a model, the first that two have."""
 
 
-def curve_figure(
-    curves: Sequence[Curve],
-    metric: str,
-    x: str = "step",
-    *,
-    reach: float | Usual = 0.0,
-    threshold: Threshold | None = None,
-) -> Figure:
-    """Draw `curves` (as `curves_of` gives them) smoothed over `reach` steps on either side.
+class Look(NamedTuple):
+    """How one method is drawn."""
 
-    Several seeds: the mean line and a band of one standard deviation on either side; one seed: its values light behind
-    its line. Where x is a metric, each method is a path from its first step to its last. `threshold` is marked, and
-    what each method needs to it stands in the caption.
+    colour: str
+    dashes: Any
+    marker: str
+    hollow: bool
+
+
+def looks(methods: Sequence[str]) -> dict[str, Look]:
+    """One for each method. After seven the colours come again with other dashes and another, hollow marker."""
+    n = len(COLOURS)
+    return {
+        method: Look(COLOURS[i % n], DASHES[(i + i // n) % n], MARKERS[(i + i // n) % n], i // n % 2 == 1)
+        for i, method in enumerate(dict.fromkeys(methods))
+    }
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Line:
+    """Points of one method, joined."""
+
+    method: str
+    """Lines of the same method look the same."""
+    label: str
+    x: Array
+    """(P,)"""
+    y: Array
+    """(P,)"""
+    x_error: Array | None = None
+    """(P,) standard errors, as are the next."""
+    y_error: Array | None = None
+    faint: Sequence[tuple[Array, Array]] = ()
+    """What lies behind the line: values that it averages, or each seed."""
+    models: bool = False
+    """Whether each point is a model of its own, and not a moment of one training."""
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """One set of axes."""
+
+    title: str
+    x_label: str
+    y_label: str
+    lines: Sequence[Line]
+    x_percent: bool = False
+    y_percent: bool = False
+    whole: bool = False
+    """Whether x counts something."""
+    level: float | None = None
+    """A value that is marked."""
+    marks: Sequence[tuple[str, float]] = field(default=())
+    """The x at which the line of a label first reaches it."""
+
+
+def draw(panels: Sequence[Panel], methods: Sequence[str], caption: str = "") -> Figure:
+    """A figure of panels with one legend; the only function that draws.
+
+    `methods` are all methods of a report in their order, which decides how each looks. The legend of a single panel is
+    sorted by the lines' last values, that of several by method. Lines with errors have a band, or, where there are many
+    or where points are models, bars.
     """
     import matplotlib
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
-    against = x not in UNITS
-    caption = caption_of(curves, metric, x, reach, threshold)
+    look_of, alone = looks(methods), len(panels) == 1
+    order = list({line.label: line for panel in panels for line in panel.lines}.values())
+    if alone:
+        order.sort(key=lambda line: -float(line.y[-1]))
+    names = ["\n".join(textwrap.wrap(line.label, NAME)) for line in order]
+    entry = 0.75 + 0.085 * max(len(part) for name in names for part in name.split("\n"))  # inches
+    across = min(len(panels), 2 if len(panels) in (3, 4) else 3)
+    down = math.ceil(len(panels) / across)
+    spare = across * down > len(panels)
+    width = across * WIDTH + (entry if alone else 0.0)
+    columns = max(1, min(int(width / entry), len(names)))
+    above = 0.0 if alone or spare else 0.2 * math.ceil(len(names) / columns)
+    lines = textwrap.wrap(caption, int(16 * width))
     with matplotlib.rc_context(STYLE):
-        below = (len(caption) + 1) * LINE if caption else 0.0
-        above = HEIGHT if against else max(HEIGHT, AROUND + column_height(len(curves)))
-        figure = Figure(figsize=(WIDTH, above + below), dpi=100)
-        share = below / (above + below)
-        figure.set_layout_engine("constrained", rect=(0, share, 1, 1 - share), w_pad=0.1, h_pad=0.1)
-        axes = figure.subplots()
-        _name_axes(axes, metric, x)
-        smooth = [curve.smoothed(reach, x_too=against) for curve in curves]
-        if against:
-            _draw_paths(axes, smooth)
+        figure = Figure(figsize=(width, above + down * HEIGHT + 0.16 * len(lines)), dpi=100)
+        figure.set_layout_engine("constrained", w_pad=0.1, h_pad=0.1)
+        grid = figure.subplots(down, across, squeeze=False).flatten().tolist()
+        for axes, panel in zip(grid, panels, strict=False):
+            _draw_panel(axes, panel, look_of)
+        for axes in grid[len(panels) :]:
+            axes.axis("off")
+        legend: dict[str, Any] = {
+            "handles": [
+                Line2D([], [], label=name, **_style(look_of[line.method], line))
+                for name, line in zip(names, order, strict=True)
+            ],
+            "handlelength": 3,
+        }
+        if alone:
+            figure.legend(loc="outside right upper", **legend)
+        elif spare:  # where another panel would be
+            grid[len(panels)].legend(loc="center left", **legend)
         else:
-            _draw_lines(axes, curves, smooth, reach)
-        if threshold is not None:
-            _mark(axes, smooth, threshold)
-        _label(axes, smooth, against)
-        figure.text(
-            0.1 / WIDTH, 0.5 * LINE / (above + below), "\n".join(caption), va="bottom", fontsize=8.5, color=MUTED,
-            linespacing=1.35, parse_math=False,
-        )  # fmt: skip
-        figure.draw_without_rendering()
-        figure.set_layout_engine("none")  # What has been measured stays where it is, whatever it is saved as.
+            figure.legend(loc="outside upper center", ncols=columns, **legend)
+        if lines:
+            figure.supxlabel("\n".join(lines), x=0.1 / width, ha="left", fontsize=8.5, color=MUTED)
+        for text in figure.findobj(matplotlib.text.Text):
+            text.set_parse_math(False)
     return figure
+
+
+def _style(look: Look, line: Line) -> dict[str, Any]:
+    marked = line.models or len(line.x) < FEW
+    return {
+        "color": look.colour,
+        "ls": ("solid" if len(line.x) > 1 else "none") if line.models else look.dashes,
+        "lw": 1.2 if line.models else 1.9,
+        "marker": look.marker if marked else None,
+        "ms": 6.0 if line.models else 4.5,
+        "mfc": GROUND if look.hollow else look.colour,
+        "mec": look.colour,
+    }
+
+
+def _draw_panel(axes: Axes, panel: Panel, look_of: Mapping[str, Look]) -> None:
+    from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
+
+    errors = sum(line.y_error is not None for line in panel.lines)
+    for line in panel.lines:
+        look = look_of[line.method]
+        for x, y in line.faint:
+            axes.plot(x, y, color=look.colour, lw=0.8, alpha=0.3, zorder=2)
+        style = _style(look, line)
+        if line.models:  # from small to large, in the order of the settings
+            sizes = np.linspace(0.7, 1.3, len(line.x)) if len(line.x) > 1 else np.ones(1)
+            axes.plot(line.x, line.y, zorder=3, **style | {"marker": None, "alpha": 0.6})
+            for i, size in enumerate(sizes):
+                axes.plot(line.x[i], line.y[i], zorder=4, clip_on=False, **style | {"ms": 7 * size, "ls": "none"})
+        else:
+            axes.plot(line.x, line.y, zorder=3, label=line.label, **style)
+        if line.y_error is not None and not line.models and errors <= BANDS:
+            low, high = line.y - line.y_error, line.y + line.y_error
+            axes.fill_between(line.x, low, high, color=look.colour, alpha=0.16, lw=0, zorder=2)
+        elif line.y_error is not None:
+            at = slice(None) if line.models else slice(-1, None)
+            across = None if line.x_error is None else line.x_error[at]
+            axes.errorbar(
+                line.x[at], line.y[at], line.y_error[at], across, fmt="none", ecolor=look.colour, lw=0.9, alpha=0.5,
+                zorder=2,
+            )  # fmt: skip
+    if panel.level is not None:
+        axes.axhline(panel.level, color=MUTED, lw=0.9, ls=(0, (1, 2)), zorder=1.5)
+    by_label = {line.label: line for line in panel.lines}
+    for label, reached in panel.marks:
+        line = by_label[label]
+        height = float(np.interp(reached, line.x, line.y))
+        axes.plot(reached, height, ls="none", marker="o", ms=6, mfc=GROUND, mec=look_of[line.method].colour, zorder=5)
+    axes.set_title(panel.title)
+    axes.set_xlabel(panel.x_label)
+    axes.set_ylabel(panel.y_label)
+    for axis, percent, whole in ((axes.xaxis, panel.x_percent, panel.whole), (axes.yaxis, panel.y_percent, False)):
+        axis.set_major_locator(MaxNLocator(integer=whole, nbins=6, steps=[1, 2, 2.5, 5, 10]))
+        if percent:
+            axis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+        elif whole:
+            axis.set_major_formatter(EngFormatter(sep=""))
+    lowest, highest = (of(float(of(line.x)) for line in panel.lines) for of in (min, max))
+    if 0 <= lowest < 0.3 * highest:
+        axes.set_xlim(left=0.0)
 
 
 def save_figure(figure: Figure, path: Path) -> None:
@@ -129,91 +284,116 @@ def check_suffix(path: Path) -> None:
         raise UserError(f"--out: {path} must end in .png, .svg or .pdf")
 
 
-def _name_axes(axes: Axes, metric: str, x: str) -> None:
-    panel = panel_of(metric)
-    axes.set_title(panel.title if x in UNITS else f"{panel.title} against {panel_of(x).title}", parse_math=False)
-    axes.set_ylabel(panel.axis, parse_math=False)
-    axes.set_xlabel(X_AXES[x] if x in UNITS else panel_of(x).axis, parse_math=False)
-    _format(axes.yaxis, panel.percent)
-    _format(axes.xaxis, x not in UNITS and panel_of(x).percent, whole=x in ("step", "tokens"))
-    if x not in UNITS:
-        axes.grid(True, axis="both")
+# ---- what is drawn
 
 
-def _format(axis: Axis, percent: bool, whole: bool = False) -> None:
-    from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
+def curve_panel(
+    curves: Sequence[Curve], drawn: Sequence[Curve], metric: str, x: str, methods: Mapping[str, str] | None = None
+) -> Panel:
+    """One metric of several methods over x; `drawn` are the curves as they are drawn, smoothed or not.
 
-    axis.set_major_locator(MaxNLocator(integer=whole, nbins=7, steps=[1, 2, 2.5, 5, 10]))
-    if percent:
-        axis.set_major_formatter(PercentFormatter(1.0, decimals=None))
-    elif whole:
-        axis.set_major_formatter(EngFormatter(sep=""))
-
-
-def _draw_lines(axes: Axes, curves: Sequence[Curve], smooth: Sequence[Curve], reach: float | Usual) -> None:
-    for raw, curve, look in zip(curves, smooth, looks(len(curves)), strict=True):
-        x, mean, deviation = curve.mean_x, curve.mean, curve.deviation
-        if deviation is not None:
-            axes.fill_between(x, mean - deviation, mean + deviation, color=look.line, alpha=0.16, lw=0, zorder=2)
-        elif raw.reach(reach) > 0:
-            axes.plot(x, raw.mean, color=look.line, lw=0.8, alpha=0.3, zorder=2, label="_values")
-        dots = "." if len(x) < FEW else None
-        axes.plot(x, mean, color=look.line, ls=look.dashes, lw=2, marker=dots, ms=8, zorder=3, label=curve.label)
-        _dot(axes, x[-1], mean[-1], look.dot(6.5, GROUND))
-    right = max(float(curve.mean_x[-1]) for curve in curves)
-    left = min(float(curve.mean_x[0]) for curve in curves)
-    axes.set_xlim(min(0.0, left), right * 1.005 if right > 0 else 1.0)
-
-
-def _draw_paths(axes: Axes, smooth: Sequence[Curve]) -> None:
-    for curve, look in zip(smooth, looks(len(smooth)), strict=True):
-        x, mean, deviation = curve.mean_x, curve.mean, curve.deviation
-        for one_x, values in zip(curve.x, curve.values, strict=True) if curve.seeds > 1 else ():
-            axes.plot(one_x, values, color=look.line, lw=0.7, alpha=0.3, zorder=2, label="_seed")
-        axes.plot(x, mean, color=look.line, ls=look.dashes, lw=2, zorder=3, label=curve.label)
-        if deviation is not None:
-            spread_x = curve.x.std(axis=0, ddof=1)
-            axes.errorbar(
-                x[-1], mean[-1], xerr=spread_x[-1], yerr=deviation[-1], color=look.line, lw=1.1, capsize=2.5, zorder=4
-            )
-        # Whatever tells curves apart elsewhere: here a hollow marker is a beginning.
-        _dot(axes, x[0], mean[0], look._replace(fill="none").dot(6.5, GROUND))
-        _dot(axes, x[-1], mean[-1], look._replace(fill="full").dot(6.5))
-    axes.margins(x=0.06, y=0.08)
-    left, right = axes.get_xlim()
-    if left < 0.3 * right:
-        left = 0.0 if min(curve.x.min() for curve in smooth) >= 0 else min(left, 0.0)
-    axes.set_xlim(left, right + 0.18 * (right - left))  # room for the names
+    `methods` are the methods of labels; without, each label is its own.
+    """
+    against = x not in UNITS
+    lines = []
+    for raw, curve in zip(curves, drawn, strict=True):
+        faint = []
+        if against and curve.seeds > 1:
+            faint = list(zip(curve.x, curve.values, strict=True))
+        elif raw.seeds == 1 and not np.array_equal(raw.values, curve.values):
+            faint = [(raw.mean_x, raw.mean)]
+        x_error = curve.x.std(axis=0, ddof=1) / np.sqrt(curve.seeds) if against and curve.seeds > 1 else None
+        method = (methods or {}).get(curve.label, curve.label)
+        lines.append(Line(method, curve.label, curve.mean_x, curve.mean, x_error, curve.error, faint))
+    y, of_x = metric_info(metric), metric_info(x)
+    return Panel(
+        title=f"{y.title} by {of_x.title}".replace(" (evaluation)", "") if against else y.title,
+        x_label=of_x.axis if against else X_AXES[x],
+        y_label=y.axis,
+        lines=lines,
+        x_percent=against and of_x.unit == "share",
+        y_percent=y.unit == "share",
+        whole=x in ("step", "tokens"),
+    )
 
 
-def _dot(axes: Axes, x: float, y: float, dot: dict[str, Any]) -> None:
-    axes.plot(x, y, ls="none", zorder=5, clip_on=False, **dot)
+def convergence(comparison: Comparison, logs: Logs) -> Figure | None:
+    """Each metric of training over steps, a panel each; None without any.
+
+    What only an evaluation knows of a stage (the gold reward of one that samples nothing) is drawn from that.
+    """
+    labels = {result.name: result.label for result in comparison.results}
+    methods = {result.label: result.method or result.name for result in comparison.results}
+    panels = []
+    for metric in CONVERGENCE:
+        curves = curves_by_row(logs, EVAL + metric) if metric not in ("reward/token_mean",) else {}
+        curves |= curves_by_row(logs, metric)
+        named = [Curve(labels[row], curve.steps, curve.x, curve.values) for row, curve in curves.items()]
+        if named:
+            panels.append(curve_panel(named, smoothed(named), metric, "step", methods))
+    return draw(panels, methods_of(comparison), CAPTION) if panels else None
 
 
-def _mark(axes: Axes, smooth: Sequence[Curve], threshold: Threshold) -> None:
-    axes.axhline(threshold.value, color=MUTED, lw=0.9, ls=(0, (1, 2)), zorder=1.5, label="_threshold")
-    for curve, one, look in zip(smooth, threshold.reached, looks(len(smooth)), strict=True):
-        if one.x is not None:
-            y = float(np.interp(one.x, curve.mean_x, curve.mean))
-            axes.plot(one.x, y, ls="none", zorder=5, label="_reached", **look._replace(fill="none").dot(6, GROUND))
+CAPTION = "Light: values as they were logged. Lines: moving averages of training, or evaluations, which have marks."
 
 
-def _label(axes: Axes, smooth: Sequence[Curve], against: bool) -> None:
-    ends = [
-        End(curve.label, float(curve.mean_x[-1]), float(curve.mean[-1]), look)
-        for curve, look in zip(smooth, looks(len(smooth)), strict=True)
-    ]
-    if against:
-        label_beside(axes, ends, [part for curve in smooth for part in _drawn(curve)])
+def pictures(comparison: Comparison, logs: Logs) -> dict[str, Figure]:
+    """The pictures of a comparison by file name: reward and length over steps, reward over KL, what reward costs."""
+    labels = {result.name: result.label for result in comparison.results}
+    by_label = {result.label: result.method or result.name for result in comparison.results}
+    methods, seeds = methods_of(comparison), max((result.seeds for result in comparison.results), default=1)
+    about = f"Line: mean over {seeds} seeds; band or bar: its standard error." if seeds > 1 else ""
+    found = {}
+    rewards = (comparison.threshold.metric,) if comparison.threshold else REWARDS
+    gold = "eval/gold_reward", "eval/kl_initial"
+    wanted = {"reward.png": (rewards, "step"), "length.png": (("completions/mean_length",), "step")}
+    wanted["reward-over-kl.png"] = (gold[:1], gold[1])
+    for name, (candidates, x) in wanted.items():
+        for metric in candidates:
+            curves = [
+                Curve(labels[row], curve.steps, curve.x, curve.values)
+                for row, curve in curves_by_row(logs, metric, x).items()
+            ]
+            if curves:
+                drawn = smoothed(curves) if x == "step" else curves
+                found[name] = draw([curve_panel(curves, drawn, metric, x, by_label)], methods, about)
+                break
+    panels = [panel for cost in COSTS if (panel := _cost_panel(comparison, cost)) is not None]
+    if panels:
+        bars = "Bars: standard errors, over prompts" + (f" and {seeds} seeds." if seeds > 1 else " (one training).")
+        found["frontier.png"] = draw(panels, methods, f"{bars} A line joins the models of one method, marks growing.")
+    return found
+
+
+def methods_of(comparison: Comparison) -> list[str]:
+    """All methods in their order; the initial model last, so that it takes no method's colour."""
+    rows = sorted(comparison.results, key=lambda result: result.name.rpartition("/")[2] == INITIAL)
+    return list(dict.fromkeys(result.method or result.name for result in rows))
+
+
+def _cost_panel(comparison: Comparison, cost: str) -> Panel | None:
+    """A point for each model, those of one method joined."""
+    for reward in MODEL_REWARDS:
+        rows = [row for row in comparison.results if cost in row.metrics and reward in row.metrics]
+        if len(rows) > 1:
+            break
     else:
-        label_in_margin(axes, ends)
-
-
-def _drawn(curve: Curve) -> list[Array]:
-    """Points of a path, of its seeds and of the cross at its end, (P, 2) each: names keep off them."""
-    paths = [np.stack(one, axis=1) for one in zip(curve.x, curve.values, strict=True)]
-    if curve.seeds > 1:
-        paths.append(np.stack([curve.mean_x, curve.mean], axis=1))
-        end, arm = paths[-1][-1], np.linspace(-1, 1, 21)[:, None]
-        paths += [end + arm * side * np.array(paths)[:-1, -1].std(axis=0, ddof=1) for side in np.eye(2)]
-    return paths
+        return None
+    by_method: dict[str, list[ModelResult]] = {}
+    for row in rows:
+        by_method.setdefault(row.method or row.name, []).append(row)
+    lines = []
+    for method, those in by_method.items():
+        settings = " / ".join(row.setting for row in those if row.setting)
+        x, y = (np.array([row.metrics[metric] for row in those]) for metric in (cost, reward))
+        dx, dy = (np.array([row.errors.get(metric, 0.0) for row in those]) for metric in (cost, reward))
+        lines.append(Line(method, f"{method}: {settings}" if settings else method, x, y, dx, dy, models=True))
+    x_column, y_column = BY_METRIC[cost], BY_METRIC[reward]
+    heading = x_column.heading(comparison)
+    return Panel(
+        title=f"{y_column.heading(comparison).partition(' (')[0].capitalize()} by {heading.partition(' (')[0]}",
+        x_label=heading,
+        y_label=y_column.heading(comparison),
+        lines=lines,
+        y_percent=reward == "rewards/accuracies",
+    )

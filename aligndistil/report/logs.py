@@ -1,7 +1,11 @@
-"""Training logs as they lie on disk: ours (metrics.jsonl), and transformers' and TRL's (trainer_state.json)."""
+"""Training logs as they lie on disk: ours (metrics.jsonl), and transformers' and TRL's (trainer_state.json).
+
+Also what their metrics are: which are known, and which say something of the policy only on its own samples.
+"""
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import re
@@ -11,7 +15,17 @@ from pathlib import Path
 from typing import Any
 
 from aligndistil.errors import UserError
+from aligndistil.objectives import registry
+from aligndistil.objectives.base import MetricInfo
+from aligndistil.run_folder import Done
 from aligndistil.run_folder.metrics import MetricsLog
+from aligndistil.training.metrics import (
+    CRITIC_METRICS,
+    EVALUATION_METRICS,
+    GOLD_REWARD,
+    LOOP_METRICS,
+    ROLLOUT_METRICS,
+)
 
 METRICS = "metrics.jsonl"
 STATE = "trainer_state.json"
@@ -21,6 +35,8 @@ OURS = {
     "completions/clipped_ratio": "completions/truncated_fraction",
 }
 """What transformers and TRL call differently; the rest of their names are ours."""
+EVAL = "eval/"
+"""What stands before the name of an evaluation's metric."""
 SUMMARY = ("train_runtime", "eval_runtime", "eval_samples_per_second", "eval_steps_per_second", "total_flos")
 
 
@@ -156,3 +172,71 @@ def _tidy(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+# ---- what their metrics are
+
+
+@functools.cache
+def known_metrics() -> dict[str, MetricInfo]:
+    """Every metric that the loop or a registered objective declares."""
+    declared = [LOOP_METRICS, CRITIC_METRICS, ROLLOUT_METRICS, EVALUATION_METRICS, GOLD_REWARD]
+    declared += [dict(objective.metrics) for objective in registry().values()]
+    return {name: info for metrics in declared for name, info in metrics.items()}
+
+
+def split_and_name(metric: str) -> tuple[str, str]:
+    """`eval/loss` is ("eval", "loss"); without a prefix, and with `train/`, it is what training logged."""
+    return ("eval", metric.removeprefix(EVAL)) if metric.startswith(EVAL) else ("train", metric.removeprefix("train/"))
+
+
+def metric_info(metric: str) -> MetricInfo:
+    """Any metric, `eval/...` included, with title and axis; one that is not known is drawn under its own name."""
+    split, name = split_and_name(metric)
+    info = known_metrics().get(name, MetricInfo("", ""))
+    title = info.title or name
+    axis = info.axis or (f"{name} ({info.unit})" if info.unit else name)
+    return info._replace(title=f"{title} (evaluation)" if split == "eval" else title, axis=axis)
+
+
+def sampled(line: Mapping[str, Any]) -> bool:
+    """Whether the objective's terms are of the policy's own samples; those of an evaluation are of the eval data's."""
+    return line["split"] == "train" and any(name.startswith("completions/") for name in line)
+
+
+def off_policy(lines: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether rewards and divergences are of given responses: another quantity than of the policy's own."""
+    return any("reward/token_mean" in line for line in lines) and not any(sampled(line) for line in lines)
+
+
+def values_of(lines: Sequence[Mapping[str, Any]], metric: str) -> dict[float, float]:
+    """A metric (`eval/...`: of the evaluations) by step; none where it would not depend on the policy."""
+    split, name = split_and_name(metric)
+    on_samples = name in known_metrics() and known_metrics()[name].on_samples
+    there = (line for line in lines if line["split"] == split and name in line)
+    return {line["step"]: line[name] for line in there if sampled(line) or not on_samples}
+
+
+def step_seconds(lines: Sequence[Mapping[str, Any]]) -> dict[float, float]:
+    """Seconds of training so far, by step: rollouts included, evaluations and checkpoints not."""
+    total, before, so_far = 0.0, 0.0, {}
+    for step, seconds in values_of(lines, "perf/step_seconds").items():
+        # A log that is not of every step stands for the steps since its last line.
+        total += seconds * (step - before)
+        so_far[step] = total
+        before = step
+    return so_far
+
+
+def training_metrics(done: Done | None, lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Steps and seconds of done.json; tokens/s and largest peak memory of the training lines of metrics.jsonl.
+
+    Tokens/s are all tokens over all seconds of steps, rollouts included: where several steps share a rollout, the
+    speed of a typical step says nothing of it.
+    """
+    peaks = list(values_of(lines, "perf/peak_memory_gib").values())
+    tokens, seconds = list(values_of(lines, "num_tokens").values()), list(step_seconds(lines).values())
+    found = {} if done is None else {"steps": float(done.step), "seconds": done.seconds}
+    if tokens and seconds and seconds[-1]:
+        found["tokens_per_second"] = tokens[-1] / seconds[-1]
+    return found | ({"peak_memory_gib": max(peaks)} if peaks else {})

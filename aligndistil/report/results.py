@@ -6,15 +6,15 @@ import math
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from aligndistil.errors import UserError
 from aligndistil.files import write_text
 
 INITIAL = "initial"
 """The row of the model that training began from."""
-EACH_OWN = "each run's own"
-"""What a model that is compared with is called where it is not the same in all runs."""
+STEPS = "steps_to_reward"
+"""The metric that depends on all models of a comparison at once."""
 
 
 class _Closed(BaseModel):
@@ -25,19 +25,39 @@ class ModelResult(_Closed):
     """One row of the comparison. Metric names and units are those of docs/metrics.md."""
 
     name: str
+    """Of the stage, or `initial`; with the run in front where several runs are compared."""
     objective: str
     """Empty for a model that was not trained in this run."""
+    method: str = ""
+    """What tables and pictures call it, and what shares a colour; empty is the name."""
+    setting: str = ""
+    """What tells it from other models of the same method: `3 epochs`."""
     metrics: dict[str, float]
     """Means over seeds where there are several. Values that are not finite are left out."""
+    errors: dict[str, float] = {}
+    """Standard errors of those means that have one: over prompts (or pairs) and seeds; of one seed, over prompts."""
+    intervals: dict[str, tuple[float, float]] = {}
+    """95 % intervals of the same."""
+    spread: dict[str, float] = {}
+    """Standard deviation over seeds (n - 1 in the denominator) of each of `metrics`; empty for a single run."""
     per_seed: dict[str, dict[str, float]] = {}
     """The metrics of each seed by its name; empty for a single run."""
-    spread: dict[str, float] = {}
-    """Standard deviation over seeds (n - 1 in the denominator) of each of `metrics`."""
+    values: dict[str, list[list[float]]] = Field(default={}, exclude=True)
+    """What some metrics are the mean of, (seeds, prompts or pairs). Kept in report/models/, not in comparison.json."""
 
     @field_validator("metrics")
     @classmethod
     def _finite(cls, metrics: dict[str, float]) -> dict[str, float]:
         return {name: value for name, value in metrics.items() if math.isfinite(value)}
+
+    @property
+    def label(self) -> str:
+        """What the row is called."""
+        return ", ".join(part for part in (self.method or self.name, self.setting) if part)
+
+    @property
+    def seeds(self) -> int:
+        return max(1, len(self.per_seed))
 
 
 class RewardResult(_Closed):
@@ -45,11 +65,29 @@ class RewardResult(_Closed):
 
     name: str
     kind: Literal["score", "implicit", "contrastive"]
-    """A scalar head's score; the log-ratio of a trained model to its reference; that of two opposite models."""
+    """A scalar head's score; what a trained policy says of a response; the log-ratio of two opposite models."""
+    of: str = ""
+    """The row whose own reward it is; empty for a contrastive one."""
     right: dict[str, list[str]]
-    """By split (`train`, `eval`), for each seed: a 1 for every pair whose chosen response has more reward, else a 0."""
+    """By split (`train`, `eval`), for each seed: a 1 for every pair whose chosen response has more reward, a 0 for one
+    whose rejected response has more, `=` for a tie, which counts as half."""
     measured_on: str = ""
     """As `Comparison.measured_on`: rewards of other pairs have no difference."""
+
+    def shares(self, split: str) -> list[list[float]]:
+        """(seeds, pairs) how far each pair is ranked right: 1, 0, or 0.5 for a tie; empty where it was not asked."""
+        return [["0=1".index(mark) / 2 for mark in marks] for marks in self.right.get(split, []) if marks]
+
+
+class ComparedWith(_Closed):
+    """A model that the others are measured with: one that divergence is taken to, or that scores samples."""
+
+    name: str
+    same_in_all_runs: bool = True
+    """False where runs are put together that each have their own."""
+
+    def __str__(self) -> str:
+        return self.name if self.same_in_all_runs else f"each run's own {self.name}".rstrip()
 
 
 class Threshold(_Closed):
@@ -62,15 +100,36 @@ class Threshold(_Closed):
     """How the value came about."""
 
 
+class Difference(_Closed):
+    """How far a model is from the best one of a column, paired by prompt and seed."""
+
+    metric: str
+    name: str
+    best: str
+    mean: float
+    """This model's mean less that of the best."""
+    low: float
+    high: float
+    """95 %."""
+    p: float | None
+    """That of a difference at least as large where there is none, corrected for the number of rows (Holm); None of a
+    single seed, which says nothing of trainings."""
+
+
 class Comparison(_Closed):
     """comparison.json."""
 
-    kl_to: str
-    """The model that `kl` is measured to."""
     results: list[ModelResult]
-    reward: str = ""
-    """The model that `reward_score` is the score of; empty when there is none."""
+    kl_to: ComparedWith | None = None
+    """The model that `kl` is measured to; None where nothing was measured here, but logged by other programs."""
+    reward: ComparedWith | None = None
+    """The model that `reward_score` is the score of."""
     rewards: list[RewardResult] = []
+    show_rewards: bool = False
+    """Whether the rewards are a table of their own, as `report.reward_accuracy` says."""
+    differences: list[Difference] = []
+    best: dict[str, str] = {}
+    """By metric, the row that is better than every other beyond chance."""
     threshold: Threshold | None = None
     """None when no curve has the metric."""
     threshold_metric: str | None = None
@@ -80,11 +139,14 @@ class Comparison(_Closed):
     columns: list[str] | None = None
     """What the tables show, as the recipe says; null is the usual choice."""
     measured_on: str = ""
-    """A hash of the prompts, pairs and settings that all rows share."""
+    """A hash of the prompts, pairs and settings that all rows share; empty where they share none."""
     weights: dict[str, str] = {}
     """By stage, the SHA-256 of the final model that was measured; empty where several runs are put together."""
     notes: list[str] = []
     """What a reader of the tables has to know."""
+
+    def row(self, name: str) -> ModelResult:
+        return next(result for result in self.results if result.name == name)
 
 
 def save_results(path: Path, comparison: Comparison) -> None:

@@ -10,18 +10,13 @@ from typing import Any
 
 from aligndistil.errors import UserError
 from aligndistil.report.logs import METRICS, STATE, Log, read_logs, seed_folders
-from aligndistil.report.results import Comparison, ModelResult, load_results
+from aligndistil.report.results import STEPS, Comparison, ModelResult, load_results
 from aligndistil.run_folder import Done, RunFolder
 
 REPORT = Path("report") / "comparison.json"
+ACCURACY = "rewards/accuracies"
 LOOKED_AT = ("checkpoint", "logging", "evaluation", "engine")
 """Sections of a stage that do not say what is trained."""
-SAME_THING = {
-    "reward_accuracy": ("eval", "rewards/accuracies"),
-    "length_mean": ("train", "completions/mean_length"),
-    "truncated_fraction": ("train", "completions/truncated_fraction"),
-}
-"""Our columns and, by split, what TRL's trainers log of the same. On-policy ones log the samples of training."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +35,11 @@ class Run:
     """Equal for runs whose models were asked the same and compared with the same."""
     seeds: str
     """The seeds of its stages."""
+
+    @property
+    def measured(self) -> bool:
+        """Whether its models were measured here: of another program's there is only a log."""
+        return self.comparison.kl_to is not None
 
 
 def read_runs(paths: Sequence[Path]) -> list[list[Run]]:
@@ -117,8 +117,22 @@ def _ours(path: Path, group: Path) -> Run:
                 f"{path}: {name} was trained again after the models were measured; `aligndistil compare RECIPE` "
                 "measures them again"
             )
-    measured_as = json.dumps([comparison.measured_on, comparison.kl_to, comparison.reward])
+    measured_as = json.dumps([comparison.measured_on, str(comparison.kl_to), str(comparison.reward)])
+    rows = []
+    for row in comparison.results:
+        # The threshold of one run alone is another than that of all.
+        metrics = {name: value for name, value in row.metrics.items() if name != STEPS}
+        rows.append(row.model_copy(update={"metrics": metrics, "values": _values(path, comparison, row.name)}))
+    comparison = comparison.model_copy(update={"results": rows, "notes": []})
     return Run(path, group, comparison, logs, trained_as, measured_as, seeds)
+
+
+def _values(path: Path, comparison: Comparison, name: str) -> dict[str, list[list[float]]]:
+    """What the metrics of a row are means of, prompt by prompt or pair by pair."""
+    measured = path / "report" / "models" / f"{name}.json"
+    values: dict[str, list[float]] = json.loads(measured.read_text()).get("values", {}) if measured.is_file() else {}
+    own = next((reward.shares("eval") for reward in comparison.rewards if reward.of == name), [])
+    return {metric: [of_prompts] for metric, of_prompts in values.items()} | ({ACCURACY: own} if own else {})
 
 
 def _without_seed(done: Done) -> dict[str, Any]:
@@ -130,13 +144,14 @@ def _theirs(log: Log) -> Run:
     """The last logged value of everything, under our name where we have one; `eval/...` is of an evaluation."""
     last = {split: _last(log, split) for split in ("train", "eval")}
     metrics = last["train"] | {f"eval/{name}": value for name, value in last["eval"].items()}
-    metrics |= {ours: last[split][name] for ours, (split, name) in SAME_THING.items() if name in last[split]}
+    if ACCURACY in last["eval"]:
+        metrics[ACCURACY] = last["eval"][ACCURACY]  # ours is of held-out pairs, too
     if log.lines:
         metrics["steps"] = max(line["step"] for line in log.lines)
     metrics |= _summary(log.path)
     row = ModelResult(name=log.run, objective="", metrics=metrics)
     group = log.group if log.seed else log.path.parent
-    theirs = Comparison(kl_to="", results=[row])
+    theirs = Comparison(results=[row])
     return Run(log.path.parent, group, theirs, {log.run: log}, str(log.group), "", log.seed)
 
 

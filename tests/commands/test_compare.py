@@ -59,7 +59,7 @@ def test_seeds_are_trained_once_measured_alike_and_averaged(
 ) -> None:
     code, out, err = compare(recipe, "--seeds", 2)
     assert code == 0, err
-    assert "Mean ± standard deviation over 2 seeds" in out
+    assert "Mean ± standard error over 2 seeds" in out
     run = Path("runs/toy")
     for k in range(2):
         resolved = yaml.safe_load((run / f"seed-{k}" / "policy" / "recipe.resolved.yaml").read_text())
@@ -108,22 +108,25 @@ def check_numbers(run: Path) -> None:
             assert mean == pytest.approx(statistics.fmean(seed[metric] for seed in seeds), abs=1e-12)
             assert row.spread[metric] == pytest.approx(statistics.stdev(seed[metric] for seed in seeds), abs=1e-12)
     assert set(rows["scorer"].metrics) == {
-        "reward_accuracy",
+        "rewards/accuracies",
         "steps",
         "seconds",
+        "compute_seconds",
         "tokens_per_second",
         "peak_memory_gib",
     }
     assert {"kl", "kl_data", "reward_score", "distinct_1"} <= set(rows["policy"].metrics)
-    assert rows["initial"].spread["length_mean"] == 0  # the same model, prompts and sampling seeds
+    assert rows["initial"].spread["completions/mean_length"] == 0  # the same model, prompts and sampling seeds
     (first, *_) = csv.DictReader((run / "report" / "comparison.csv").read_text().splitlines())
-    assert float(first["length_mean"]) == rows["initial"].metrics["length_mean"]
+    length = rows["initial"].metrics["completions/mean_length"]
+    assert float(first["completions/mean_length"]) == length
 
 
 def check_rewards(run: Path) -> None:
     """They are arithmetic on the log-probabilities and scores that were kept."""
     table = load_results(run / "report" / "comparison.json")
-    assert [reward.name for reward in table.rewards] == ["scorer", "dpo / initial", "dpo / reverse"]
+    names = [reward.name for reward in table.rewards]
+    assert names == ["dpo / initial", "reverse / initial", "scorer", "dpo / reverse"]
     for k in range(2):
         models = run / f"seed-{k}" / "report" / "models"
         dpo, reverse = (json.loads((models / f"{name}.json").read_text())["pairs"] for name in ("dpo", "reverse"))
@@ -132,10 +135,10 @@ def check_rewards(run: Path) -> None:
                 [a - b for a, b in zip(*both, strict=True)] for both in zip(dpo[split], reverse[split], strict=True)
             ]
             assert len(worth) == 4
-            assert table.rewards[2].right[split][k] == "".join("01"[chosen > rejected] for chosen, rejected in worth)
+            marks = "".join("1" if chosen > rejected else "0" for chosen, rejected in worth)
+            assert table.rewards[3].right[split][k] == marks
     scores = json.loads((run / "seed-0" / "report" / "models" / "scorer.json").read_text())["pairs"]["eval"]
-    row = next(row for row in table.results if row.name == "scorer")
-    assert row.per_seed["seed-0"]["reward_accuracy"] == sum(a > b for a, b in scores) / 4
+    assert table.row("scorer").per_seed["seed-0"]["rewards/accuracies"] == sum(a > b for a, b in scores) / 4
 
 
 @pytest.mark.parametrize("given", ["trl", "trl/trainer_state.json"])
@@ -211,7 +214,7 @@ def test_seeds_side_by_side_are_those_one_after_the_other(recipe: Path, compare:
     assert "steps" in Path("together/seed-0.log").read_text()
     assert compare(recipe, "--seeds", 2, *apart)[0] == 0
     tables = [load_results(Path(folder, "report/comparison.json")) for folder in ("together", "apart")]
-    unlike = ("seconds", "tokens_per_second", "peak_memory_gib")
+    unlike = ("seconds", "compute_seconds", "tokens_per_second", "peak_memory_gib")
     first, second = (
         [{k: v for k, v in row.metrics.items() if k not in unlike} for row in table.results] for table in tables
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from collections.abc import Callable
@@ -11,6 +12,8 @@ from typing import Any, ClassVar, Literal
 import pytest
 import torch
 import yaml
+from huggingface_hub import metadata_load
+from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from aligndistil import models, objectives
@@ -53,6 +56,20 @@ def change(recipe: Path, edit: Callable[[dict[str, Any]], None]) -> None:
     recipe.write_text(yaml.safe_dump(content, sort_keys=False))
 
 
+@pytest.mark.parametrize("width", [50, 60, 80, None])
+def test_what_is_said_breaks_no_word_on_a_terminal_and_no_line_in_a_file(
+    width: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = io.StringIO()
+    console = Console(file=file, width=width or 80, force_terminal=width is not None, color_system=None)
+    monkeypatch.setattr(pipeline.rich, "get_console", lambda: console)
+    text = "▶ reverse_dpo: dpo from builtin:tiny against reference builtin:tiny, on pairs, 1500 examples, 2 steps of 16"
+    pipeline._print(text)
+    lines = [line.rstrip() for line in file.getvalue().splitlines()]
+    assert " ".join(lines) == text
+    assert max(map(len, lines)) <= (width or len(text))
+
+
 def test_a_recipe_leaves_what_the_documentation_says(three: Path, told: Told) -> None:
     done = run(three)
     stage = done.run / "policy"
@@ -62,7 +79,12 @@ def test_a_recipe_leaves_what_the_documentation_says(three: Path, told: Told) ->
     assert answer.shape[1] > 3
     card = (done.final / "README.md").read_text()
     assert "stage:dpo" in card
-    assert "loss" in card
+    assert "| Loss | " in card
+    assert metadata_load(done.final / "README.md") == {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["aligndistil"],
+    }
     names = {entry.name for entry in stage.iterdir()}
     assert {"recipe.resolved.yaml", "metrics.jsonl", "samples", "logs", "checkpoint-2", "final", "done.json"} <= names
     assert sorted(p.name for p in (stage / "samples").iterdir()) == [
@@ -351,6 +373,63 @@ def test_a_reference_that_is_meant_to_be_another_model_is_not_checked(
     done = run(recipe_file(content))
     first = next(line for line in lines(done.run / "dpo") if line["split"] == "train")
     assert abs(first["rewards/chosen"]) > 0.02
+
+
+def test_after_sft_dpo_has_one_reward_accuracy_everywhere(
+    recipe_file: Callable[..., Path], model_folder: ModelFolder, pairs_file: Callable[..., str]
+) -> None:
+    """Its own evaluation, the table of models and the table of rewards: against the SFT model that it began from."""
+    content = off_policy(model_folder(seed=0), pairs_file(12), train={"max_steps": 4, "learning_rate": 3e-4})
+    objective, models = content.pop("objective"), content.pop("models")
+    after = {"objective": objective, "model": {"path": "stage:sft"}, "models": {**models, "reference": "stage:sft"}}
+    content["stages"] = {"sft": {"objective": {"name": "sft"}}, "dpo": after}
+    content["data"]["eval"].pop("limit")
+    content["report"] |= {"reward_accuracy": True, "pairs": None}
+    recipe = recipe_file(content)
+    finished = run(recipe)
+    assert finished.comparison is not None
+    table = finished.comparison.table
+    evaluated = lines(recipe.parent / "runs" / "toy" / "dpo")[-1]
+    assert evaluated["split"] == "eval"
+    own = table.row("dpo").metrics["rewards/accuracies"]
+    assert own == evaluated["rewards/accuracies"]
+    (reward,) = [reward for reward in table.rewards if reward.of == "dpo"]
+    assert reward.name == "dpo / sft"
+    (shares,) = reward.shares("eval")
+    assert sum(shares) / len(shares) == own
+    assert "rewards/accuracies" not in table.row("sft").metrics
+    assert (finished.run / "report" / "comparison.md").read_text().count(f"| {100 * own:.1f} ") >= 2
+
+
+def test_evaluations_measure_how_far_the_policy_has_come_from_where_training_began(
+    recipe_file: Callable[..., Path], model_folder: ModelFolder, pairs_file: Callable[..., str]
+) -> None:
+    """Through the stage that it starts from, on its own answers, over the whole vocabulary."""
+    base = model_folder(seed=0)
+    content = off_policy(base, pairs_file(10), train={"max_steps": 2, "learning_rate": 1e-2})
+    objective, models = content.pop("objective"), content.pop("models")
+    content["evaluation"] |= {"every": 1, "samples": 3, "kl_initial": True, "batch_size": 2}
+    after = {"objective": objective, "model": {"path": "stage:sft"}, "models": {**models, "reference": "stage:sft"}}
+    content["stages"] = {"sft": {"objective": {"name": "sft"}}, "dpo": after}
+    recipe = recipe_file(content)
+    run(recipe)
+    stages = recipe.parent / "runs" / "toy"
+    first, *_, last = [line["kl_initial"] for line in lines(stages / "sft") if line["split"] == "eval"]
+    assert first == pytest.approx(0.0, abs=1e-6)
+    assert last > 0.01
+    dpo = [line["kl_initial"] for line in lines(stages / "dpo") if line["split"] == "eval"]
+    assert dpo[0] > 0.01  # it began from the SFT model
+    policy, initial = (AutoModelForCausalLM.from_pretrained(path) for path in (stages / "dpo" / "final", base))
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    total = 0.0
+    rows = [json.loads(line) for line in (stages / "dpo" / "samples" / "eval-000002.jsonl").read_text().splitlines()]
+    for row in rows:
+        prompt = tokenizer(row["prompt"], add_special_tokens=False)["input_ids"]
+        ids = torch.tensor([[*prompt, *row["token_ids"]]])
+        ours, theirs = (model(ids).logits.float().log_softmax(-1)[0] for model in (policy, initial))
+        at = slice(len(prompt) - 1, -1)
+        total += float((ours[at].exp() * (ours[at] - theirs[at])).sum())
+    assert dpo[-1] == pytest.approx(total / len(rows), rel=1e-3)
 
 
 @pytest.mark.parametrize("stage", [0, 2])

@@ -13,7 +13,7 @@ from aligndistil.batch import Batch, Row
 from aligndistil.engine.processes import Processes
 from aligndistil.evaluation.measurements import EvalSet
 from aligndistil.evaluation.model import EvalResult, Evaluator
-from aligndistil.evaluation.samples import distinct_n, summarise
+from aligndistil.evaluation.samples import distinct_n, values_of_samples
 from aligndistil.rollout import LoadedModel, Sample, SamplingParams, sample_seed
 from support.models import build_model, build_tokenizer
 
@@ -170,7 +170,7 @@ def test_pairs_or_prompts_alone_are_enough(models: list[Any]) -> None:
     assert set(without_prompts.metrics) == {"kl_data", "kl_initial_data"}
     without_pairs = measure(models, pairs={}, responses=[])
     assert without_pairs.pairs == {}
-    assert {"kl", "length_mean"} < set(without_pairs.metrics)
+    assert {"kl", "completions/mean_length"} < set(without_pairs.metrics)
     assert "kl_data" not in without_pairs.metrics
 
 
@@ -210,10 +210,8 @@ def test_distinct_n_counts_different_neighbours() -> None:
 
 def test_lengths_count_the_stop_id() -> None:
     samples = [Sample((5, 6, 1), finished=True), Sample((7,), finished=False)]
-    assert summarise(samples, ["ab", "c"]) == {
-        "length_mean": 2.0,
-        "length_characters": 1.5,
-        "truncated_fraction": 0.5,
-        "distinct_1": 1.0,
-        "distinct_2": 1.0,
+    assert values_of_samples(samples, ["ab", "c"]) == {
+        "completions/mean_length": [3.0, 1.0],
+        "length_characters": [2.0, 1.0],
+        "completions/truncated_fraction": [0.0, 1.0],
     }

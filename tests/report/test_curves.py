@@ -10,8 +10,7 @@ import pytest
 
 from aligndistil.errors import UserError
 from aligndistil.report import curves_of, read_logs, read_methods, steps_to
-from aligndistil.report.curves import Curve, default_reach
-from aligndistil.report.smoothing import moving_average
+from aligndistil.report.curves import Curve, default_reach, moving_average, smoothed
 
 Lines = list[dict[str, Any]]
 
@@ -167,20 +166,20 @@ def test_what_is_not_there_or_holds_no_log_is_one_sentence(tmp_path):
 # ---- curves
 
 
-def test_seeds_give_their_mean_and_their_sample_standard_deviation(tmp_path):
+def test_seeds_give_their_mean_and_its_standard_error(tmp_path):
     for seed, values in enumerate(([1.0, 4.0], [2.0, 4.0], [6.0, 7.0])):
         log_of(tmp_path / f"seed-{seed}" / "a", sampled(values))
     ((one,), notes) = curves_of(read_methods([tmp_path]), "reward/token_mean")
     assert one.seeds == 3
     assert one.mean.tolist() == [3.0, 5.0]
     # Deviations from the means: (-2, -1, 3) and (-1, -1, 2); their squares sum to 14 and 6, divided by 3 - 1.
-    assert one.deviation == pytest.approx([7**0.5, 3**0.5])
+    assert one.error == pytest.approx([(7 / 3) ** 0.5, 1.0])
     assert notes == []
 
 
-def test_one_seed_has_no_deviation(tmp_path):
+def test_one_seed_has_no_error(tmp_path):
     log_of(tmp_path / "a", sampled([1.0, 2.0]))
-    assert curves_of(read_methods([tmp_path]), "reward/token_mean").curves[0].deviation is None
+    assert curves_of(read_methods([tmp_path]), "reward/token_mean").curves[0].error is None
 
 
 def test_a_seed_that_stops_early_ends_the_mean_and_is_named(tmp_path):
@@ -286,8 +285,7 @@ def test_a_moving_average_takes_what_is_within_reach_on_either_side():
 
 
 def reaches(*curves: Curve, windows: int = 12) -> list[float]:
-    usual = default_reach(curves, windows)
-    return [one.reach(usual) for one in curves]
+    return default_reach(curves, windows)
 
 
 def test_by_default_all_curves_are_smoothed_over_a_twelfth_of_the_usual_length():
@@ -303,17 +301,17 @@ def test_by_default_all_curves_are_smoothed_over_a_twelfth_of_the_usual_length()
 def test_a_curve_that_has_just_begun_leaves_the_others_smooth():
     begun = curve("begun", [[0.0] * 3])
     assert reaches(*[curve("done", [[0.0] * 94])] * 2, begun) == [3, 3, 0]
-    usual = default_reach([curve("done", [[0.0] * 94]), begun])
-    assert curve("begun", [[1.0, 5.0, 0.0]]).smoothed(usual).values.tolist() == [[1.0, 5.0, 0.0]]
+    assert smoothed([curve("done", [[0.0] * 94]), curve("begun", [[1.0, 5.0, 0.0]])])[1].values.tolist() == [
+        [1.0, 5.0, 0.0]
+    ]
 
 
 def test_a_curve_of_every_fourth_step_is_averaged_over_its_neighbours():
     every = curve("every step", [[0.0] * 94])
     fourth = curve("every fourth", [[0.0, 6.0] * 12], [1.0 + 4 * i for i in range(24)])
     assert reaches(every, fourth) == [3, 4]
-    assert fourth.smoothed(default_reach([every, fourth])).values[0, :3].tolist() == [3.0, 2.0, 4.0]
-    assert fourth.reach(3) == 0  # what is asked for is what is done
-    assert fourth.reach(4.0) == 4
+    assert smoothed([every, fourth])[1].values[0, :3].tolist() == [3.0, 2.0, 4.0]
+    assert fourth.smoothed(3).values.tolist() == fourth.values.tolist()  # what is asked for is what is done
 
 
 # ---- thresholds

@@ -1,27 +1,25 @@
-"""The pictures of curves, read from the figure object, and the command that draws them."""
+"""The pictures, read from the figure object, and the command that draws curves."""
 
 import io
 import json
 import re
+import subprocess
 import sys
-from itertools import combinations, pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from matplotlib.collections import FillBetweenPolyCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.text import Annotation, Text
-from matplotlib.transforms import Bbox
+from matplotlib.text import Text
 from rich.console import Console
 
 from aligndistil.cli import main
 from aligndistil.errors import UserError
-from aligndistil.report import Curve, curve_figure, plot_runs, save_figure, steps_to
-from aligndistil.report.curves import default_reach
-from aligndistil.report.labels import spread
-from aligndistil.report.palette import GROUND, INK, MUTED, contrast, looks
+from aligndistil.report import Comparison, Curve, Log, ModelResult, convergence, pictures, plot_runs, save_figure
+from aligndistil.report.figures import COLOURS, GROUND, INK, MUTED, Panel, curve_panel, draw, looks
 
 REWARD = "reward/token_mean"
 
@@ -36,8 +34,16 @@ def rising(label: str, height: float, points: int = 48) -> Curve:
     return curve(label, [[height * step / points for step in range(points)]])
 
 
-def line(figure: Figure, label: str) -> Line2D:
-    (found,) = [one for one in figure.axes[0].lines if one.get_label() == label]
+def panel(curves: list[Curve], metric: str = REWARD, x: str = "step", drawn: list[Curve] | None = None) -> Panel:
+    return curve_panel(curves, drawn or curves, metric, x)
+
+
+def figure_of(curves: list[Curve], metric: str = REWARD, x: str = "step", caption: str = "") -> Figure:
+    return draw([panel(curves, metric, x)], [one.label for one in curves], caption)
+
+
+def line(figure: Figure, label: str, axes: int = 0) -> Line2D:
+    (found,) = [one for one in figure.axes[axes].lines if one.get_label() == label]
     return found
 
 
@@ -45,12 +51,13 @@ def points(one: Line2D) -> list[tuple[float, float]]:
     return [(float(x), float(y)) for x, y in one.get_xydata()]
 
 
-def names(figure: Figure) -> list[Annotation]:
-    return [text for text in figure.axes[0].texts if isinstance(text, Annotation)]
+def legend(figure: Figure) -> list[str]:
+    found = [*figure.legends, *(axes.get_legend() for axes in figure.axes if axes.get_legend())]
+    return [text.get_text() for one in found for text in one.get_texts()]
 
 
 def caption(figure: Figure) -> str:
-    return " ".join(figure.texts[0].get_text().split())
+    return " ".join(figure.get_supxlabel().split())
 
 
 def run_of(folder: Path, values: dict[str, list[float]], seeds: int = 0) -> Path:
@@ -73,209 +80,255 @@ def run_of(folder: Path, values: dict[str, list[float]], seeds: int = 0) -> Path
     return folder
 
 
-# ---- points
+# ---- panels and lines
 
 
 def test_a_known_series_has_the_right_points():
-    figure = curve_figure([curve("a", [[0.1, 0.4, 0.2]]), curve("b", [[1.0, 2.0, 3.0]])], REWARD)
+    figure = figure_of([curve("a", [[0.1, 0.4, 0.2]]), curve("b", [[1.0, 2.0, 3.0]])])
     assert points(line(figure, "a")) == [(1, 0.1), (2, 0.4), (3, 0.2)]
     assert points(line(figure, "b")) == [(1, 1.0), (2, 2.0), (3, 3.0)]
     axes = figure.axes[0]
     assert axes.get_xlabel() == "optimizer steps"
-    assert axes.get_ylabel() == "token-averaged reward (nats a token)"
+    assert axes.get_ylabel() == "token-averaged reward (nats per token)"
     assert axes.get_title(loc="left") == "Reward of the policy's samples"
 
 
 def test_smoothing_is_drawn_over_the_values_of_one_seed():
-    figure = curve_figure([curve("a", [[0.0, 3.0, 6.0, 0.0]])], "loss", reach=1)
+    raw = [curve("a", [[0.0, 3.0, 6.0, 0.0]])]
+    figure = draw([panel(raw, drawn=[raw[0].smoothed(1)])], ["a"])
     assert points(line(figure, "a")) == [(1, 1.5), (2, 3.0), (3, 3.0), (4, 3.0)]
-    assert points(line(figure, "_values")) == [(1, 0.0), (2, 3.0), (3, 6.0), (4, 0.0)]
-    assert "Smoothed: mean over 1 steps on either side." in caption(figure)
+    (faint,) = [one for one in figure.axes[0].lines if one.get_alpha() == 0.3]
+    assert points(faint) == [(1, 0.0), (2, 3.0), (3, 6.0), (4, 0.0)]
 
 
-def test_seeds_are_a_mean_line_in_a_band_of_one_sample_standard_deviation():
-    figure = curve_figure([curve("a", [[1.0, 4.0], [2.0, 4.0], [6.0, 7.0]])], REWARD)
+def test_seeds_are_a_mean_line_in_a_band_of_one_standard_error():
+    figure = figure_of([curve("a", [[1.0, 4.0], [2.0, 4.0], [6.0, 7.0]])])
     assert points(line(figure, "a")) == [(1, 3.0), (2, 5.0)]
     (band,) = [c for c in figure.axes[0].collections if isinstance(c, FillBetweenPolyCollection)]
     (path,) = band.get_paths()
     at_one = {round(float(y), 9) for x, y in path.vertices if x == 1}
-    assert at_one == {round(3 - 7**0.5, 9), round(3 + 7**0.5, 9)}
-    assert "mean over 3 seeds; band: one standard deviation over the seeds on either side" in caption(figure)
+    assert at_one == {round(3 - (7 / 3) ** 0.5, 9), round(3 + (7 / 3) ** 0.5, 9)}
 
 
-def test_different_numbers_of_seeds_are_said_for_each_method():
-    figure = curve_figure([curve("a", [[1.0, 4.0], [2.0, 4.0]]), curve("b", [[1.0, 1.0]])], REWARD)
-    assert "mean over 2 (a) or 1 (b) seeds" in caption(figure)
-    many = [curve(f"a method of two seeds, {i}", [[1.0, 4.0], [2.0, 4.0]]) for i in range(9)]
-    assert "mean over 2 (9 curves) or 1 (b) seeds" in caption(curve_figure([*many, curve("b", [[1.0, 1.0]])], REWARD))
+def test_of_many_lines_each_has_a_bar_at_its_end_instead_of_a_band():
+    figure = figure_of([curve(f"{i}", [[1.0 + i, 4.0], [2.0 + i, 6.0]]) for i in range(6)])
+    assert not [c for c in figure.axes[0].collections if isinstance(c, FillBetweenPolyCollection)]
+    assert len(figure.axes[0].containers) == 6
+    ((_, _, (bar,)), *_) = figure.axes[0].containers
+    assert bar.get_segments()[0].tolist() == [[2.0, 4.0], [2.0, 6.0]]  # 5, the error of 4 and 6 being 1
 
 
-def test_the_caption_says_who_is_smoothed_over_what_and_who_is_not():
-    every = [rising(label, 1.0, points=94) for label in ("a", "b")]
-    fourth = Curve("c", np.arange(1.0, 94, 4), np.arange(1.0, 94, 4)[None], np.zeros((1, 24)))
-    begun = curve("d", [[0.0, 1.0]])
-    figure = curve_figure([*every, fourth, begun], REWARD, reach=default_reach([*every, fourth, begun]))
-    assert "Smoothed: mean over 3 steps on either side (4: c). Not smoothed, too few points: d." in caption(figure)
-    assert len([one for one in figure.axes[0].lines if one.get_label() == "_values"]) == 3
-    assert points(line(figure, "d")) == [(1, 0.0), (2, 1.0)]
-    without = curve_figure([*every, fourth, begun], REWARD)
-    assert "moothed" not in caption(without)
-    some = [curve(f"begun number {i:02}", [[0.0, 1.0]]) for i in range(20)]
-    assert re.search(
-        r"begun number 05(, begun number 0\d)* and \d+ more\.",
-        caption(curve_figure([*every, *some], "a", reach=default_reach([*every, *some]))),
-    )
-
-
-def test_against_a_metric_a_method_is_a_path_with_a_cross_at_its_end():
+def test_against_a_metric_a_method_is_a_path_with_each_seed_behind_it():
     seeds = curve("a", [[0.0, 1.0], [0.0, 3.0]], x=[[1.0, 4.0], [1.0, 8.0]])
-    figure = curve_figure([seeds], "gold_reward", "kl/policy_teacher")
+    figure = figure_of([seeds], "gold_reward", "kl/policy_teacher")
     assert points(line(figure, "a")) == [(1.0, 0.0), (6.0, 2.0)]
-    (cross,) = figure.axes[0].containers
-    (_, _, (across, up)) = cross
-    # Seeds end at KL 4 and 8, rewards 1 and 3: deviations 8 ** 0.5 and 2 ** 0.5 from (6, 2).
-    assert across.get_segments()[0].tolist() == [[6 - 8**0.5, 2.0], [6 + 8**0.5, 2.0]]
-    assert up.get_segments()[0].tolist() == [[6.0, 2 - 2**0.5], [6.0, 2 + 2**0.5]]
-    assert figure.axes[0].get_xlabel() == "KL (nats a response)"
-    assert "gold_reward against kl/policy_teacher." in caption(figure)
+    assert [points(one) for one in figure.axes[0].lines if one.get_alpha() == 0.3] == [
+        [(1.0, 0.0), (4.0, 1.0)],
+        [(1.0, 0.0), (8.0, 3.0)],
+    ]
+    assert figure.axes[0].get_title(loc="left") == "Gold reward by KL to the teacher"
     assert figure.axes[0].get_xlim()[0] == 0.0  # a KL is never less
 
 
-def test_a_threshold_is_marked_where_it_is_reached_and_stands_in_the_caption():
-    curves = [rising("fast", 2.0), rising("slow", 1.0)]
-    threshold = steps_to(curves, 0.5)
-    figure = curve_figure(curves, REWARD, threshold=threshold)
-    assert {y for _, y in points(line(figure, "_threshold"))} == {0.5}
-    # 2 * 12 / 48 and 1 * 24 / 48, the first point being step 1.
-    marked = [points(one) for one in figure.axes[0].lines if one.get_label() == "_reached"]
-    assert marked == [[(13.0, 0.5)], [(25.0, 0.5)]]
-    assert caption(figure).endswith("Steps to reach 0.5 (as asked): fast 13 (1.0x); slow 25 (1.9x).")
-    seeds = [curve("seeds", [[0.0, 1.0, 2.0], [0.0, 0.0, 4.0]])]
-    counted = "Counted on the mean line; a comparison's table has the mean of each seed's own."
-    assert caption(curve_figure(seeds, REWARD, threshold=steps_to(seeds, 1.0))).endswith(f"seeds 3 (1.0x). {counted}")
+def test_the_legend_of_one_panel_is_sorted_by_the_last_value_and_that_of_several_by_method():
+    curves = [rising("low", 1.0), rising("high", 3.0), rising("middle", 2.0)]
+    assert legend(figure_of(curves)) == ["high", "middle", "low"]
+    three = draw([panel(curves)] * 3, ["low", "high", "middle"])
+    assert legend(three) == ["low", "high", "middle"]
+    assert len(three.axes) == 4  # the legend stands where a fourth panel would be: none is empty
 
 
-# ---- names at the ends
-
-
-def box(text: Annotation) -> Bbox:
-    """Of the words alone: an annotation's own extent takes in the line to what it names."""
-    return Text.get_window_extent(text)
-
-
-def overlaps(figure: Figure) -> list[tuple[str, str]]:
+@pytest.mark.parametrize("panels", [1, 2, 3, 4, 5, 6])
+def test_nothing_lies_on_anything_else(panels):
+    curves = [rising(f"a method with a long name, {i}", 1 + 0.001 * i) for i in range(9)]
+    figure = draw([panel(curves)] * panels, [one.label for one in curves], "A caption. " * 30)
     figure.draw_without_rendering()
-    pairs = combinations(names(figure), 2)
-    return [(one.get_text(), other.get_text()) for one, other in pairs if box(one).overlaps(box(other))]
-
-
-def test_names_of_lines_that_end_together_do_not_overlap_and_stay_on_the_page():
-    curves = [rising(f"method number {i}", 1 + 0.001 * i) for i in range(9)]
-    figure = curve_figure(curves, REWARD)
-    assert [text.get_text() for text in names(figure)] == [one.label for one in curves]
-    assert overlaps(figure) == []
-    for text in names(figure):
-        assert box(text).x0 > figure.axes[0].get_window_extent().x1
-        assert box(text).x1 <= figure.bbox.x1
-
-
-def test_a_column_of_many_names_fits_beside_the_axes_and_no_line_of_it_hides_the_data():
-    curves = [rising(f"method number {i}", 1 + 0.001 * i) for i in range(40)]
-    figure, few = curve_figure(curves, REWARD), curve_figure(curves[:3], REWARD)
-    assert figure.get_figheight() > few.get_figheight()
-    assert overlaps(figure) == []
-    frame = figure.axes[0].get_window_extent()
-    for text in names(figure):
-        assert frame.y0 <= box(text).y0
-        assert box(text).y1 <= frame.y1
-        assert box(text).x1 <= figure.bbox.x1
-        assert text.arrow_patch is None
-    pieces = [one for one in figure.axes[0].lines if one.get_label() == "_sample"]
-    drawn = [line(figure, one.label) for one in curves]
-    for of in (Line2D.get_color, lambda one: str(one._unscaled_dash_pattern)):
-        assert [of(one) for one in pieces] == [of(one) for one in drawn]
-    assert all(text.arrow_patch is not None for text in names(few))
-
-
-def test_a_name_is_not_tied_across_the_data_to_a_line_that_has_just_begun():
-    figure = curve_figure([rising("done", 1.0), curve("begun", [[0.0, 1.0]])], REWARD)
-    assert [text.arrow_patch for text in names(figure)] == [None, None]
-
-
-def test_names_at_the_ends_of_paths_do_not_overlap():
-    ends = [(4.0, 1.0), (4.01, 1.0), (4.0, 1.01), (3.99, 0.99), (4.02, 1.02)]
-    curves = [curve(f"method {i}", [[0.0, y]], x=[[0.0, x]]) for i, (x, y) in enumerate(ends)]
-    assert overlaps(curve_figure(curves, "gold_reward", "kl/policy_teacher")) == []
+    boxes = [axes.get_tightbbox() for axes in figure.axes if axes.axison]
+    boxes += [one.get_window_extent() for one in figure.legends]
+    boxes.append(
+        figure.findobj(lambda one: isinstance(one, Text) and one.get_text().startswith("A caption"))[
+            0
+        ].get_window_extent()
+    )
+    spare = [axes.get_legend().get_window_extent() for axes in figure.axes if axes.get_legend()]
+    boxes += spare
+    for i, box in enumerate(boxes):
+        assert min(box.x0, box.y0) >= -1
+        assert max(box.x1 - figure.bbox.x1, box.y1 - figure.bbox.y1) <= 1
+        assert not [other for other in boxes[:i] if box.padded(-1).overlaps(other.padded(-1))]
 
 
 def test_a_name_is_not_read_as_a_formula():
-    figure = curve_figure([rising("$r_5$ and $r_15$", 1.0)], REWARD)
-    assert not names(figure)[0].get_parse_math()
+    figure = figure_of([rising("$r_5$ and $r_15$", 1.0)], caption="$x$ and $y_$")
+    assert not any(text.get_parse_math() for text in figure.findobj(Text))
     figure.draw_without_rendering()
-
-
-def test_spreading_moves_as_little_as_it_can():
-    assert spread([5.0, 1.0], 1, 0, 10) == [5.0, 1.0]
-    assert spread([5.0, 5.0], 2, 0, 10) == [4.0, 6.0]
-    assert spread([0.0, 0.5, 9.9], 1, 0, 10) == [0.0, 1.0, 9.9]
-    assert spread([10.0, 10.0, 10.0], 1, 0, 10) == [8.0, 9.0, 10.0]
-    assert spread([], 1, 0, 10) == []
-    random = np.random.default_rng(0)
-    for _ in range(50):
-        wanted = random.uniform(0, 100, size=12).tolist()
-        moved = spread(wanted, 5, 0, 100)
-        assert all(b - a >= 5 - 1e-9 for a, b in pairwise(sorted(moved)))
-        assert min(moved) >= 0
-        assert max(moved) <= 100 + 1e-9
-        assert np.argsort(moved, kind="stable").tolist() == np.argsort(wanted, kind="stable").tolist()
 
 
 # ---- reading it anywhere
 
 
+def contrast(one: str, other: str) -> float:
+    """Ratio of the relative luminances of two colours, as WCAG 2.1 defines it."""
+
+    def luminance(colour: str) -> float:
+        channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+        return sum(weight * channel for weight, channel in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+    dark, light = sorted((luminance(one), luminance(other)))
+    return (light + 0.05) / (dark + 0.05)
+
+
 def test_lines_and_words_stand_out_from_an_opaque_ground():
-    figure = curve_figure([rising(f"{i}", 1.0 + i) for i in range(9)], REWARD)
+    figure = figure_of([rising(f"{i}", 1.0 + i) for i in range(9)])
     assert figure.get_facecolor() == figure.axes[0].get_facecolor() == (1.0, 1.0, 1.0, 1.0)
-    assert all(contrast(look.line, GROUND) >= 3 and contrast(look.text, GROUND) >= 4.5 for look in looks(9))
+    assert all(contrast(colour, GROUND) >= 3 for colour in COLOURS)
     assert min(contrast(INK, GROUND), contrast(MUTED, GROUND)) >= 4.5
     assert contrast("#000000", "#FFFFFF") == pytest.approx(21)
 
 
-def test_in_grey_print_each_of_49_methods_differs_in_colour_and_dashes_and_seven_in_dashes_alone():
-    assert len({(look.line, str(look.dashes)) for look in looks(49)}) == 49
-    assert len({str(look.dashes) for look in looks(7)}) == len({look.marker for look in looks(7)}) == 7
-
-
-def test_in_grey_print_42_markers_differ_and_those_of_one_colour_in_their_fill_too():
-    assert len({(look.marker, look.fill) for look in looks(42)}) == 42
-    assert {look.fill for look in looks(7)} == {"full"}
-    assert {look.fill for look in looks(14)[7:]} == {"none"}
-    first, eighth = looks(8)[0], looks(8)[7]
-    assert first.line == eighth.line
-    assert first.marker != eighth.marker
-    assert eighth.dot(7)["mfc"] == "none"
+def test_in_grey_print_fourteen_methods_differ_in_dashes_or_marks():
+    found = list(looks([f"{i}" for i in range(14)]).values())
+    assert len({(look.marker, look.hollow) for look in found}) == 14
+    assert len({str(look.dashes) for look in found[:7]}) == 7
+    assert len({(look.colour, str(look.dashes)) for look in found}) == 14
 
 
 @pytest.mark.parametrize("suffix", [".png", ".svg", ".pdf"])
 def test_the_same_curves_give_the_same_file(tmp_path, suffix):
     files = [tmp_path / f"{name}{suffix}" for name in "ab"]
     for path in files:
-        save_figure(curve_figure([rising("a", 1.0), curve("b", [[0.0, 1.0], [1.0, 1.0]])], REWARD), path)
+        save_figure(figure_of([rising("a", 1.0), curve("b", [[0.0, 1.0], [1.0, 1.0]])]), path)
     assert files[0].read_bytes() == files[1].read_bytes()
     assert b"CreationDate" not in files[0].read_bytes()
     assert b"dc:date" not in files[0].read_bytes()
 
 
 def test_text_in_an_svg_is_text(tmp_path):
-    save_figure(curve_figure([rising("my_method", 1.0)], REWARD), tmp_path / "a.svg")
+    save_figure(figure_of([rising("my_method", 1.0)], caption="What it shows."), tmp_path / "a.svg")
     text = (tmp_path / "a.svg").read_text()
-    for words in (">my_method<", ">optimizer steps<", ">Reward of the policy's samples<", ">reward/token_mean."):
+    for words in (">my_method<", ">optimizer steps<", ">Reward of the policy's samples<", ">What it shows.<"):
         assert words in text
 
 
 def test_another_suffix_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"a\.jpg must end in \.png, \.svg or \.pdf"):
         save_figure(Figure(), tmp_path / "a.jpg")
+
+
+def test_drawing_leaves_no_warning_and_no_global_state(tmp_path):
+    code = (
+        "import warnings; warnings.simplefilter('error'); import sys; from pathlib import Path; import numpy as np\n"
+        "from aligndistil.report import Curve, save_figure\n"
+        "assert 'matplotlib' not in sys.modules\n"
+        "from aligndistil.report.figures import curve_panel, draw\n"
+        "one = [Curve('a', np.arange(3.0), np.ones((2, 3)), np.ones((2, 3)))]\n"
+        "save_figure(draw([curve_panel(one, one, 'loss', 'step')] * 3, ['a'], 'x'), Path(sys.argv[1]))\n"
+        "assert 'matplotlib.pyplot' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "one.png")], check=True)
+    assert (tmp_path / "one.png").exists()
+
+
+# ---- of a comparison
+
+
+def log_of(lines: list[dict[str, Any]]) -> dict[str, Log]:
+    return {"": Log(Path("a"), "run", "stage", "", Path("run"), lines)}
+
+
+def at(step: int, split: str = "train", **metrics: float) -> dict[str, Any]:
+    return {"step": float(step), "split": split, **{name.replace("__", "/"): value for name, value in metrics.items()}}
+
+
+ON = log_of(
+    [at(s, reward__token_mean=s / 100, gold_reward=s / 90, completions__mean_length=30.0) for s in range(1, 41)]
+)
+OFF = log_of(
+    [at(s, rewards__margins=s / 10, reward__token_mean=0.1) for s in range(1, 41)]
+    + [at(s, "eval", gold_reward=s / 100, kl_initial=s / 10.0, rewards__margins=0.1) for s in (0, 20, 40)]
+)
+MODELS = Comparison(
+    results=[
+        ModelResult(name="initial", objective="", metrics={"gold_reward": 0.0, "kl_initial": 0.0}),
+        ModelResult(
+            name="dpo",
+            objective="dpo",
+            method="DPO",
+            setting="1 epoch",
+            metrics={"gold_reward": 0.3, "kl_initial": 1.0},
+        ),
+        ModelResult(
+            name="dpo_3",
+            objective="dpo",
+            method="DPO",
+            setting="3 epochs",
+            metrics={"gold_reward": 0.4, "kl_initial": 2.0},
+        ),
+        ModelResult(
+            name="on",
+            objective="aligndistil",
+            method="AlignDistil",
+            metrics={"gold_reward": 0.5, "kl_initial": 3.0},
+            errors={"gold_reward": 0.1, "kl_initial": 0.2},
+        ),
+    ]
+)
+
+
+def test_convergence_has_a_panel_for_each_metric_and_a_line_for_each_method_that_knows_it():
+    figure = convergence(MODELS, {"dpo": OFF, "on": ON})
+    titles = [axes.get_title(loc="left") for axes in figure.axes if axes.axison]
+    assert titles == [
+        "Gold reward",
+        "KL to the initial model",
+        "Length of the policy's samples",
+        "Reward of the policy's samples",
+        "Reward margin of the pairs",
+    ]
+    gold = {one.get_label(): points(one) for one in figure.axes[0].lines if not one.get_label().startswith("_")}
+    assert gold["DPO, 1 epoch"] == [(0, 0.0), (20, 0.2), (40, 0.4)]  # of evaluations: it samples nothing itself
+    assert len(gold["AlignDistil"]) == 40
+    reward = next(axes for axes in figure.axes if axes.get_title(loc="left") == "Reward of the policy's samples")
+    drawn = {one.get_label() for one in reward.lines if not one.get_label().startswith("_")}
+    assert drawn == {"AlignDistil"}  # that of given responses does not depend on the policy
+    assert convergence(MODELS, {"dpo": log_of([at(1, loss=1.0)])}) is None
+
+
+def test_a_method_has_one_colour_in_all_pictures_of_a_report():
+    logs = {"dpo": OFF, "on": ON}
+    figures = [convergence(MODELS, logs), *pictures(MODELS, logs).values()]
+    assert len(figures) == 5
+    colours: dict[str, set[str]] = {}
+    for figure in figures:
+        found = [*figure.legends, *(axes.get_legend() for axes in figure.axes if axes.get_legend())]
+        for one in found:
+            for text, handle in zip(one.get_texts(), one.get_lines(), strict=True):
+                method = re.split(r"[:,]", text.get_text())[0]
+                colours.setdefault(method, set()).add(handle.get_color())
+    assert {method: len(of) for method, of in colours.items()} == dict.fromkeys(colours, 1)
+    assert len({next(iter(of)) for of in colours.values()}) == len(colours)
+
+
+def test_the_frontier_joins_the_models_of_one_method_and_has_their_errors():
+    figure = pictures(MODELS, {})["frontier.png"]
+    (axes,) = figure.axes
+    assert sorted(legend(figure)) == ["AlignDistil", "DPO: 1 epoch / 3 epochs", "initial"]
+    assert [points(one) for one in axes.lines if len(one.get_xydata()) == 2] == [[(1.0, 0.3), (2.0, 0.4)]]
+    ((_, _, bars),) = axes.containers[-1:]
+    assert [bar.get_segments()[0].tolist() for bar in bars] == [[[2.8, 0.5], [3.2, 0.5]], [[3.0, 0.4], [3.0, 0.6]]]
+    assert "standard errors, over prompts (one training)" in caption(figure)
+
+
+def test_without_two_models_of_one_reward_there_is_no_frontier():
+    alone = Comparison(results=[MODELS.results[1]])
+    assert pictures(alone, {}) == {}
+
+
+def test_reward_over_kl_is_of_each_methods_own_steps():
+    figure = pictures(MODELS, {"dpo": OFF})["reward-over-kl.png"]
+    assert points(line(figure, "DPO, 1 epoch")) == [(0.0, 0.0), (2.0, 0.2), (4.0, 0.4)]
+    assert figure.axes[0].get_xlabel() == "KL to the initial model (nats per response)"
 
 
 # ---- the command
@@ -318,7 +371,7 @@ def test_the_frontier_says_which_reward_and_which_kl(command, tmp_path):
     run = run_of(tmp_path / "run", {"a": [0.1, 0.2, 0.3]})
     assert command(run, "--x", "kl")[1].strip() == "reward-token_mean-against-kl-policy_teacher.png"
     plot = plot_runs([run], x="kl", smooth=False, out=tmp_path / "a.pdf")
-    assert (plot.metric, plot.x, plot.threshold) == (REWARD, "kl/policy_teacher", None)
+    assert (plot.metric, plot.x, plot.crossing) == (REWARD, "kl/policy_teacher", None)
     assert points(line(plot.figure, "a")) == [(2.0, 0.1), (4.0, 0.2), (6.0, 0.3)]
     assert "reward/token_mean against kl/policy_teacher." in caption(plot.figure)
 
@@ -343,6 +396,16 @@ def test_a_wrong_suffix_a_wrong_metric_and_a_missing_run_are_one_sentence_and_ex
     assert not list(Path().iterdir())
 
 
+def test_a_threshold_is_marked_where_it_is_reached_and_stands_in_the_caption(tmp_path):
+    fast, slow = [0.05 * step for step in range(24)], [0.025 * step for step in range(24)]
+    run = run_of(tmp_path / "run", {"fast": fast, "slow": slow})
+    plot = plot_runs([run], smooth=False, threshold=0.5, out=tmp_path / "a.svg")
+    marked = [points(one)[0] for one in plot.figure.axes[0].lines if one.get_markerfacecolor() == GROUND]
+    assert marked == [(11.0, 0.5), (21.0, 0.5)]
+    assert caption(plot.figure).endswith("Steps to reach 0.5 (as asked): fast 11 (1.0x); slow 21 (1.9x).")
+    assert "moving averages over 3 steps" in caption(plot_runs([run], window=3, out=tmp_path / "b.svg").figure)
+
+
 def test_notes_and_names_are_printed_as_they_are(tmp_path):
     run = run_of(tmp_path / "run", {"a": [0.1, 0.2]})
     (tmp_path / "[b]").mkdir()
@@ -358,7 +421,7 @@ def test_notes_and_names_are_printed_as_they_are(tmp_path):
 def test_only_metrics_that_training_raises_get_a_threshold_unasked(tmp_path):
     run = run_of(tmp_path / "run", {"a": [0.1, 0.2], "b": [0.1, 0.3]})
     out = tmp_path / "a.svg"
-    assert plot_runs([run], out=out).threshold is not None
-    assert plot_runs([f"one={run / 'a'}"], out=out).threshold is None
-    assert plot_runs([run], "completions/mean_length", out=out).threshold is None
-    assert plot_runs([run], "kl/policy_teacher", threshold=3.0, out=out).threshold is not None
+    assert plot_runs([run], out=out).crossing is not None
+    assert plot_runs([f"one={run / 'a'}"], out=out).crossing is None
+    assert plot_runs([run], "completions/mean_length", out=out).crossing is None
+    assert plot_runs([run], "kl/policy_teacher", threshold=3.0, out=out).crossing is not None

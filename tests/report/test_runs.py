@@ -7,14 +7,8 @@ from pathlib import Path
 import pytest
 
 from aligndistil.errors import UserError
-from aligndistil.report import (
-    RewardResult,
-    combine,
-    draw_pictures,
-    read_runs,
-    with_steps_to_reward,
-)
-from aligndistil.report.training import training_metrics
+from aligndistil.report import RewardResult, combine, pictures, read_runs, training_metrics
+from aligndistil.report.curves import steps_to_reward
 from aligndistil.run_folder import RunFolder
 from support.finished_runs import STEPS, finished_run, table, trl_run
 
@@ -106,7 +100,7 @@ def test_the_same_run_twice_is_refused(tmp_path: Path) -> None:
 def test_trl_s_last_values_are_read_under_our_names(tmp_path: Path) -> None:
     (row,) = table(trl_run(tmp_path / "trl-dpo")).values()
     assert row.name == "trl-dpo"
-    assert row.metrics["reward_accuracy"] == 0.65
+    assert row.metrics["rewards/accuracies"] == 0.65
     assert row.metrics["steps"] == 20
     assert row.metrics["seconds"] == 12.5
     assert row.metrics["rewards/margins"] == 0.3
@@ -117,7 +111,7 @@ def test_ours_and_trl_s_stand_in_one_table_and_it_says_whose_is_whose(tmp_path: 
     runs = [finished_run(tmp_path / "run"), trl_run(tmp_path / "trl")]
     combined, _ = combine(read_runs(runs))
     assert [row.name for row in combined.results] == ["run/initial", "run/dpo", "run/policy", "trl"]
-    assert combined.kl_to == "dpo"
+    assert str(combined.kl_to) == "dpo"
     assert combined.notes == ["trl: the last values that its own trainer logged, on its own data."]
 
 
@@ -164,27 +158,24 @@ def test_the_columns_of_the_runs_are_kept_where_they_agree(tmp_path: Path) -> No
 
 
 def test_the_pictures_are_of_the_table_s_own_numbers(tmp_path: Path) -> None:
-    from aligndistil.report.frontier import frontier_figure
-
     for k, gold in enumerate((0.4, 0.6)):
         finished_run(tmp_path / "run" / f"seed-{k}", seed=k, gold=gold)
     combined, logs = combine(read_runs([tmp_path / "run"]))
-    figure = frontier_figure(combined)
-    assert figure is not None
-    axes = figure.axes[0]
-    drawn = {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
-    assert drawn["policy"] == [[1.0, pytest.approx(0.5)]]
-    assert drawn["initial"] == [[0.0, 0.0]]
-    assert {text.get_text() for text in axes.texts} == {"initial", "dpo", "policy"}
-    written = draw_pictures(tmp_path / "report", combined, logs)
-    assert [path.name for path in written] == ["reward.png", "length.png", "frontier.png"]
-    assert all(path.read_bytes().startswith(b"\x89PNG") for path in written)
+    drawn = pictures(combined, logs)
+    assert list(drawn) == ["reward.png", "length.png", "frontier.png"]
+    by_kl, by_length = drawn["frontier.png"].axes[:2]
+    points = [line.get_xydata().tolist()[0] for line in by_kl.lines if line.get_linestyle() == "None"]
+    assert [0.0, 0.0] in points  # the initial model
+    assert [1.0, pytest.approx(0.5)] in points
+    assert by_length.get_xlabel() == "mean length (tokens)"
 
 
 def test_an_asked_metric_that_no_run_has_is_a_note(tmp_path: Path) -> None:
     combined, logs = combine(read_runs([finished_run(tmp_path / "run")]))
-    asked = with_steps_to_reward(combined, logs, "reward/none", 1.0)
+    asked = steps_to_reward(
+        combined.model_copy(update={"threshold_metric": "reward/none", "threshold_value": 1.0}), logs
+    )
     assert asked.notes == ["No steps to a reward: no two stages have a curve of reward/none that rises."]
-    given = with_steps_to_reward(combined, logs, "reward/token_mean", 0.195)
-    (policy,) = (row for row in given.results if row.name == "policy")
-    assert policy.metrics["steps_to_reward"] == 20
+    wanted = {"threshold_metric": "reward/token_mean", "threshold_value": 0.195}
+    given = steps_to_reward(combined.model_copy(update=wanted), logs)
+    assert given.row("policy").metrics["steps_to_reward"] == 20

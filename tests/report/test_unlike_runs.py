@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from aligndistil.errors import UserError
-from aligndistil.report import Comparison, combine, read_runs, with_steps_to_reward
-from aligndistil.report.aggregate import winners
-from aligndistil.report.columns import BY_METRIC
+from aligndistil.report import Comparison, combine, read_runs
+from aligndistil.report.curves import steps_to_reward
+from aligndistil.report.tables import BY_METRIC
 from support.finished_runs import STEPS, finished_run, table, trl_run
 
 
@@ -58,14 +58,14 @@ def test_a_stage_is_no_run_and_the_sentence_names_its_run(tmp_path: Path) -> Non
 def test_models_of_one_name_that_differ_are_said_to(tmp_path: Path) -> None:
     other = {"dpo": "another", "policy": "another"}
     a, b = finished_run(tmp_path / "a"), finished_run(tmp_path / "b", beta=0.3)
-    assert combined(a, b).kl_to == "dpo"
+    assert str(combined(a, b).kl_to) == "dpo"
     for name in other:
         done = b / name / "done.json"
         done.write_text(json.dumps(json.loads(done.read_text()) | {"weights": "another"}))
     report = b / "report" / "comparison.json"
     report.write_text(json.dumps(json.loads(report.read_text()) | {"weights": other}))
     table = combined(a, b)
-    assert table.kl_to == "each run's own dpo"
+    assert str(table.kl_to) == "each run's own dpo"
     assert table.notes == [
         "What is measured with each run's own dpo cannot be compared between runs: it is another model in each."
     ]
@@ -81,13 +81,14 @@ def test_scores_of_different_reward_models_have_no_best(tmp_path: Path) -> None:
     column = BY_METRIC["reward_score"]
     runs = [scored(tmp_path / name, beta, name, beta) for name, beta in (("a", 0.1), ("b", 0.3))]
     table = combined(*runs)
-    assert column.heading(table) == "score by each run's own reward model"
-    assert winners(table, [column]) == {"reward_score": None}
+    assert column.heading(table) == "score by each run's own model"
+    assert "reward_score" not in {one.metric for one in table.differences}
+    assert "reward_score" not in table.best
 
 
 def test_the_reward_model_keeps_its_name_beside_runs_without_one(tmp_path: Path) -> None:
     runs = [scored(tmp_path / "a", 0.1, "judge", 0.5), trl_run(tmp_path / "trl")]
-    assert combined(*runs).reward == "judge"
+    assert str(combined(*runs).reward) == "judge"
 
 
 def test_a_trainer_of_the_same_name_is_called_by_its_folder(tmp_path: Path) -> None:
@@ -103,7 +104,7 @@ def test_an_evaluation_after_the_training_does_not_hide_what_it_took(tmp_path: P
     state["log_history"].append({"step": 20, "eval_loss": 0.6, "eval_rewards/accuracies": 0.7})
     (run / "trainer_state.json").write_text(json.dumps(state))
     metrics = table(run)["trl"].metrics
-    assert (metrics["seconds"], metrics["reward_accuracy"]) == (12.5, 0.7)
+    assert (metrics["seconds"], metrics["rewards/accuracies"]) == (12.5, 0.7)
 
 
 def test_a_row_without_the_log_of_a_seed_has_no_steps(tmp_path: Path) -> None:
@@ -121,7 +122,8 @@ def test_a_row_that_begins_beyond_the_threshold_has_no_steps(tmp_path: Path) -> 
         finished_run(tmp_path / name, beta=beta, rises=rises) for name, beta, rises in (("a", 1, 0.01), ("b", 2, 1))
     ]
     table, logs = combine(read_runs(runs))
-    rows = {row.name: row.metrics for row in with_steps_to_reward(table, logs, "reward/token_mean", 0.1).results}
+    wanted = {"threshold_metric": "reward/token_mean", "threshold_value": 0.1}
+    rows = {row.name: row.metrics for row in steps_to_reward(table.model_copy(update=wanted), logs).results}
     assert rows["a/policy"]["steps_to_reward"] == pytest.approx(10, abs=1)
     assert "steps_to_reward" not in rows["b/policy"]
 

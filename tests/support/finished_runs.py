@@ -6,8 +6,16 @@ import json
 from pathlib import Path
 from typing import Any
 
-from aligndistil.report import Comparison, ModelResult, combine, read_runs, save_results
-from aligndistil.report.training import training_metrics
+from aligndistil.files import write_text
+from aligndistil.report import (
+    ComparedWith,
+    Comparison,
+    ModelResult,
+    combine,
+    read_runs,
+    save_results,
+    training_metrics,
+)
 from aligndistil.run_folder import Done, RunFolder
 
 STEPS = 40
@@ -45,14 +53,21 @@ def finished_run(path: Path, *, seed: int = 0, gold: float = 0.5, rises: float =
     rows = [ModelResult(name="initial", objective="", metrics={"gold_reward": 0.0, "kl": 1.0, "kl_initial": 0.0})]
     for name, reward in (("dpo", gold / 2), ("policy", gold)):
         folder = run.stage(name)
-        measured = {"gold_reward": reward, "kl": 2.0, "kl_initial": 1.0, "length_mean": 30.0}
+        measured = {"gold_reward": reward, "kl": 2.0, "kl_initial": 1.0, "completions/mean_length": 30.0}
         metrics = measured | training_metrics(folder.read_done(), folder.metrics.read())
         rows.append(ModelResult(name=name, objective="dpo", metrics=metrics))
-    told = {key: settings[key] for key in ("kl_to", "measured_on", "rewards", "columns")}
+    told = {key: settings[key] for key in ("measured_on", "rewards", "columns")}
+    told["kl_to"] = ComparedWith(name=settings["kl_to"])
     told["weights"] = settings.get("weights", {name: f"{name} {seed}" for name in ("dpo", "policy")})
     if "reward" in settings:
         rows = [row.model_copy(update={"metrics": row.metrics | {"reward_score": settings["score"]}}) for row in rows]
-        told["reward"] = settings["reward"]
+        told["reward"] = ComparedWith(name=settings["reward"])
+    for row in rows:  # what was measured of it, prompt by prompt
+        gold = row.metrics["gold_reward"]
+        write_text(
+            run.report / "models" / f"{row.name}.json",
+            json.dumps({"values": {"gold_reward": [gold - 0.1, gold + 0.1]}}),
+        )
     compared = Comparison(results=rows, **told)
     save_results(run.report / "comparison.json", compared)
     return path

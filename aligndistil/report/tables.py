@@ -1,0 +1,427 @@
+"""The comparison as tables: for the terminal, for a document, for a paper, for a spreadsheet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import pandas as pd
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from aligndistil.report.logs import metric_info
+from aligndistil.report.results import Comparison, Difference, ModelResult, RewardResult, Threshold
+from aligndistil.report.statistics import difference, estimate, interval_of_share
+
+NOTHING = "-"
+SPLITS = {"train": "training pairs", "eval": "held-out pairs"}
+
+
+class Column(NamedTuple):
+    """One metric of docs/metrics.md."""
+
+    metric: str
+    short: str
+    """On a terminal."""
+    title: str
+    """In a document; see `heading`."""
+    write: Callable[[float], str]
+    better: Literal["higher", "lower"] | None = None
+    """None for what describes a model without being good or bad: no value of it is the best."""
+    rank: int = 99
+    """Where there is no room, columns of a higher rank go first; 99 is only in files."""
+
+    def heading(self, comparison: Comparison) -> str:
+        """The title with the names of this comparison in it."""
+        threshold = comparison.threshold
+        reached = f"{_of_threshold(threshold)} of {threshold.value:.3g}" if threshold else "a reward"
+        kl_to = label_of(comparison, comparison.kl_to)
+        return self.title.format(kl_to=kl_to, reward=label_of(comparison, comparison.reward), reached=reached)
+
+    def cell(self, result: ModelResult) -> str:
+        """The mean and its standard error; the interval where all prompts agree; `-` where there is no value."""
+        if self.metric not in result.metrics:
+            return NOTHING
+        mean, error = self.write(result.metrics[self.metric]), result.errors.get(self.metric)
+        if error:
+            return f"{mean.removesuffix('%')} ± {self.write(error)}"
+        low, high = result.intervals.get(self.metric, (0.0, 0.0))
+        if high > low:
+            return f"{mean.removesuffix('%')} [{self.write(low).removesuffix('%')}, {self.write(high)}]"
+        return mean
+
+
+SHARES = ("rewards/accuracies", "completions/truncated_fraction")
+"""Metrics that are shares of pairs or prompts."""
+COLUMNS = (
+    Column("gold_reward", "gold\nreward", "gold reward", "{:z.2f}".format, "higher", 1),
+    Column("rewards/accuracies", "reward\naccuracy", "reward accuracy (held-out pairs)", "{:.1%}".format, "higher", 3),
+    Column("reward_score", "reward\nscore", "score by {reward}", "{:z.2f}".format, "higher", 5),
+    Column("kl_initial", "KL to\ninitial", "KL to initial (nats per response)", "{:.2f}".format, None, 2),
+    Column("kl", "KL", "KL to {kl_to} (nats per response)", "{:.2f}".format, None, 6),
+    Column("kl_data", "KL on\ndata", "KL to {kl_to} on the data's responses (nats)", "{:.2f}".format),
+    Column("kl_initial_data", "initial,\non data", "KL to initial on the data's responses (nats)", "{:.2f}".format),
+    Column("completions/mean_length", "length", "mean length (tokens)", "{:.1f}".format, None, 4),
+    Column("length_characters", "charac-\nters", "mean length (characters)", "{:.0f}".format),
+    Column("completions/truncated_fraction", "trun-\ncated", "truncated", "{:.1%}".format, None, 11),
+    Column("distinct_1", "distinct\n1", "distinct-1", "{:.3f}".format),
+    Column("distinct_2", "distinct\n2", "distinct-2", "{:.3f}".format, None, 7),
+    Column("steps_to_reward", "steps to\nreward", "steps to {reached}", "{:,.0f}".format, "lower", 8),
+    Column("steps", "steps", "steps", "{:,.0f}".format, None, 10),
+    Column("seconds", "secs", "seconds", "{:,.0f}".format, "lower", 9),
+    Column(
+        "compute_seconds", "compute\nsecs", "compute (seconds of steps, with the stages it needs)", "{:,.0f}".format
+    ),
+    Column("tokens_per_second", "tokens/s", "tokens/s", "{:,.0f}".format, "higher"),
+    Column("peak_memory_gib", "GiB", "peak memory (GiB)", "{:.2f}".format, "lower"),
+)
+BY_METRIC = {column.metric: column for column in COLUMNS}
+
+
+@dataclass(frozen=True, slots=True)
+class Cells:
+    """A table as text."""
+
+    heads: list[str]
+    rows: list[list[str]]
+    text: int
+    """The first columns, which are words and not numbers."""
+    notes: list[str]
+    bold: set[tuple[int, int]] = field(default_factory=set)
+    """(row, column)"""
+
+
+def label_of(comparison: Comparison, model: object) -> str:
+    """What a table calls a model that others are compared with: by the label of its row, where it is one."""
+    labels = {result.name: result.label for result in comparison.results}
+    return labels.get(str(model), str(model or ""))
+
+
+def columns_of(comparison: Comparison) -> list[Column]:
+    """What the recipe asks for, in its order, or else all: those of them that a model has a value for."""
+    asked = COLUMNS if comparison.columns is None else [BY_METRIC[metric] for metric in comparison.columns]
+    there = [column for column in asked if any(column.metric in result.metrics for result in comparison.results)]
+    # KL to the initial model twice is once too often.
+    same = [result.metrics.get("kl") == result.metrics.get("kl_initial") for result in comparison.results]
+    return [column for column in there if not (column.metric == "kl" and all(same) and comparison.columns is None)]
+
+
+def main_columns(comparison: Comparison) -> list[Column]:
+    """Those of them that a page has room for."""
+    return [column for column in columns_of(comparison) if comparison.columns is not None or column.rank < 99]
+
+
+def comparison_cells(comparison: Comparison, columns: Sequence[Column], *, short: bool = False) -> Cells:
+    """A row for each model. `short` has the headings of a terminal, and leaves the stages' names out."""
+    results = comparison.results
+    stages = not short and any(result.label != result.name for result in results)
+    seeds = len({result.seeds for result in results}) > 1
+    heads = ["model", *(["stage"] if stages else []), *(["seeds"] if seeds else [])]
+    text = len(heads)
+    rows = []
+    for result in results:
+        head = [result.label, *([result.name] if stages else []), *([str(result.seeds)] if seeds else [])]
+        rows.append([*head, *(column.cell(result) for column in columns)])
+    heads += [column.short if short else column.heading(comparison) for column in columns]
+    bold = {
+        (i, text + j)
+        for i, result in enumerate(results)
+        for j, column in enumerate(columns)
+        if comparison.best.get(column.metric) == result.name
+    }
+    return Cells(heads, rows, text, _notes(comparison, columns), bold)
+
+
+def _notes(comparison: Comparison, columns: Sequence[Column]) -> list[str]:
+    """Sentences that a reader of a table of these columns needs."""
+    there = {column.metric for column in columns}
+    threshold = comparison.threshold
+    lines = {
+        "rewards/accuracies": "Reward accuracy: held-out pairs that a model's own reward ranks right (a reward model's "
+        "score; log-ratio to the reference it was trained with; SimPO's mean log-probability).",
+        "reward_score": f"Reward score: mean score of the samples by {label_of(comparison, comparison.reward)}.",
+        "kl": f"KL is to {label_of(comparison, comparison.kl_to)}, in nats, summed over a response of the model's own.",
+        "kl_initial": "KL to initial: to the model that training began from, in nats per response of the model's own.",
+        "completions/mean_length": "Length is in tokens.",
+        "steps_to_reward": ""
+        if threshold is None
+        else f"Steps to reward: until the moving average of the {_of_threshold(threshold)} is {threshold.value:.3g} "
+        f"({threshold.chosen}); - where there is no such curve, where it begins there, or where a seed does not get "
+        "there.",
+    }
+    said = [line for metric, line in lines.items() if metric in there and line]
+    return [*said, *_about_errors(comparison), *comparison.notes]
+
+
+def _of_threshold(threshold: Threshold) -> str:
+    """What its metric is called, in a sentence."""
+    title = metric_info(threshold.metric).title
+    return title[:1].lower() + title[1:]
+
+
+def _about_errors(comparison: Comparison) -> list[str]:
+    results = comparison.results
+    if not any(result.errors for result in results):
+        return []
+    counts = {result.seeds for result in results}
+    if counts == {1}:
+        return ["± is the standard error over prompts (or pairs): of these trained models, not of another training."]
+    seeds = f"{counts.pop()} seeds" if len(counts) == 1 else "the seeds of each row"
+    said = [f"Mean ± standard error over {seeds}, and over prompts (or pairs) where it is measured on them."]
+    if comparison.differences:
+        said.append(
+            "Bold: better than every other row, paired by seed and prompt, at the 5 % level after Holm's correction "
+            "for the number of rows."
+        )
+    return said
+
+
+def difference_cells(comparison: Comparison, columns: Sequence[Column]) -> Cells | None:
+    """How far each model is from the best of a column, with a 95 % interval; None where nothing can be compared."""
+    by_metric: dict[str, dict[str, Difference]] = {}
+    for one in comparison.differences:
+        by_metric.setdefault(one.metric, {})[one.name] = one
+    shown = [column for column in columns if column.metric in by_metric]
+    if not shown:
+        return None
+    best = {metric: comparison.row(next(iter(those.values())).best) for metric, those in by_metric.items()}
+    heads = ["model", *(f"{column.heading(comparison)}, less {best[column.metric].label}" for column in shown)]
+    rows = []
+    for result in comparison.results:
+        found = [by_metric[column.metric].get(result.name) for column in shown]
+        if any(found):
+            rows.append([result.label, *(_signed(column, one) for column, one in zip(shown, found, strict=True))])
+    several = max(result.seeds for result in comparison.results) > 1
+    notes = [
+        "Difference to the best mean of the column, paired by prompt"
+        + (" and seed" if several else "")
+        + ", with its 95 % interval (not corrected for the number of rows)"
+        + ("." if several else "; of these trained models, not of another training.")
+    ]
+    return Cells(heads, rows, 1, notes)
+
+
+def _signed(column: Column, one: Difference | None) -> str:
+    if one is None:
+        return NOTHING
+    mean, low, high = (column.write(value).removesuffix("%") for value in (one.mean, one.low, one.high))
+    return f"{_with_sign(mean)} [{_with_sign(low)}, {_with_sign(high)}]"
+
+
+def _with_sign(number: str) -> str:
+    return number if number.startswith("-") else f"+{number}"
+
+
+def reward_cells(rewards: Sequence[RewardResult]) -> Cells:
+    """A row for each reward: its accuracy on either split, and the difference to the one that all are compared with."""
+    other = next((reward for reward in rewards if reward.kind == "contrastive"), rewards[0])
+    splits = [split for split in SPLITS if other.shares(split)]
+    heads = ["reward", "kind", *(f"{SPLITS[split]} (%)" for split in splits)]
+    if len(rewards) > 1:
+        heads += [f"difference, {SPLITS[split]}" for split in splits]
+    rows = []
+    for reward in rewards:
+        row = [reward.name, reward.kind, *(_accuracy(reward, split) for split in splits)]
+        if len(rewards) > 1:
+            row += [NOTHING if reward is other else _accuracy_difference(reward, other, split) for split in splits]
+        rows.append(row)
+    seeds = max(len(marks) for reward in rewards for marks in reward.right.values())
+    notes = [
+        "Share of pairs whose chosen response has the larger reward; a tie counts as half. ± is the standard error"
+    ]
+    notes[0] += f" over pairs and {seeds} seeds." if seeds > 1 else " over pairs: of these trained models."
+    counts = [f"{len(other.shares(split)[0]):,} {SPLITS[split]}" for split in splits]
+    notes.append(f"Of {' and '.join(counts)}.")
+    if len(rewards) > 1:
+        notes.append(f"Differences to {other.name} are in points, of the same pairs, with their 95 % intervals.")
+    return Cells(heads, rows, 2, notes)
+
+
+def _accuracy(reward: RewardResult, split: str) -> str:
+    shares = reward.shares(split)
+    if not shares:
+        return NOTHING
+    found = estimate(shares)
+    if found.error:
+        return f"{100 * found.mean:.1f} ± {100 * found.error:.1f}"
+    low, high = interval_of_share(shares)
+    return f"{100 * found.mean:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def _accuracy_difference(reward: RewardResult, other: RewardResult, split: str) -> str:
+    ours, theirs = reward.shares(split), other.shares(split)
+    same = reward.measured_on == other.measured_on and [*map(len, ours)] == [*map(len, theirs)]
+    if not ours or not same:
+        return NOTHING
+    found, _ = difference(ours, theirs)
+    low, high = found.interval
+    return f"{100 * found.mean:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+
+
+# ---- as text
+
+
+def all_cells(comparison: Comparison, columns: Sequence[Column]) -> list[Cells]:
+    """The comparison, its differences, and the rewards where they were asked for."""
+    tables = [comparison_cells(comparison, columns), difference_cells(comparison, columns)]
+    if comparison.show_rewards and comparison.rewards:
+        tables.append(reward_cells(comparison.rewards))
+    return [table for table in tables if table is not None]
+
+
+def markdown(comparison: Comparison) -> str:
+    """All columns, or those the recipe asks for, with what a reader has to know below them."""
+    titles = {"difference": "\n## Differences\n\n", "reward": "\n## Rewards\n\n"}
+    text = ""
+    for cells in all_cells(comparison, columns_of(comparison)):
+        kind = "difference" if ", less " in cells.heads[-1] else cells.heads[0]
+        text += titles.get(kind, "") + markdown_table(cells) + "".join(f"\n{note}\n" for note in cells.notes)
+    return text
+
+
+def summary(comparison: Comparison) -> str:
+    """The main columns, with their notes: for a model card."""
+    cells = comparison_cells(comparison, main_columns(comparison))
+    return markdown_table(cells) + "\n" + " ".join(cells.notes) + "\n"
+
+
+def markdown_table(cells: Cells) -> str:
+    rule = ["---" if i < cells.text else "---:" for i in range(len(cells.heads))]
+    rows = [
+        [f"**{cell}**" if (i, j) in cells.bold else cell for j, cell in enumerate(row)]
+        for i, row in enumerate(cells.rows)
+    ]
+    lines = [cells.heads, rule, *rows]
+    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+
+
+def latex(comparison: Comparison) -> str:
+    """A `table` for each of the tables, with the main columns; needs booktabs and graphicx."""
+    text = "% Needs \\usepackage{booktabs} and \\usepackage{graphicx}.\n"
+    labels = iter(("comparison", "differences", "rewards"))
+    tables = all_cells(comparison, main_columns(comparison))
+    return text + "\n".join(_latex_table(cells, next(labels)) for cells in tables)
+
+
+def _latex_table(cells: Cells, label: str) -> str:
+    frame = pd.DataFrame(cells.rows, columns=cells.heads)
+    bold = pd.DataFrame("", index=frame.index, columns=frame.columns)
+    for i, j in cells.bold:
+        bold.iloc[i, j] = "textbf:--rwrap;"
+    style = frame.style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis="columns")
+    text: str = style.apply(lambda _: bold, axis=None).to_latex(
+        hrules=True,
+        column_format="l" * cells.text + "r" * (len(cells.heads) - cells.text),
+        position_float="centering",
+        label=f"tab:{label}",
+        caption="CAPTION",
+    )
+    # Made smaller where it is wider than the page.
+    smaller = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"
+    text = text.replace(r"\begin{tabular}", f"{smaller}\n\\begin{{tabular}}")
+    text = text.replace(r"\end{tabular}", r"\end{tabular}}")
+    text = text.replace("\\\\\n[", "\\\\\n{}[")  # after a line's end a bracket would be its argument
+    notes = pd.DataFrame([[" ".join(cells.notes)]]).style.hide(axis="index").hide(axis="columns").format(escape="latex")
+    caption = notes.to_latex().split("\n", 1)[1].rsplit("\\\\", 1)[0].strip()
+    return text.replace("CAPTION", caption).replace("±", r"$\pm$")
+
+
+def csv(comparison: Comparison) -> str:
+    """Every metric of every model in full precision, under its own name, with what is known of its error.
+
+    `METRIC_se` is the standard error, `METRIC_low` and `METRIC_high` the 95 % interval, `METRIC_std` the standard
+    deviation over seeds.
+    """
+    results = comparison.results
+    names = list(dict.fromkeys(name for result in results for name in result.metrics))
+    names.sort(key=lambda name: list(BY_METRIC).index(name) if name in BY_METRIC else len(BY_METRIC))
+    rows = []
+    for result in results:
+        row: dict[str, object] = {"name": result.name, "label": result.label, "objective": result.objective}
+        row["seeds"] = result.seeds
+        for name in names:
+            low, high = result.intervals.get(name, (None, None))
+            row |= {name: result.metrics.get(name), f"{name}_se": result.errors.get(name)}
+            row |= {f"{name}_low": low, f"{name}_high": high, f"{name}_std": result.spread.get(name)}
+        rows.append(row)
+    return _csv(rows)
+
+
+def rewards_csv(rewards: Sequence[RewardResult]) -> str:
+    """Full precision: accuracy, standard error and interval of each reward and split."""
+    rows: list[dict[str, object]] = []
+    for reward in rewards:
+        for split in SPLITS:
+            shares = reward.shares(split)
+            if shares:
+                found, (low, high) = estimate(shares), interval_of_share(shares)
+                row: dict[str, object] = {"reward": reward.name, "kind": reward.kind, "split": split}
+                row |= {"pairs": len(shares[0]), "seeds": len(shares), "accuracy": found.mean}
+                rows.append(row | {"standard_error": found.error, "low_95": low, "high_95": high})
+    return _csv(rows)
+
+
+def differences_csv(comparison: Comparison) -> str:
+    """Full precision; p is corrected for the number of rows, and empty for a single seed."""
+    return _csv([one.model_dump() for one in comparison.differences])
+
+
+def _csv(rows: Sequence[dict[str, object]]) -> str:
+    frame = pd.DataFrame(rows)
+    text: str = frame.dropna(axis="columns", how="all").to_csv(index=False)
+    return text
+
+
+# ---- on the terminal
+
+
+def rich_table(comparison: Comparison, width: int | None = None) -> Table:
+    """For the terminal, in `width` columns (what the terminal has). Columns give way by importance.
+
+    The recipe's own choice of columns is kept; the terminal then wraps them.
+    """
+    room = width or Console().width
+    columns = main_columns(comparison)
+    while True:
+        table = _rich(comparison_cells(comparison, columns, short=True))
+        if _width(table) <= room or comparison.columns is not None or len(columns) < 2:
+            return table
+        columns.remove(max(columns, key=lambda column: column.rank))
+
+
+def rich_differences(comparison: Comparison) -> Table | None:
+    """For the terminal: of the most important column that has a better side."""
+    columns = [column for column in columns_of(comparison) if column.better]
+    measured = {one.metric for one in comparison.differences}
+    columns = [column for column in columns if column.metric in measured]
+    if not columns:
+        return None
+    cells = difference_cells(comparison, [min(columns, key=lambda column: column.rank)])
+    return None if cells is None else _rich(cells)
+
+
+def rich_rewards(rewards: Sequence[RewardResult]) -> Table:
+    """For the terminal: without the differences on the training pairs."""
+    cells = reward_cells(rewards)
+    shown = [i for i, head in enumerate(cells.heads) if not (head.startswith("difference") and "training" in head)]
+    heads, rows = [cells.heads[i] for i in shown], [[row[i] for i in shown] for row in cells.rows]
+    return _rich(Cells(heads, rows, cells.text, cells.notes))
+
+
+def _rich(cells: Cells) -> Table:
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True, caption_justify="left")
+    for i, head in enumerate(cells.heads):
+        words = i < cells.text
+        table.add_column(escape(head), justify="left" if words else "right", vertical="bottom", no_wrap=not words)
+    for i, row in enumerate(cells.rows):
+        shown = [escape(cell.replace(" ± ", "±")) for cell in row]
+        table.add_row(*(f"[bold]{cell}[/]" if (i, j) in cells.bold else cell for j, cell in enumerate(shown)))
+    table.caption = escape(" ".join(cells.notes)) or None
+    return table
+
+
+def _width(table: Table) -> int:
+    return Console(width=1000).measure(table).maximum
