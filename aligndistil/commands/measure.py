@@ -183,7 +183,7 @@ def _table(
     ]
     rows = [ModelResult(name=INITIAL, objective="", method=INITIAL, metrics=results[INITIAL].metrics)]
     for name, stage in stages.items():
-        metrics = {"steps": 0.0} | results[name].metrics | training_metrics(run.stage(name).read_done(), logged[name])
+        metrics = results[name].metrics | training_metrics(run.stage(name).read_done(), logged[name])
         shares = next((reward.shares("eval") for reward in rewards if reward.of == name), [])
         if shares:
             metrics["rewards/accuracies"] = sum(shares[0]) / len(shares[0])

@@ -46,6 +46,7 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     if drafts and tree.child("stages") is not None:
         problems += _unused_defaults(without_nulls(defaults), drafts)
         problems += _overrides_without_effect(defaults, layered)
+    problems += _rows_of_no_stage(tree, drafts)
     order = _check_references(tree, drafts, problems)
     raise_all(problems)
     assert header is not None
@@ -146,6 +147,17 @@ def _unused_defaults(defaults: Node, drafts: Mapping[str, Draft]) -> list[Proble
         rate = defaults.find(("train", "critic_learning_rate"))
         unused.append((rate, "no stage of this recipe trains a critic; remove it"))
     return [Problem(node.at, node.path, text) for node, text in unused if node is not None]
+
+
+def _rows_of_no_stage(tree: Node, drafts: Mapping[str, Draft]) -> list[Problem]:
+    """What `report.rows` names and no stage is called; an inherited stage that is left out is none of them."""
+    stages, rows = tree.child("stages"), tree.find(("report", "rows"))
+    known = {**drafts, **((stages.mapping if stages is not None else None) or {})}
+    return [
+        Problem(node.at, node.path, f"no stage has this name{guess_and_list(name, drafts, 'stages')}")
+        for name, node in ((rows.mapping if rows is not None else None) or {}).items()
+        if drafts and name not in known
+    ]
 
 
 def _overrides_without_effect(defaults: Node, layered: Mapping[str, Node]) -> list[Problem]:

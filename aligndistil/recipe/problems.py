@@ -76,7 +76,8 @@ def _problems_of(details: Iterable[ErrorDetails], cls: type[BaseModel], node: No
             case "missing":
                 yield problem_at(node, loc, "is required")
             case "refused":
-                yield problem_at(node, (*loc, *context["at"].split(".")), context["text"], key=True)
+                fields = context["at"].split(".") if context["at"] else []
+                yield problem_at(node, (*loc, *fields), context["text"], key=bool(fields))
             case "value_error":
                 yield Problem(found.at, found.path, str(context["error"]))
             case "model_type" | "model_attributes_type":

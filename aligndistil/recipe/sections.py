@@ -26,7 +26,7 @@ class Section(BaseModel):
 
 
 def refusal(at: str, text: str) -> PydanticCustomError:
-    """An error about one field of several that belong together."""
+    """An error about one field of several that belong together; with an empty `at`, about the value itself."""
     return PydanticCustomError("refused", "{text}", {"at": at, "text": text})
 
 
@@ -266,7 +266,7 @@ _RENAMED = {
 
 def _new_name(column: Any) -> Any:
     if isinstance(column, str) and column in _RENAMED:
-        raise refusal("columns", f"`{column}` is called `{_RENAMED[column]}` now, as in the training log")
+        raise refusal("", f"`{column}` is called `{_RENAMED[column]}` now, as in the training log")
     return column
 
 

@@ -110,11 +110,10 @@ class Look(NamedTuple):
 
 def looks(methods: Sequence[str]) -> dict[str, Look]:
     """One for each method. After seven the colours come again with other dashes and another, hollow marker."""
-    n = len(COLOURS)
-    return {
-        method: Look(COLOURS[i % n], DASHES[(i + i // n) % n], MARKERS[(i + i // n) % n], i // n % 2 == 1)
-        for i, method in enumerate(dict.fromkeys(methods))
-    }
+    n, found = len(COLOURS), {INITIAL: Look(MUTED, "solid", "*", False)}
+    for i, method in enumerate(dict.fromkeys(method for method in methods if method != INITIAL)):
+        found[method] = Look(COLOURS[i % n], DASHES[(i + i // n) % n], MARKERS[(i + i // n) % n], i // n % 2 == 1)
+    return found
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -360,15 +359,20 @@ def pictures(comparison: Comparison, logs: Logs) -> dict[str, Figure]:
                 break
     panels = [panel for cost in COSTS if (panel := _cost_panel(comparison, cost)) is not None]
     if panels:
-        bars = "Bars: standard errors, over prompts" + (f" and {seeds} seeds." if seeds > 1 else " (one training).")
-        found["frontier.png"] = draw(panels, methods, f"{bars} A line joins the models of one method, marks growing.")
+        said = []
+        if any(result.errors for result in comparison.results):
+            said.append(
+                "Bars: standard errors, over prompts" + (f" and {seeds} seeds." if seeds > 1 else " (one training).")
+            )
+        if any(result.setting for result in comparison.results):
+            said.append("A line joins the models of one method, whose marks grow in the order of the legend.")
+        found["frontier.png"] = draw(panels, methods, " ".join(said))
     return found
 
 
 def methods_of(comparison: Comparison) -> list[str]:
-    """All methods in their order; the initial model last, so that it takes no method's colour."""
-    rows = sorted(comparison.results, key=lambda result: result.name.rpartition("/")[2] == INITIAL)
-    return list(dict.fromkeys(result.method or result.name for result in rows))
+    """All methods in their order."""
+    return list(dict.fromkeys(result.method or result.name for result in comparison.results))
 
 
 def _cost_panel(comparison: Comparison, cost: str) -> Panel | None:
@@ -391,7 +395,7 @@ def _cost_panel(comparison: Comparison, cost: str) -> Panel | None:
     x_column, y_column = BY_METRIC[cost], BY_METRIC[reward]
     heading = x_column.heading(comparison)
     return Panel(
-        title=f"{y_column.heading(comparison).partition(' (')[0].capitalize()} by {heading.partition(' (')[0]}",
+        title=f"By {heading.partition(' (')[0]}",
         x_label=heading,
         y_label=y_column.heading(comparison),
         lines=lines,

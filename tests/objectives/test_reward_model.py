@@ -54,10 +54,10 @@ def test_swapped_responses_give_the_likelihood_of_the_other_preference():
     torch.testing.assert_close((-straight).exp() + (-reverse).exp(), torch.ones(3))
 
 
-def test_equal_scores_cost_log_2_and_count_as_wrong():
+def test_equal_scores_cost_log_2_and_count_as_half_right():
     loss = OBJECTIVE.loss(PAIR, {"policy_score": torch.full((2, 4), 3.0)})
     assert float(loss.per_example) == pytest.approx(math.log(2))
-    assert means(loss.metrics)["rewards/accuracies"] == 0
+    assert means(loss.metrics)["rewards/accuracies"] == 0.5
 
 
 def test_scores_a_thousand_apart_stay_finite():

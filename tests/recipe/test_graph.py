@@ -65,6 +65,18 @@ def test_a_default_role_that_is_dropped_makes_no_edge(load, three_stages):
     assert recipe.stages["dpo"].inputs == ("sft",)
 
 
+def test_a_row_of_the_report_is_a_stage_s(refused, three_stages):
+    assert refused(three_stages + "report: {rows: {dp: {method: DPO}}}\n")[0].startswith(
+        "r.yaml:12:17: report.rows.dp: no stage has this name; did you mean `dpo`? The stages are"
+    )
+
+
+def test_a_column_s_old_name_is_answered_with_the_new_one(refused, three_stages):
+    assert refused(three_stages + "report: {columns: [kl, length_mean]}\n") == [
+        "r.yaml:12:24: report.columns.1: `length_mean` is called `completions/mean_length` now, as in the training log"
+    ]
+
+
 def test_the_report_may_name_a_stage_that_exists(refused, three_stages):
     assert refused(three_stages + 'report: {kl_to: "stage:dp"}\n') == [
         "r.yaml:12:17: report.kl_to: no stage is named `dp`; did you mean `dpo`? "
