@@ -13,7 +13,7 @@ from pathlib import Path
 from aligndistil.evaluation.metrics import MODEL_METRICS, REPORT_METRICS
 from aligndistil.objectives import registry
 from aligndistil.objectives.base import MetricInfo, Role
-from aligndistil.training.metrics import (
+from aligndistil.objectives.loop_metrics import (
     CRITIC_METRICS,
     EVALUATION_METRICS,
     GOLD_REWARD,

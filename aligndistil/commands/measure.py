@@ -69,7 +69,7 @@ def compare_models(
     eval_set = read_eval_set(measurements, lambda path: locate(run, path))
     measured_on, keys = _keys(measurements, eval_set, weights)
     waiting = {name: key for name, key in keys.items() if _read(run, name, key) is None}
-    processes.barrier()
+    waiting = processes.gather(waiting)[0]  # the first process decides: others may see the disk later
     if waiting:
         _measure(measurements, eval_set, run, waiting, processes)
     processes.barrier()
@@ -144,7 +144,11 @@ def _measure(
             reward_model=reward_model,
         )
         # What all models are compared with stays loaded.
-        always = (measurements.initial, measurements.kl_to) if waiting.keys() - measurements.scalar else ()
+        always = (
+            (measurements.initial, measurements.kl_to)
+            if waiting.keys() & measurements.models.keys() - measurements.scalar
+            else ()
+        )
         kept = {path: load(path) for path in dict.fromkeys(always)}
         for name, key in waiting.items():
             path = (measurements.models | measurements.references)[name]

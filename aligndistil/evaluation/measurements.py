@@ -77,7 +77,7 @@ def measurements_of(recipe: Recipe) -> Measurements | None:
         kl_to=recipe.report.kl_to or [initial, *teachers][-1],
         reward=recipe.report.reward or next(reversed(rewards), None),
         models=models,
-        references={f"reference-{i}" if i else "reference": path for i, path in enumerate(others)},
+        references={f"reference.{i}": path for i, path in enumerate(others)},  # no stage has a dot
         scalar=frozenset(stage.name for stage in stages if stage.objective.is_scalar),
         train_pairs=train_pairs,
     )

@@ -21,8 +21,8 @@ from aligndistil.recipe.stage import STAGE, STAGE_KEYS, Draft, Recipe, models_na
 from aligndistil.recipe.yaml_positions import COMMAND_LINE, Node, dotted
 
 TOP_KEYS = (*Header.model_fields, "extends", *STAGE_KEYS, "stages")
-RESERVED = ("report",)
-"""Folders of a run that are no stage's."""
+RESERVED = re.compile(r"report|initial|seed-\d+")
+"""Names of a run folder's other folders, and of rows that are no stage's."""
 
 
 def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
@@ -116,8 +116,8 @@ def _written_stages(tree: Node, defaults: Node, problems: list[Problem]) -> dict
         problems.append(Problem(stages.at, stages.path, text))
     found = {}
     for name, node in given.items():
-        if name in RESERVED or not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", name):
-            rule = "letters, digits, `_` and `-`, starting with a letter, and not `report`"
+        if RESERVED.fullmatch(name) or not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", name):
+            rule = "letters, digits, `_` and `-`, starting with a letter, and not `report`, `initial` or `seed-0`"
             problems.append(Problem(node.at, node.path, f"a stage's name is its folder's: {rule}"))
         elif node.mapping is None:
             problems.append(Problem(node.value_at, node.path, "must be a mapping of sections"))

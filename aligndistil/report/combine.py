@@ -13,14 +13,17 @@ from aligndistil.report.logs import Log
 from aligndistil.report.results import INITIAL, ComparedWith, Comparison, Difference, ModelResult, RewardResult
 from aligndistil.report.runs import Run
 from aligndistil.report.statistics import LEVEL, difference, estimate, holm, interval_of_share
-from aligndistil.report.tables import COLUMNS, SHARES, Column
+from aligndistil.report.tables import COLUMNS, SHARES
 
 _T = TypeVar("_T")
 
 
 def combine(groups: Sequence[Sequence[Run]]) -> tuple[Comparison, dict[str, dict[str, Log]]]:
     """One table of all runs, and the logs of its rows by seed. Runs of one group are seeds of each other."""
-    names = _names([runs[0].group for runs in groups])
+    # Two runs of one folder that are no seeds of each other are called by their own folders.
+    folders = [runs[0].group for runs in groups]
+    own = [runs[0].path if folders.count(runs[0].group) > 1 else runs[0].group for runs in groups]
+    names = _names(own)
     rows: list[ModelResult] = []
     rewards: list[RewardResult] = []
     logs: dict[str, dict[str, Log]] = {}
@@ -111,49 +114,29 @@ def _with_differences(comparison: Comparison) -> Comparison:
 
     Nothing where rows were measured on other prompts, or scored by reward models that are not the same.
     """
-    if not comparison.measured_on:
-        return comparison
     found: list[Difference] = []
     best: dict[str, str] = {}
-    for column in COLUMNS:
-        if column.metric == "reward_score" and not (comparison.reward and comparison.reward.same_in_all_runs):
+    unlike = {"reward_score"} if comparison.reward and not comparison.reward.same_in_all_runs else set()
+    for column in COLUMNS if comparison.measured_on else ():
+        metric = column.metric
+        rows = [row for row in comparison.results if metric in row.metrics]
+        if column.better is None or len(rows) < 2 or metric in unlike:
             continue
-        of_column = _differences(comparison.results, column)
-        found += of_column
-        if of_column and all(one.p is not None and one.p <= LEVEL for one in of_column):
-            best[column.metric] = of_column[0].best
+        first = (max if column.better == "higher" else min)(rows, key=lambda row: row.metrics[metric])
+        samples = {row.name: np.array(_sample(row, metric)) for row in rows}
+        own = samples.pop(first.name)
+        if own.size == 1 or any(values.shape != own.shape for values in samples.values()):
+            continue  # nothing is paired with anything
+        paired = {name: difference(values, own) for name, values in samples.items()}
+        for name, (one, _) in paired.items():
+            low, high = one.interval
+            found.append(Difference(metric=metric, name=name, best=first.name, mean=one.mean, low=low, high=high))
+        ps = [p for _, p in paired.values() if p is not None]
+        # The best was chosen by the same numbers. It is bold only if all tests agree, which picks no wrong one more
+        # often than one test does; Holm's correction comes on top.
+        if len(ps) == len(paired) and max(holm(ps)) <= LEVEL:
+            best[metric] = first.name
     return comparison.model_copy(update={"differences": found, "best": best})
-
-
-def _differences(results: Sequence[ModelResult], column: Column) -> list[Difference]:
-    metric = column.metric
-    those = [row for row in results if metric in row.metrics]
-    if column.better is None or len(those) < 2:
-        return []
-    first = (max if column.better == "higher" else min)(those, key=lambda row: row.metrics[metric])
-    sample = np.array(_sample(first, metric))
-    found = []
-    for row in those:
-        values = np.array(_sample(row, metric))
-        if row is not first and values.shape == sample.shape and values.size > 1:
-            found.append((row, *difference(values, sample)))
-    ps = holm([p for _, _, p in found if p is not None])
-    return (
-        [
-            Difference(
-                metric=metric,
-                name=row.name,
-                best=first.name,
-                mean=paired.mean,
-                low=paired.interval[0],
-                high=paired.interval[1],
-                p=ps[i] if ps else None,
-            )
-            for i, (row, paired, _) in enumerate(found)
-        ]
-        if len(found) == len(those) - 1
-        else []
-    )
 
 
 def _averaged_rewards(runs: Sequence[Run], prefix: str) -> list[RewardResult]:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import io
 import math
+import re
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -95,6 +96,8 @@ CONVERGENCE = (
 """The panels of convergence.png: those that some stage has."""
 COSTS = ("kl_initial", "compute_seconds", "completions/mean_length")
 """What a reward is drawn against."""
+PICTURES = ("reward.png", "length.png", "reward-over-kl.png", "frontier.png")
+"""Those of a comparison beside convergence.png, each where there is something to draw."""
 MODEL_REWARDS = ("gold_reward", "reward_score", "rewards/accuracies")
 """Of a model, the first that two have."""
 
@@ -110,8 +113,12 @@ class Look(NamedTuple):
 
 def looks(methods: Sequence[str]) -> dict[str, Look]:
     """One for each method. After seven the colours come again with other dashes and another, hollow marker."""
-    n, found = len(COLOURS), {INITIAL: Look(MUTED, "solid", "*", False)}
-    for i, method in enumerate(dict.fromkeys(method for method in methods if method != INITIAL)):
+    n, distinct = len(COLOURS), dict.fromkeys(methods)
+    initial = [
+        method for method in distinct if re.match(rf"{INITIAL}( \(|$)", method)
+    ]  # of several runs: initial (RUN)
+    found = dict.fromkeys(initial, Look(MUTED, "solid", "*", False))
+    for i, method in enumerate(method for method in distinct if method not in found):
         found[method] = Look(COLOURS[i % n], DASHES[(i + i // n) % n], MARKERS[(i + i // n) % n], i // n % 2 == 1)
     return found
 
@@ -134,6 +141,8 @@ class Line:
     """What lies behind the line: values that it averages, or each seed."""
     models: bool = False
     """Whether each point is a model of its own, and not a moment of one training."""
+    marked: bool | None = None
+    """Whether the points of a training are marked; None is where they are few."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +216,7 @@ def draw(panels: Sequence[Panel], methods: Sequence[str], caption: str = "") -> 
 
 
 def _style(look: Look, line: Line) -> dict[str, Any]:
-    marked = line.models or len(line.x) < FEW
+    marked = line.models or (len(line.x) < FEW if line.marked is None else line.marked)
     return {
         "color": look.colour,
         "ls": ("solid" if len(line.x) > 1 else "none") if line.models else look.dashes,
@@ -261,7 +270,8 @@ def _draw_panel(axes: Axes, panel: Panel, look_of: Mapping[str, Look]) -> None:
             axis.set_major_formatter(PercentFormatter(1.0, decimals=None))
         elif whole:
             axis.set_major_formatter(EngFormatter(sep=""))
-    lowest, highest = (of(float(of(line.x)) for line in panel.lines) for of in (min, max))
+    lowest = min(float(line.x.min()) for line in panel.lines)
+    highest = max(float(line.x.max()) for line in panel.lines)
     if 0 <= lowest < 0.3 * highest:
         axes.set_xlim(left=0.0)
 
@@ -287,13 +297,14 @@ def check_suffix(path: Path) -> None:
 
 
 def curve_panel(
-    curves: Sequence[Curve], drawn: Sequence[Curve], metric: str, x: str, methods: Mapping[str, str] | None = None
+    curves: Sequence[Curve], drawn: Sequence[Curve], metric: str, x: str, comparison: Comparison | None = None
 ) -> Panel:
     """One metric of several methods over x; `drawn` are the curves as they are drawn, smoothed or not.
 
-    `methods` are the methods of labels; without, each label is its own.
+    Curves are called by their labels, which may be rows of a comparison: then as it calls them.
     """
     against = x not in UNITS
+    rows = {result.name: result for result in comparison.results} if comparison else {}
     lines = []
     for raw, curve in zip(curves, drawn, strict=True):
         faint = []
@@ -301,9 +312,10 @@ def curve_panel(
             faint = list(zip(curve.x, curve.values, strict=True))
         elif raw.seeds == 1 and not np.array_equal(raw.values, curve.values):
             faint = [(raw.mean_x, raw.mean)]
-        x_error = curve.x.std(axis=0, ddof=1) / np.sqrt(curve.seeds) if against and curve.seeds > 1 else None
-        method = (methods or {}).get(curve.label, curve.label)
-        lines.append(Line(method, curve.label, curve.mean_x, curve.mean, x_error, curve.error, faint))
+        row = rows.get(curve.label)
+        method, label = (curve.label, curve.label) if row is None else (row.method or row.name, row.label)
+        error = None if against else curve.error  # a band along a path would cross itself
+        lines.append(Line(method, label, curve.mean_x, curve.mean, y_error=error, faint=faint))
     y, of_x = metric_info(metric), metric_info(x)
     return Panel(
         title=f"{y.title} by {of_x.title}".replace(" (evaluation)", "") if against else y.title,
@@ -321,52 +333,61 @@ def convergence(comparison: Comparison, logs: Logs) -> Figure | None:
 
     What only an evaluation knows of a stage (the gold reward of one that samples nothing) is drawn from that.
     """
-    labels = {result.name: result.label for result in comparison.results}
-    methods = {result.label: result.method or result.name for result in comparison.results}
     panels = []
     for metric in CONVERGENCE:
-        curves = curves_by_row(logs, EVAL + metric) if metric not in ("reward/token_mean",) else {}
-        curves |= curves_by_row(logs, metric)
-        named = [Curve(labels[row], curve.steps, curve.x, curve.values) for row, curve in curves.items()]
-        if named:
-            panels.append(curve_panel(named, smoothed(named), metric, "step", methods))
+        trained, evaluated = curves_by_row(logs, metric), curves_by_row(logs, EVAL + metric)
+        evaluated = {row: curve for row, curve in evaluated.items() if row not in trained}
+        curves = list((trained | evaluated).values())
+        if metric == "reward/token_mean":  # evaluations measure that of given responses
+            curves = list(trained.values())
+        if curves:
+            panel = curve_panel(curves, smoothed(curves), metric, "step", comparison)
+            lines = [replace(line, marked=i >= len(trained)) for i, line in enumerate(panel.lines)]
+            panels.append(replace(panel, lines=lines))
     return draw(panels, methods_of(comparison), CAPTION) if panels else None
 
 
-CAPTION = "Light: values as they were logged. Lines: moving averages of training, or evaluations, which have marks."
+CAPTION = (
+    "Lines without marks: moving averages of what training logged (light: as it was logged). Lines with marks: "
+    "evaluations, on held-out data."
+)
 
 
 def pictures(comparison: Comparison, logs: Logs) -> dict[str, Figure]:
     """The pictures of a comparison by file name: reward and length over steps, reward over KL, what reward costs."""
-    labels = {result.name: result.label for result in comparison.results}
-    by_label = {result.label: result.method or result.name for result in comparison.results}
-    methods, seeds = methods_of(comparison), max((result.seeds for result in comparison.results), default=1)
-    about = f"Line: mean over {seeds} seeds; band or bar: its standard error." if seeds > 1 else ""
-    found = {}
+    methods, counts = methods_of(comparison), sorted({result.seeds for result in comparison.results})
+    seeds = " or ".join(map(str, counts))
+    several = counts[-1:] > [1]
     rewards = (comparison.threshold.metric,) if comparison.threshold else REWARDS
-    gold = "eval/gold_reward", "eval/kl_initial"
-    wanted = {"reward.png": (rewards, "step"), "length.png": (("completions/mean_length",), "step")}
-    wanted["reward-over-kl.png"] = (gold[:1], gold[1])
-    for name, (candidates, x) in wanted.items():
-        for metric in candidates:
-            curves = [
-                Curve(labels[row], curve.steps, curve.x, curve.values)
-                for row, curve in curves_by_row(logs, metric, x).items()
-            ]
-            if curves:
-                drawn = smoothed(curves) if x == "step" else curves
-                found[name] = draw([curve_panel(curves, drawn, metric, x, by_label)], methods, about)
-                break
+    wanted: list[tuple[Sequence[str], str]] = [
+        (rewards, "step"),
+        (("completions/mean_length",), "step"),
+        (("eval/gold_reward",), "eval/kl_initial"),
+    ]
+    found: dict[str, Figure] = {}
+    for name, (metrics, x) in zip(PICTURES, wanted, strict=False):
+        metric, raw = next(
+            ((metric, list(rows.values())) for metric in metrics if (rows := curves_by_row(logs, metric, x))), ("", [])
+        )
+        if raw:
+            drawn = smoothed(raw) if x == "step" else raw
+            about = ["Moving averages of what was logged."] if x == "step" else ["Evaluations, from first to last."]
+            if several:
+                about.append(
+                    f"Mean over {seeds} seeds;"
+                    + (" bands or bars: its standard error." if x == "step" else " light: each seed.")
+                )
+            found[name] = draw([curve_panel(raw, drawn, metric, x, comparison)], methods, " ".join(about))
     panels = [panel for cost in COSTS if (panel := _cost_panel(comparison, cost)) is not None]
     if panels:
         said = []
         if any(result.errors for result in comparison.results):
             said.append(
-                "Bars: standard errors, over prompts" + (f" and {seeds} seeds." if seeds > 1 else " (one training).")
+                "Bars: standard errors, over prompts" + (f" and {seeds} seeds." if several else " (one training).")
             )
         if any(result.setting for result in comparison.results):
             said.append("A line joins the models of one method, whose marks grow in the order of the legend.")
-        found["frontier.png"] = draw(panels, methods, " ".join(said))
+        found[PICTURES[-1]] = draw(panels, methods, " ".join(said))
     return found
 
 
@@ -377,7 +398,9 @@ def methods_of(comparison: Comparison) -> list[str]:
 
 def _cost_panel(comparison: Comparison, cost: str) -> Panel | None:
     """A point for each model, those of one method joined."""
-    for reward in MODEL_REWARDS:
+    # Scores of reward models that differ from run to run have no common axis.
+    unlike = {"reward_score"} if comparison.reward and not comparison.reward.same_in_all_runs else set()
+    for reward in (metric for metric in MODEL_REWARDS if metric not in unlike):
         rows = [row for row in comparison.results if cost in row.metrics and reward in row.metrics]
         if len(rows) > 1:
             break

@@ -17,15 +17,15 @@ from typing import Any
 from aligndistil.errors import UserError
 from aligndistil.objectives import registry
 from aligndistil.objectives.base import MetricInfo
-from aligndistil.run_folder import Done
-from aligndistil.run_folder.metrics import MetricsLog
-from aligndistil.training.metrics import (
+from aligndistil.objectives.loop_metrics import (
     CRITIC_METRICS,
     EVALUATION_METRICS,
     GOLD_REWARD,
     LOOP_METRICS,
     ROLLOUT_METRICS,
 )
+from aligndistil.run_folder import Done
+from aligndistil.run_folder.metrics import MetricsLog
 
 METRICS = "metrics.jsonl"
 STATE = "trainer_state.json"
@@ -214,7 +214,7 @@ def values_of(lines: Sequence[Mapping[str, Any]], metric: str) -> dict[float, fl
     split, name = split_and_name(metric)
     on_samples = name in known_metrics() and known_metrics()[name].on_samples
     there = (line for line in lines if line["split"] == split and name in line)
-    return {line["step"]: line[name] for line in there if sampled(line) or not on_samples}
+    return {line["step"]: line[name] for line in there if not on_samples or sampled(line)}
 
 
 def step_seconds(lines: Sequence[Mapping[str, Any]]) -> dict[float, float]:

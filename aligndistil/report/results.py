@@ -110,10 +110,7 @@ class Difference(_Closed):
     """This model's mean less that of the best."""
     low: float
     high: float
-    """95 %."""
-    p: float | None
-    """That of a difference at least as large where there is none, corrected for the number of rows (Holm); None of a
-    single seed, which says nothing of trainings."""
+    """95 %, of this one difference."""
 
 
 class Comparison(_Closed):

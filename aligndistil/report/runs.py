@@ -130,7 +130,10 @@ def _ours(path: Path, group: Path) -> Run:
 def _values(path: Path, comparison: Comparison, name: str) -> dict[str, list[list[float]]]:
     """What the metrics of a row are means of, prompt by prompt or pair by pair."""
     measured = path / "report" / "models" / f"{name}.json"
-    values: dict[str, list[float]] = json.loads(measured.read_text()).get("values", {}) if measured.is_file() else {}
+    record: dict[str, Any] = json.loads(measured.read_text()) if measured.is_file() else {}
+    # An interrupted measurement leaves files that are newer than the comparison.
+    same = record.get("metrics", {}).items() <= comparison.row(name).metrics.items()
+    values: dict[str, list[float]] = record.get("values", {}) if same else {}
     own = next((reward.shares("eval") for reward in comparison.rewards if reward.of == name), [])
     return {metric: [of_prompts] for metric, of_prompts in values.items()} | ({ACCURACY: own} if own else {})
 

@@ -71,12 +71,12 @@ COLUMNS = (
     Column("distinct_2", "distinct\n2", "distinct-2", "{:.3f}".format, None, 7),
     Column("steps_to_reward", "steps to\nreward", "steps to {reached}", "{:,.0f}".format, "lower", 8),
     Column("steps", "steps", "steps", "{:,.0f}".format, None, 10),
-    Column("seconds", "secs", "seconds", "{:,.0f}".format, "lower", 9),
+    Column("seconds", "secs", "seconds", "{:,.0f}".format, None, 9),
     Column(
         "compute_seconds", "compute\nsecs", "compute (seconds of steps, with the stages it needs)", "{:,.0f}".format
     ),
-    Column("tokens_per_second", "tokens/s", "tokens/s", "{:,.0f}".format, "higher"),
-    Column("peak_memory_gib", "GiB", "peak memory (GiB)", "{:.2f}".format, "lower"),
+    Column("tokens_per_second", "tokens/s", "tokens/s", "{:,.0f}".format),
+    Column("peak_memory_gib", "GiB", "peak memory (GiB)", "{:.2f}".format),
 )
 BY_METRIC = {column.metric: column for column in COLUMNS}
 
@@ -198,8 +198,9 @@ def difference_cells(comparison: Comparison, columns: Sequence[Column]) -> Cells
     notes = [
         "Difference to the best mean of the column, paired by prompt"
         + (" and seed" if several else "")
-        + ", with its 95 % interval (not corrected for the number of rows)"
-        + ("." if several else "; of these trained models, not of another training.")
+        + ", each with its own 95 % interval. The best was chosen by the same numbers, which makes differences to it"
+        + " look somewhat larger than they are."
+        + ("" if several else " Of these trained models, not of another training.")
     ]
     return Cells(heads, rows, 1, notes)
 
@@ -218,7 +219,7 @@ def _with_sign(number: str) -> str:
 def reward_cells(rewards: Sequence[RewardResult]) -> Cells:
     """A row for each reward: its accuracy on either split, and the difference to the one that all are compared with."""
     other = next((reward for reward in rewards if reward.kind == "contrastive"), rewards[0])
-    splits = [split for split in SPLITS if other.shares(split)]
+    splits = [split for split in SPLITS if any(reward.shares(split) for reward in rewards)]
     heads = ["reward", "kind", *(f"{SPLITS[split]} (%)" for split in splits)]
     if len(rewards) > 1:
         heads += [f"difference, {SPLITS[split]}" for split in splits]
@@ -233,7 +234,10 @@ def reward_cells(rewards: Sequence[RewardResult]) -> Cells:
         "Share of pairs whose chosen response has the larger reward; a tie counts as half. ± is the standard error"
     ]
     notes[0] += f" over pairs and {seeds} seeds." if seeds > 1 else " over pairs: of these trained models."
-    counts = [f"{len(other.shares(split)[0]):,} {SPLITS[split]}" for split in splits]
+    counts = [
+        f"{len(next(shares for reward in rewards if (shares := reward.shares(split)))[0]):,} {SPLITS[split]}"
+        for split in splits
+    ]
     notes.append(f"Of {' and '.join(counts)}.")
     if len(rewards) > 1:
         notes.append(f"Differences to {other.name} are in points, of the same pairs, with their 95 % intervals.")
@@ -254,7 +258,7 @@ def _accuracy(reward: RewardResult, split: str) -> str:
 def _accuracy_difference(reward: RewardResult, other: RewardResult, split: str) -> str:
     ours, theirs = reward.shares(split), other.shares(split)
     same = reward.measured_on == other.measured_on and [*map(len, ours)] == [*map(len, theirs)]
-    if not ours or not same:
+    if not (ours and theirs and same):
         return NOTHING
     found, _ = difference(ours, theirs)
     low, high = found.interval
@@ -264,21 +268,22 @@ def _accuracy_difference(reward: RewardResult, other: RewardResult, split: str) 
 # ---- as text
 
 
-def all_cells(comparison: Comparison, columns: Sequence[Column]) -> list[Cells]:
+def all_cells(comparison: Comparison, columns: Sequence[Column]) -> dict[str, Cells]:
     """The comparison, its differences, and the rewards where they were asked for."""
-    tables = [comparison_cells(comparison, columns), difference_cells(comparison, columns)]
+    tables = {"comparison": comparison_cells(comparison, columns)}
+    if (differences := difference_cells(comparison, columns)) is not None:
+        tables["differences"] = differences
     if comparison.show_rewards and comparison.rewards:
-        tables.append(reward_cells(comparison.rewards))
-    return [table for table in tables if table is not None]
+        tables["rewards"] = reward_cells(comparison.rewards)
+    return tables
 
 
 def markdown(comparison: Comparison) -> str:
     """All columns, or those the recipe asks for, with what a reader has to know below them."""
-    titles = {"difference": "\n## Differences\n\n", "reward": "\n## Rewards\n\n"}
     text = ""
-    for cells in all_cells(comparison, columns_of(comparison)):
-        kind = "difference" if ", less " in cells.heads[-1] else cells.heads[0]
-        text += titles.get(kind, "") + markdown_table(cells) + "".join(f"\n{note}\n" for note in cells.notes)
+    for name, cells in all_cells(comparison, columns_of(comparison)).items():
+        text += (f"\n## {name.capitalize()}\n\n" if text else "") + markdown_table(cells)
+        text += "".join(f"\n{note}\n" for note in cells.notes)
     return text
 
 
@@ -301,9 +306,8 @@ def markdown_table(cells: Cells) -> str:
 def latex(comparison: Comparison) -> str:
     """A `table` for each of the tables, with the main columns; needs booktabs and graphicx."""
     text = "% Needs \\usepackage{booktabs} and \\usepackage{graphicx}.\n"
-    labels = iter(("comparison", "differences", "rewards"))
     tables = all_cells(comparison, main_columns(comparison))
-    return text + "\n".join(_latex_table(cells, next(labels)) for cells in tables)
+    return text + "\n".join(_latex_table(cells, name) for name, cells in tables.items())
 
 
 def _latex_table(cells: Cells, label: str) -> str:
@@ -317,16 +321,22 @@ def _latex_table(cells: Cells, label: str) -> str:
         column_format="l" * cells.text + "r" * (len(cells.heads) - cells.text),
         position_float="centering",
         label=f"tab:{label}",
-        caption="CAPTION",
+        caption="@",
     )
     # Made smaller where it is wider than the page.
     smaller = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"
     text = text.replace(r"\begin{tabular}", f"{smaller}\n\\begin{{tabular}}")
     text = text.replace(r"\end{tabular}", r"\end{tabular}}")
     text = text.replace("\\\\\n[", "\\\\\n{}[")  # after a line's end a bracket would be its argument
-    notes = pd.DataFrame([[" ".join(cells.notes)]]).style.hide(axis="index").hide(axis="columns").format(escape="latex")
-    caption = notes.to_latex().split("\n", 1)[1].rsplit("\\\\", 1)[0].strip()
-    return text.replace("CAPTION", caption).replace("±", r"$\pm$")
+    caption = r"\caption{" + " ".join(cells.notes).translate(_LATEX) + "}"
+    return text.replace(r"\caption{@}", caption).replace("±", r"$\pm$")
+
+
+_LATEX = str.maketrans(
+    {"\\": r"\textbackslash ", "~": r"\textasciitilde ", "^": r"\textasciicircum "}
+    | {character: f"\\{character}" for character in "&%$#_{}"}
+)
+"""What LaTeX would not print as it stands."""
 
 
 def csv(comparison: Comparison) -> str:
@@ -365,7 +375,7 @@ def rewards_csv(rewards: Sequence[RewardResult]) -> str:
 
 
 def differences_csv(comparison: Comparison) -> str:
-    """Full precision; p is corrected for the number of rows, and empty for a single seed."""
+    """Full precision."""
     return _csv([one.model_dump() for one in comparison.differences])
 
 

@@ -211,7 +211,7 @@ def _figures(
                 (
                     info.title or f"`{name}`",
                     _with_unit(value, info.unit),
-                    "the last evaluation" if evaluated else "the last training step",
+                    "the last evaluation" if evaluated else "the last line of the training log",
                 )
             )
     return rows

@@ -16,6 +16,7 @@ from aligndistil.engine.policy import FrozenModel, on_device
 from aligndistil.engine.processes import Processes
 from aligndistil.models import export_model, load_model, located
 from aligndistil.objectives.base import MetricInfo, Role
+from aligndistil.objectives.loop_metrics import EVALUATION_METRICS, GOLD_REWARD, LOOP_METRICS
 from aligndistil.progress import RunView
 from aligndistil.recipe import Stage
 from aligndistil.rollout import LoadedModel
@@ -27,7 +28,6 @@ from aligndistil.training.data import StageData, gold_reward_of, load_stage_data
 from aligndistil.training.evaluation import StageEvaluation
 from aligndistil.training.log import StageLog
 from aligndistil.training.loop import train
-from aligndistil.training.metrics import EVALUATION_METRICS, GOLD_REWARD, LOOP_METRICS
 from aligndistil.training.models import build_engine
 from aligndistil.training.stop import StopSignal
 

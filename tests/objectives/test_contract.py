@@ -11,8 +11,8 @@ import pytest
 
 from aligndistil.objectives import registry, roles
 from aligndistil.objectives.base import Objective, OnPolicy, Prepares, Role, scalar_term
+from aligndistil.objectives.loop_metrics import GOLD_REWARD, LOOP_METRICS
 from aligndistil.recipe import load_recipe, recipe_schema
-from aligndistil.training.metrics import GOLD_REWARD, LOOP_METRICS
 from support.micro_batches import loss_of, random_work
 from support.objectives import EVERY_OBJECTIVE, named
 from support.plain_formula import plain_preparation, plain_terms, preparation_terms

@@ -88,7 +88,10 @@ def test_names_of_stages_are_names_of_folders(refused):
     text = (
         "objective: {name: sft}\nmodel: {path: m}\ndata: {train: {path: d}}\nstages:\n  a b: {}\n  report: {}\n  c: 1\n"
     )
-    rule = "a stage's name is its folder's: letters, digits, `_` and `-`, starting with a letter, and not `report`"
+    rule = (
+        "a stage's name is its folder's: letters, digits, `_` and `-`, starting with a letter, and not `report`, "
+        "`initial` or `seed-0`"
+    )
     assert refused(text) == [
         f"r.yaml:5:3: stages.a b: {rule}",
         f"r.yaml:6:3: stages.report: {rule}",

@@ -18,7 +18,17 @@ from rich.console import Console
 
 from aligndistil.cli import main
 from aligndistil.errors import UserError
-from aligndistil.report import Comparison, Curve, Log, ModelResult, convergence, pictures, plot_runs, save_figure
+from aligndistil.report import (
+    ComparedWith,
+    Comparison,
+    Curve,
+    Log,
+    ModelResult,
+    convergence,
+    pictures,
+    plot_runs,
+    save_figure,
+)
 from aligndistil.report.figures import COLOURS, GROUND, INK, MUTED, Panel, curve_panel, draw, looks
 
 REWARD = "reward/token_mean"
@@ -126,6 +136,7 @@ def test_against_a_metric_a_method_is_a_path_with_each_seed_behind_it():
         [(1.0, 0.0), (4.0, 1.0)],
         [(1.0, 0.0), (8.0, 3.0)],
     ]
+    assert not figure.axes[0].collections  # a band along a path would cross itself
     assert figure.axes[0].get_title(loc="left") == "Gold reward by KL to the teacher"
     assert figure.axes[0].get_xlim()[0] == 0.0  # a KL is never less
 
@@ -318,6 +329,23 @@ def test_the_frontier_joins_the_models_of_one_method_and_has_their_errors():
     ((_, _, bars),) = axes.containers[-1:]
     assert [bar.get_segments()[0].tolist() for bar in bars] == [[[2.8, 0.5], [3.2, 0.5]], [[3.0, 0.4], [3.0, 0.6]]]
     assert "standard errors, over prompts (one training)" in caption(figure)
+    assert not any(line.get_marker() == "*" for line in axes.lines if points(line)[0] == (3.0, 0.5))
+    assert [points(line) for line in axes.lines if line.get_marker() == "*"] == [[(0.0, 0.0)]]  # the initial model
+
+
+def test_scores_of_reward_models_that_differ_are_not_drawn_on_one_axis():
+    rows = [row.model_copy(update={"metrics": {"reward_score": 1.0, "kl_initial": 1.0}}) for row in MODELS.results]
+    same = Comparison(results=rows, reward=ComparedWith(name="scorer"))
+    assert "frontier.png" in pictures(same, {})
+    unlike = Comparison(results=rows, reward=ComparedWith(name="scorer", same_in_all_runs=False))
+    assert pictures(unlike, {}) == {}
+
+
+def test_lines_of_evaluations_are_marked_in_convergence_and_lines_of_training_are_not():
+    figure = convergence(MODELS, {"dpo": OFF, "on": ON})
+    marks = {one.get_label(): one.get_marker() for one in figure.axes[0].lines if not one.get_label().startswith("_")}
+    assert marks["AlignDistil"] == "None"
+    assert marks["DPO, 1 epoch"] != "None"
 
 
 def test_without_two_models_of_one_reward_there_is_no_frontier():

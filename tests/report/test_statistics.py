@@ -102,11 +102,11 @@ def test_a_true_gap_is_found_more_often_with_more_seeds() -> None:
     assert found[30] > 0.9
 
 
-@pytest.mark.parametrize("seeds", [3, 5, 10])
-def test_intervals_cover_the_truth_where_seeds_and_prompts_vary(seeds: int) -> None:
+@pytest.mark.parametrize(("seeds", "least"), [(2, 0.91), (3, 0.93), (5, 0.93), (10, 0.93)])
+def test_intervals_cover_the_truth_where_seeds_and_prompts_vary(seeds: int, least: float) -> None:
     random = np.random.default_rng(seeds)
     covered = 0
     for _ in range(2000):
         low, high = estimate(trained(random, 0, random.normal(size=64), seeds)).interval
         covered += low < 0 < high
-    assert 0.93 <= covered / 2000 <= 0.97
+    assert least <= covered / 2000 <= 0.97

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from aligndistil.errors import UserError
-from aligndistil.report import Comparison, combine, read_runs
+from aligndistil.report import Comparison, RewardResult, combine, read_runs, write_report
 from aligndistil.report.curves import steps_to_reward
 from aligndistil.report.tables import BY_METRIC
 from support.finished_runs import STEPS, finished_run, table, trl_run
@@ -141,3 +141,30 @@ def test_what_the_recipe_asked_to_count_is_kept(tmp_path: Path) -> None:
     table = combined(run)
     assert table.threshold is not None
     assert table.threshold.value == 0.01 * STEPS / 2
+
+
+def test_two_runs_of_one_seed_in_a_folder_keep_their_own_rows(tmp_path: Path) -> None:
+    for k in range(2):
+        finished_run(tmp_path / "run" / f"seed-{k}", seed=0)
+    rows, logs = table(tmp_path / "run"), combine(read_runs([tmp_path / "run"]))[1]
+    assert list(rows) == ["initial", "seed-0/dpo", "seed-0/policy", "seed-1/dpo", "seed-1/policy"]
+    assert all(len(logs[f"seed-{k}/policy"]) == 1 for k in range(2))
+
+
+def test_files_of_a_report_that_stood_there_before_are_removed(tmp_path: Path) -> None:
+    combined_, logs = combine(read_runs([finished_run(tmp_path / "run")]))
+    reward = RewardResult(name="a", kind="score", right={"eval": ["10"]})
+    write_report(tmp_path / "report", combined_.model_copy(update={"rewards": [reward], "show_rewards": True}), logs)
+    assert (tmp_path / "report" / "reward_accuracy.csv").is_file()
+    (tmp_path / "report" / "samples").mkdir()
+    written = write_report(tmp_path / "report", combined_.model_copy(update={"results": []}), {})
+    left = sorted(path.name for path in (tmp_path / "report").iterdir())
+    assert left == sorted([*(path.name for path in written), "samples"])
+
+
+def test_values_of_another_measurement_than_the_table_s_are_not_taken(tmp_path: Path) -> None:
+    run = finished_run(tmp_path / "run")
+    assert "gold_reward" in table(run)["policy"].errors
+    kept = run / "report" / "models" / "policy.json"
+    kept.write_text(json.dumps(json.loads(kept.read_text()) | {"metrics": {"gold_reward": 0.123}}))
+    assert "gold_reward" not in table(run)["policy"].errors

@@ -123,10 +123,10 @@ def test_what_is_not_known_stays_out_of_the_metadata() -> None:
 def test_a_few_figures_are_shown_in_words_and_rather_those_of_the_evaluation() -> None:
     metrics = {"loss": 0.5, "eval/loss": 0.6543, "rewards/accuracies": 0.574, "eval/gold_reward": -0.25, "grad_norm": 9}
     assert figures(card(metrics=metrics | {"scores/mean": 2.0})) == [
-        ["Reward accuracy", "57.4 %", "the last training step"],
+        ["Reward accuracy", "57.4 %", "the last line of the training log"],
         ["Gold reward", "-0.25 (-1 to 1)", "the last evaluation"],
         ["Loss", "0.654 nats", "the last evaluation"],
-        ["`scores/mean`", "2", "the last training step"],
+        ["`scores/mean`", "2", "the last line of the training log"],
     ]
     assert "grad_norm" not in card(metrics=metrics)
     assert "## At the end" not in card(metrics={"grad_norm": 1.0})
@@ -135,7 +135,7 @@ def test_a_few_figures_are_shown_in_words_and_rather_those_of_the_evaluation() -
 def test_what_only_samples_tell_of_a_policy_is_of_steps_that_sample() -> None:
     metrics = {"reward/token_mean": 0.01, "eval/reward/token_mean": 0.02}
     assert "Reward of the policy" not in card(metrics=metrics)
-    row = ["Reward of the policy's samples", "0.01 nats a token", "the last training step"]
+    row = ["Reward of the policy's samples", "0.01 nats a token", "the last line of the training log"]
     assert figures(card(metrics=metrics, on_policy=True)) == [row]
 
 

@@ -66,7 +66,7 @@ def finished_run(path: Path, *, seed: int = 0, gold: float = 0.5, rises: float =
         gold = row.metrics["gold_reward"]
         write_text(
             run.report / "models" / f"{row.name}.json",
-            json.dumps({"values": {"gold_reward": [gold - 0.1, gold + 0.1]}}),
+            json.dumps({"metrics": {"gold_reward": gold}, "values": {"gold_reward": [gold - 0.1, gold + 0.1]}}),
         )
     compared = Comparison(results=rows, **told)
     save_results(run.report / "comparison.json", compared)
