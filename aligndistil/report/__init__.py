@@ -11,12 +11,11 @@ from pathlib import Path
 from aligndistil.files import write_text
 from aligndistil.report import tables
 from aligndistil.report.combine import combine
-from aligndistil.report.curves import Curve, Logs, Method, curves_of, read_methods, steps_to
+from aligndistil.report.curves import Curve, Logs, curves_of, read_methods, steps_to
 from aligndistil.report.figures import PICTURES, convergence, pictures, save_figure
 from aligndistil.report.logs import Log, read_logs, step_seconds, training_metrics
-from aligndistil.report.plot import Plot, plot_runs
+from aligndistil.report.plot import plot_runs
 from aligndistil.report.results import (
-    INITIAL,
     ComparedWith,
     Comparison,
     ModelResult,
@@ -24,20 +23,16 @@ from aligndistil.report.results import (
     load_results,
     save_results,
 )
-from aligndistil.report.runs import Run, is_run, read_runs
+from aligndistil.report.runs import is_run, read_runs
 from aligndistil.report.tables import rich_differences, rich_rewards, rich_table, summary
 
 __all__ = [
-    "INITIAL",
     "ComparedWith",
     "Comparison",
     "Curve",
     "Log",
-    "Method",
     "ModelResult",
-    "Plot",
     "RewardResult",
-    "Run",
     "combine",
     "convergence",
     "curves_of",

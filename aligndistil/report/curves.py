@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from aligndistil.errors import UserError, did_you_mean, listed
+from aligndistil.errors import UserError, guess_and_list
 from aligndistil.report.logs import EVAL, Log, off_policy, read_logs, split_and_name, step_seconds, values_of
 from aligndistil.report.results import STEPS, Comparison, ModelResult, Threshold
 
@@ -222,8 +222,9 @@ def _why_none(methods: Sequence[Method], metric: str, x: str) -> str:
     for asked, option in ((metric, "--metric"), *([] if x in UNITS else [(x, "--x")])):
         split, name = split_and_name(asked)
         if (EVAL if split == "eval" else "") + name not in there:
-            known = there if option == "--metric" else [*UNITS, *there]
-            return f"{option}: no stage of {runs} has `{asked}`{_guess(asked, known)}"
+            known = [*(UNITS if option == "--x" else ()), *there]
+            nearest_first = sorted(known, key=lambda name: -SequenceMatcher(None, asked, name).ratio())
+            return f"{option}: no stage of {runs} has `{asked}`{guess_and_list(asked, nearest_first, 'metrics')}"
         if not any(values_of(log.lines, asked) for method in methods for log in method.logs):
             return (
                 f"{option}: `{asked}` is here only of given responses, and does not depend on the policy there: "
@@ -232,19 +233,6 @@ def _why_none(methods: Sequence[Method], metric: str, x: str) -> str:
     if x in ("tokens", "seconds"):
         return f"--x {x}: the logs do not say how many {UNITS[x]} a step took; `--x step` needs nothing more"
     return f"`{metric}` and `{x}` were never logged at the same step"
-
-
-def _guess(metric: str, there: Sequence[str]) -> str:
-    """The nearest name as a guess, and then all of them, nearest first."""
-    # A name that training and evaluation share is listed once, as the one that was asked for.
-    evaluated = {name for name in there if name.startswith(EVAL)}
-    asked_eval = metric.startswith(EVAL)
-    twins = {name.removeprefix(EVAL) for name in evaluated} if asked_eval else {EVAL + name for name in there}
-    near = sorted(
-        (name for name in there if name not in twins), key=lambda name: -SequenceMatcher(None, metric, name).ratio()
-    )
-    guess = did_you_mean(metric, there)
-    return f"{guess} The metrics are {listed(near)}" if guess else f"; the metrics are {listed(near)}"
 
 
 # ---- smoothing
