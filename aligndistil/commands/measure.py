@@ -23,9 +23,11 @@ from aligndistil.recipe import Recipe, stage_of
 from aligndistil.report import (
     ComparedWith,
     Comparison,
+    Measured,
     ModelResult,
     RewardResult,
     combine,
+    read_measured,
     read_runs,
     save_results,
     step_seconds,
@@ -175,6 +177,8 @@ def _table(
     seconds = {name: list(step_seconds(lines).values())[-1:] for name, lines in logged.items()}
     own = {name: reward for name in stages if (reward := own_reward(measurements, name)) is not None}
     splits = [split for split in pairs[INITIAL] if split == "eval" or settings.reward_accuracy]
+    if not splits:
+        own = {}
     rewards = [
         RewardResult(
             name=reward.name,
@@ -183,7 +187,7 @@ def _table(
             right={split: [reward.right(pairs, eval_set.lengths, split)] for split in splits},
             measured_on=measured_on,
         )
-        for name, reward in [*own.items(), *(("", reward) for reward in contrastive_rewards(measurements))]
+        for name, reward in [*own.items(), *(("", reward) for reward in contrastive_rewards(measurements) if splits)]
     ]
     rows = [ModelResult(name=INITIAL, objective="", method=INITIAL, metrics=results[INITIAL].metrics)]
     for name, stage in stages.items():
@@ -237,20 +241,24 @@ def row_labels(recipe: Recipe) -> dict[str, tuple[str, str]]:
         if name in rows:
             labels[name] = (rows[name].method, rows[name].setting or "")
     often = Counter(labels.values())
-    return {name: label if often[label] == 1 else (label[0], name) for name, label in labels.items()}
+    labels = {name: label if often[label] == 1 else (label[0], name) for name, label in labels.items()}
+    often = Counter(labels.values())
+    return {name: label if often[label] == 1 else (f"{label[0]} {name}", label[1]) for name, label in labels.items()}
 
 
 def _read(run: RunFolder, name: str, key: str) -> EvalResult | None:
     """What was measured with this key; None where nothing was, or another model, or on another eval set."""
-    path = run.report / "models" / f"{name}.json"
-    record = json.loads(path.read_text()) if path.is_file() else None
-    if not record or record["key"] != key:
-        return None
-    return EvalResult(record["metrics"], record["values"], record["pairs"])
+    measured = read_measured(run.report / "models" / f"{name}.json")
+    return (
+        None
+        if measured is None or measured.key != key
+        else EvalResult(measured.metrics, measured.values, measured.pairs)
+    )
 
 
 def _write(run: RunFolder, name: str, key: str, result: EvalResult) -> None:
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in result.samples)
     write_text(run.report / "samples" / f"{name}.jsonl", lines)
-    record = {"key": key, "metrics": result.metrics, "values": result.values, "pairs": result.pairs}
-    write_text(run.report / "models" / f"{name}.json", json.dumps(record) + "\n")
+    pairs = {split: [list(pair) for pair in of_split] for split, of_split in result.pairs.items()}
+    measured = Measured(key=key, metrics=result.metrics, values=result.values, pairs=pairs)
+    write_text(run.report / "models" / f"{name}.json", measured.model_dump_json() + "\n")

@@ -330,8 +330,20 @@ class Report(Section):
     """Of the training log, or of its evaluations as `eval/NAME`; null is `reward/token_mean`, or else a gold reward."""
     rows: dict[str, ReportRow] = Field(default={})
     """By stage, what tables and pictures call its model; the others are called by their objective's method."""
-    columns: list[Annotated[ReportColumn, BeforeValidator(_new_name)]] | None = None
+    columns: Annotated[list[Annotated[ReportColumn, BeforeValidator(_new_name)]], Field(min_length=1)] | None = None
     """What the tables show, in this order; null is the usual choice. The .csv and .json always have everything."""
+
+    @model_validator(mode="after")
+    def _names_and_columns_once(self) -> Self:
+        if self.columns is not None and len(set(self.columns)) < len(self.columns):
+            raise refusal("columns", "a column is named twice; remove one of them")
+        seen: dict[tuple[str, str | None], str] = {}
+        for stage, row in self.rows.items():
+            if row.method == "initial":
+                raise refusal(f"rows.{stage}.method", "`initial` is the model that training began from; choose another")
+            if (other := seen.setdefault((row.method, row.setting), stage)) != stage:
+                raise refusal(f"rows.{stage}", f"is called the same as `{other}`; give it another setting")
+        return self
 
 
 class Header(Section):

@@ -18,9 +18,11 @@ from aligndistil.report.plot import plot_runs
 from aligndistil.report.results import (
     ComparedWith,
     Comparison,
+    Measured,
     ModelResult,
     RewardResult,
     load_results,
+    read_measured,
     save_results,
 )
 from aligndistil.report.runs import is_run, read_runs
@@ -31,6 +33,7 @@ __all__ = [
     "Comparison",
     "Curve",
     "Log",
+    "Measured",
     "ModelResult",
     "RewardResult",
     "combine",
@@ -41,6 +44,7 @@ __all__ = [
     "pictures",
     "plot_runs",
     "read_logs",
+    "read_measured",
     "read_methods",
     "read_runs",
     "rich_differences",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -29,6 +30,7 @@ def combine(groups: Sequence[Sequence[Run]]) -> tuple[Comparison, dict[str, dict
     logs: dict[str, dict[str, Log]] = {}
     for name, runs in zip(names, groups, strict=True):
         prefix = f"{name}/" if len(groups) > 1 else ""
+        runs = sorted(runs, key=lambda run: run.comparison.results[0].train_seeds)
         seeds = dict(zip(_names([run.path for run in runs]), runs, strict=True))
         tables = {seed: {row.name: row for row in run.comparison.results} for seed, run in seeds.items()}
         for first in runs[0].comparison.results:
@@ -78,6 +80,7 @@ def summarise(seeds: Mapping[str, ModelResult]) -> ModelResult:
     return first.model_copy(
         update={
             "metrics": {name: float(column.mean()) for name, column in columns.items()},
+            "train_seeds": [seed for result in results for seed in result.train_seeds],
             "spread": {name: float(column.std(ddof=1)) for name, column in columns.items()},
             "per_seed": {
                 seed: {name: result.metrics[name] for name in result.metrics} for seed, result in seeds.items()
@@ -112,31 +115,40 @@ def _is_share(row: ModelResult, metric: str) -> bool:
 def _with_differences(comparison: Comparison) -> Comparison:
     """How far each row is from the best of a column, and which is better than all others beyond chance.
 
-    Nothing where rows were measured on other prompts, or scored by reward models that are not the same.
+    Of the rows that were asked the same prompts and trained with the same seeds: most of them, where not all were.
+    Nothing of scores by reward models that are not the same.
     """
     found: list[Difference] = []
     best: dict[str, str] = {}
     unlike = {"reward_score"} if comparison.reward and not comparison.reward.same_in_all_runs else set()
-    for column in COLUMNS if comparison.measured_on else ():
+    alike = Counter((row.measured_on, tuple(row.train_seeds)) for row in comparison.results if row.measured_on)
+    together = max(alike, key=lambda kind: alike[kind], default=None)
+    apart = [row.label for row in comparison.results if (row.measured_on, tuple(row.train_seeds)) != together]
+    for column in COLUMNS:
         metric = column.metric
-        rows = [row for row in comparison.results if metric in row.metrics]
+        rows = [row for row in comparison.results if metric in row.metrics and row.label not in apart]
         if column.better is None or len(rows) < 2 or metric in unlike:
             continue
         first = (max if column.better == "higher" else min)(rows, key=lambda row: row.metrics[metric])
         samples = {row.name: np.array(_sample(row, metric)) for row in rows}
         own = samples.pop(first.name)
-        if own.size == 1 or any(values.shape != own.shape for values in samples.values()):
+        if own.size < 2 or any(values.shape != own.shape for values in samples.values()):
             continue  # nothing is paired with anything
         paired = {name: difference(values, own) for name, values in samples.items()}
         for name, (one, _) in paired.items():
             low, high = one.interval
             found.append(Difference(metric=metric, name=name, best=first.name, mean=one.mean, low=low, high=high))
         ps = [p for _, p in paired.values() if p is not None]
-        # The best was chosen by the same numbers. It is bold only if all tests agree, which picks no wrong one more
-        # often than one test does; Holm's correction comes on top.
-        if len(ps) == len(paired) and max(holm(ps)) <= LEVEL:
+        # Corrected for the number of rows, the best itself among them: it was chosen by the same numbers.
+        if len(ps) == len(paired) and max(holm([*ps, 1.0])[:-1]) <= LEVEL:
             best[metric] = first.name
-    return comparison.model_copy(update={"differences": found, "best": best})
+    seeds = [
+        row.label for row in comparison.results if row.label in apart and together and row.measured_on == together[0]
+    ]
+    notes = [f"Not compared with the others, since its seeds are others: {', '.join(seeds)}."]
+    return comparison.model_copy(
+        update={"differences": found, "best": best, "notes": comparison.notes + (notes if found and seeds else [])}
+    )
 
 
 def _averaged_rewards(runs: Sequence[Run], prefix: str) -> list[RewardResult]:

@@ -10,6 +10,7 @@ import io
 import math
 import re
 import textwrap
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -174,8 +175,9 @@ def draw(panels: Sequence[Panel], methods: Sequence[str], caption: str = "") -> 
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-    look_of, alone = looks(methods), len(panels) == 1
+    alone = len(panels) == 1
     order = list({line.label: line for panel in panels for line in panel.lines}.values())
+    look_of = _looks_of_lines(order, looks(methods))
     if alone:
         order.sort(key=lambda line: -float(line.y[-1]))
     names = ["\n".join(textwrap.wrap(line.label, NAME)) for line in order]
@@ -197,7 +199,7 @@ def draw(panels: Sequence[Panel], methods: Sequence[str], caption: str = "") -> 
             axes.axis("off")
         legend: dict[str, Any] = {
             "handles": [
-                Line2D([], [], label=name, **_style(look_of[line.method], line))
+                Line2D([], [], label=name, **_style(look_of[line.label], line))
                 for name, line in zip(names, order, strict=True)
             ],
             "handlelength": 3,
@@ -213,6 +215,18 @@ def draw(panels: Sequence[Panel], methods: Sequence[str], caption: str = "") -> 
         for text in figure.findobj(matplotlib.text.Text):
             text.set_parse_math(False)
     return figure
+
+
+def _looks_of_lines(lines: Sequence[Line], look_of: Mapping[str, Look]) -> dict[str, Look]:
+    """By label. Trainings of one method have its colour and marker, and other dashes and fill each."""
+    found: dict[str, Look] = {}
+    turns = Counter[str]()
+    for line in lines:
+        look, turn = look_of[line.method], turns[line.method]
+        turns[line.method] += 1
+        dashes = DASHES[((DASHES.index(look.dashes) if look.dashes in DASHES else 0) + turn) % len(DASHES)]
+        found[line.label] = look._replace(dashes=dashes, hollow=look.hollow != bool(turn % 2)) if turn else look
+    return found
 
 
 def _style(look: Look, line: Line) -> dict[str, Any]:
@@ -233,7 +247,7 @@ def _draw_panel(axes: Axes, panel: Panel, look_of: Mapping[str, Look]) -> None:
 
     errors = sum(line.y_error is not None for line in panel.lines)
     for line in panel.lines:
-        look = look_of[line.method]
+        look = look_of[line.label]
         for x, y in line.faint:
             axes.plot(x, y, color=look.colour, lw=0.8, alpha=0.3, zorder=2)
         style = _style(look, line)
@@ -260,10 +274,10 @@ def _draw_panel(axes: Axes, panel: Panel, look_of: Mapping[str, Look]) -> None:
     for label, reached in panel.marks:
         line = by_label[label]
         height = float(np.interp(reached, line.x, line.y))
-        axes.plot(reached, height, ls="none", marker="o", ms=6, mfc=GROUND, mec=look_of[line.method].colour, zorder=5)
+        axes.plot(reached, height, ls="none", marker="o", ms=6, mfc=GROUND, mec=look_of[label].colour, zorder=5)
     axes.set_title(panel.title)
-    axes.set_xlabel(panel.x_label)
-    axes.set_ylabel(panel.y_label)
+    axes.set_xlabel(textwrap.fill(panel.x_label, 44))
+    axes.set_ylabel(textwrap.fill(panel.y_label, 30))
     for axis, percent, whole in ((axes.xaxis, panel.x_percent, panel.whole), (axes.yaxis, panel.y_percent, False)):
         axis.set_major_locator(MaxNLocator(integer=whole, nbins=6, steps=[1, 2, 2.5, 5, 10]))
         if percent:
@@ -344,7 +358,8 @@ def convergence(comparison: Comparison, logs: Logs) -> Figure | None:
             panel = curve_panel(curves, smoothed(curves), metric, "step", comparison)
             lines = [replace(line, marked=i >= len(trained)) for i, line in enumerate(panel.lines)]
             panels.append(replace(panel, lines=lines))
-    return draw(panels, methods_of(comparison), CAPTION) if panels else None
+    several = " Bands or bars: the standard error over seeds." if _several(comparison) else ""
+    return draw(panels, methods_of(comparison), CAPTION + several) if panels else None
 
 
 CAPTION = (
@@ -355,9 +370,8 @@ CAPTION = (
 
 def pictures(comparison: Comparison, logs: Logs) -> dict[str, Figure]:
     """The pictures of a comparison by file name: reward and length over steps, reward over KL, what reward costs."""
-    methods, counts = methods_of(comparison), sorted({result.seeds for result in comparison.results})
-    seeds = " or ".join(map(str, counts))
-    several = counts[-1:] > [1]
+    methods, several = methods_of(comparison), _several(comparison)
+    seeds = " or ".join(map(str, sorted({result.seeds for result in comparison.results})))
     rewards = (comparison.threshold.metric,) if comparison.threshold else REWARDS
     wanted: list[tuple[Sequence[str], str]] = [
         (rewards, "step"),
@@ -371,7 +385,11 @@ def pictures(comparison: Comparison, logs: Logs) -> dict[str, Figure]:
         )
         if raw:
             drawn = smoothed(raw) if x == "step" else raw
-            about = ["Moving averages of what was logged."] if x == "step" else ["Evaluations, from first to last."]
+            about = (
+                ["Lines of 24 points or more are moving averages."]
+                if x == "step"
+                else ["Evaluations, from first to last."]
+            )
             if several:
                 about.append(
                     f"Mean over {seeds} seeds;"
@@ -385,10 +403,14 @@ def pictures(comparison: Comparison, logs: Logs) -> dict[str, Figure]:
             said.append(
                 "Bars: standard errors, over prompts" + (f" and {seeds} seeds." if several else " (one training).")
             )
-        if any(result.setting for result in comparison.results):
+        if any(len(line.x) > 1 for panel in panels for line in panel.lines):
             said.append("A line joins the models of one method, whose marks grow in the order of the legend.")
         found[PICTURES[-1]] = draw(panels, methods, " ".join(said))
     return found
+
+
+def _several(comparison: Comparison) -> bool:
+    return any(result.seeds > 1 for result in comparison.results)
 
 
 def methods_of(comparison: Comparison) -> list[str]:
@@ -411,7 +433,7 @@ def _cost_panel(comparison: Comparison, cost: str) -> Panel | None:
         by_method.setdefault(row.method or row.name, []).append(row)
     lines = []
     for method, those in by_method.items():
-        settings = " / ".join(row.setting for row in those if row.setting)
+        settings = " / ".join(row.setting or "default" for row in those) if any(row.setting for row in those) else ""
         x, y = (np.array([row.metrics[metric] for row in those]) for metric in (cost, reward))
         dx, dy = (np.array([row.errors.get(metric, 0.0) for row in those]) for metric in (cost, reward))
         lines.append(Line(method, f"{method}: {settings}" if settings else method, x, y, dx, dy, models=True))

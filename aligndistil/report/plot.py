@@ -87,6 +87,8 @@ def plot_runs(
         check_file(out)
     if threshold is not None and not math.isfinite(threshold):
         raise UserError(f"--threshold: {threshold} is no value that a curve can reach: give a finite number")
+    if window is not None and not smooth:
+        raise UserError("--window says how wide the average is, and --no-smooth that there is none: give one of them")
     methods = read_methods(runs)
     if x == "kl":
         x = _most_common(methods, KLS)
@@ -95,7 +97,7 @@ def plot_runs(
     against = x not in UNITS
     reaches = default_reach(curves, PATH_WINDOWS if against else WINDOWS)
     if not smooth or window is not None:
-        reaches = [float(window or 0) if smooth else 0.0] * len(curves)
+        reaches = [float(window or 0)] * len(curves)
     drawn = [curve.smoothed(reach, x_too=against) for curve, reach in zip(curves, reaches, strict=True)]
     crossing = None
     if not against and (threshold is not None or (len(curves) > 1 and metric_info(metric).better == "more")):

@@ -21,6 +21,28 @@ class _Closed(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
+class Measured(_Closed):
+    """report/models/NAME.json: what was measured of one model."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    key: str
+    """A hash of everything that the numbers depend on."""
+    metrics: dict[str, float]
+    values: dict[str, list[float]]
+    """What those metrics that are means are the mean of, prompt by prompt."""
+    pairs: dict[str, list[list[float]]]
+    """By split, of the chosen and the rejected response of each pair: log-probability or score."""
+
+
+def read_measured(path: Path) -> Measured | None:
+    """None where there is no such file, or a damaged one: the model is then measured again."""
+    try:
+        return Measured.model_validate_json(path.read_bytes())
+    except (FileNotFoundError, ValidationError):
+        return None
+
+
 class ModelResult(_Closed):
     """One row of the comparison. Metric names and units are those of docs/metrics.md."""
 
@@ -42,6 +64,10 @@ class ModelResult(_Closed):
     """Standard deviation over seeds (n - 1 in the denominator) of each of `metrics`; empty for a single run."""
     per_seed: dict[str, dict[str, float]] = {}
     """The metrics of each seed by its name; empty for a single run."""
+    train_seeds: list[int] = []
+    """What rows of other runs are paired by."""
+    measured_on: str = ""
+    """As `Comparison.measured_on`, of this row."""
     values: dict[str, list[list[float]]] = Field(default={}, exclude=True)
     """What some metrics are the mean of, (seeds, prompts or pairs). Kept in report/models/, not in comparison.json."""
 

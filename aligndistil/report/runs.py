@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 from aligndistil.errors import UserError
 from aligndistil.report.logs import METRICS, STATE, Log, read_logs, seed_folders
-from aligndistil.report.results import STEPS, Comparison, ModelResult, load_results
+from aligndistil.report.results import STEPS, Comparison, ModelResult, load_results, read_measured
 from aligndistil.run_folder import Done, RunFolder
 
 REPORT = Path("report") / "comparison.json"
@@ -111,6 +112,7 @@ def _ours(path: Path, group: Path) -> Run:
     done = {name: found for name, stage in stages.items() if (found := stage.read_done()) is not None}
     trained_as = json.dumps({name: _without_seed(one) for name, one in done.items()}, sort_keys=True)
     seeds = json.dumps({name: one.resolved["train"]["seed"] for name, one in done.items()}, sort_keys=True)
+    seed = min((one.resolved["train"]["seed"] for one in done.values()), default=0)  # of every row of the run
     for name, one in done.items():
         if comparison.weights.get(name, one.weights) != one.weights:
             raise UserError(
@@ -122,20 +124,24 @@ def _ours(path: Path, group: Path) -> Run:
     for row in comparison.results:
         # The threshold of one run alone is another than that of all.
         metrics = {name: value for name, value in row.metrics.items() if name != STEPS}
-        rows.append(row.model_copy(update={"metrics": metrics, "values": _values(path, comparison, row.name)}))
+        row = row.model_copy(update={"metrics": metrics, "measured_on": comparison.measured_on})
+        rows.append(row.model_copy(update={"values": _values(path, comparison, row), "train_seeds": [seed]}))
     comparison = comparison.model_copy(update={"results": rows, "notes": []})
     return Run(path, group, comparison, logs, trained_as, measured_as, seeds)
 
 
-def _values(path: Path, comparison: Comparison, name: str) -> dict[str, list[list[float]]]:
-    """What the metrics of a row are means of, prompt by prompt or pair by pair."""
-    measured = path / "report" / "models" / f"{name}.json"
-    record: dict[str, Any] = json.loads(measured.read_text()) if measured.is_file() else {}
+def _values(path: Path, comparison: Comparison, row: ModelResult) -> dict[str, list[list[float]]]:
+    """What the metrics of a row are means of, prompt by prompt or pair by pair; nothing where it is not of them."""
+    measured = read_measured(path / "report" / "models" / f"{row.name}.json")
+    own = next((reward.shares("eval") for reward in comparison.rewards if reward.of == row.name), [])
+    values = {} if measured is None else {metric: [of_prompts] for metric, of_prompts in measured.values.items()}
+    values |= {ACCURACY: own} if own else {}
     # An interrupted measurement leaves files that are newer than the comparison.
-    same = record.get("metrics", {}).items() <= comparison.row(name).metrics.items()
-    values: dict[str, list[float]] = record.get("values", {}) if same else {}
-    own = next((reward.shares("eval") for reward in comparison.rewards if reward.of == name), [])
-    return {metric: [of_prompts] for metric, of_prompts in values.items()} | ({ACCURACY: own} if own else {})
+    return {
+        metric: rows
+        for metric, rows in values.items()
+        if rows[0] and math.isclose(sum(rows[0]) / len(rows[0]), row.metrics.get(metric, math.nan), abs_tol=1e-9)
+    }
 
 
 def _without_seed(done: Done) -> dict[str, Any]:
@@ -147,8 +153,10 @@ def _theirs(log: Log) -> Run:
     """The last logged value of everything, under our name where we have one; `eval/...` is of an evaluation."""
     last = {split: _last(log, split) for split in ("train", "eval")}
     metrics = last["train"] | {f"eval/{name}": value for name, value in last["eval"].items()}
+    # Ours is of held-out pairs, and our KL is exact, of samples for held-out prompts: its own are others.
+    metrics = {name: value for name, value in metrics.items() if name not in (ACCURACY, "kl")}
     if ACCURACY in last["eval"]:
-        metrics[ACCURACY] = last["eval"][ACCURACY]  # ours is of held-out pairs, too
+        metrics[ACCURACY] = last["eval"][ACCURACY]
     if log.lines:
         metrics["steps"] = max(line["step"] for line in log.lines)
     metrics |= _summary(log.path)

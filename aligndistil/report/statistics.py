@@ -1,11 +1,12 @@
 """Standard errors, intervals and tests of means over prompts (or pairs) and training seeds.
 
 Values are (S, P): S seeds, each with the same P prompts. Seeds and prompts are both samples: another training would
-differ, and other prompts would. The variance of the mean is the sum of two parts, estimated by a two-way analysis of
-variance: that of seeds, with S - 1 degrees of freedom, and that of prompts and of what is left, with P - 1. An interval
-adds the two parts, each times its own Student quantile squared (Howe 1974, JASA 69, 789-794), which simulation shows to
-cover 93 to 97 % with three seeds or more, and 91 to 97 % with two. Of a single seed, everything is of that one trained
-model.
+differ, and other prompts would. The variance of the mean has two parts, from a two-way analysis of variance: that of
+the seeds' means, with S - 1 degrees of freedom, and that of the prompts beyond what is left over, with P - 1. An
+interval adds the two parts, each times its own Student quantile squared (as Howe 1974, JASA 69, 789-794). The first
+part counts what is left over once more than Howe's, so that it is never cut off at 0: in simulation, over spreads of
+seeds from 0 to 1 and of prompts from 0 to 1 times what is left over and 32 to 256 prompts, intervals cover 94 to 98 %
+with two to ten seeds, where Howe's go down to 86 %. Of a single seed, everything is of that one trained model.
 """
 
 from __future__ import annotations
@@ -48,9 +49,9 @@ class Estimate(NamedTuple):
     @property
     def p(self) -> float:
         """Two-sided, of a true mean of 0: the level at which the interval ends there."""
-        if self.mean == 0 or not self.parts:
-            return 1.0
         parts = [(variance, df) for variance, df in self.parts if variance > 0]
+        if self.mean == 0 or not parts:  # what is the same everywhere (a number of steps, say) is no sample of chance
+            return 1.0
         if len(parts) == 1:
             (variance, df), *_ = parts
             return 2 * float(stats.t.sf(abs(self.mean) / math.sqrt(variance), df))
@@ -71,27 +72,26 @@ def estimate(values: ArrayLike) -> Estimate:
         return Estimate(mean, ((float(v.var(ddof=1)) / count, count - 1),))
     of_seed, of_prompt = v.mean(axis=1), v.mean(axis=0)
     rest = v - of_seed[:, None] - of_prompt[None, :] + mean
-    # Mean squares: what is left; and of seeds and prompts beyond what is left, none where that is all there is.
     ms_rest = float((rest**2).sum()) / ((seeds - 1) * (prompts - 1))
-    ms_seed = max(prompts * float(of_seed.var(ddof=1)) - ms_rest, 0.0)
+    ms_seed = prompts * float(of_seed.var(ddof=1))
     ms_prompt = max(seeds * float(of_prompt.var(ddof=1)) - ms_rest, 0.0)
-    return Estimate(mean, ((ms_seed / count, seeds - 1), ((ms_prompt + ms_rest) / count, prompts - 1)))
+    return Estimate(mean, ((ms_seed / count, seeds - 1), (ms_prompt / count, prompts - 1)))
 
 
 def interval_of_share(values: ArrayLike) -> tuple[float, float]:
-    """95 % of a share of (S, P) zeros and ones: as `estimate`, by Wilson's score where all are the same.
+    """95 % of a share of (S, P) zeros and ones, by Wilson's score (1927, JASA 22, 209-212).
 
-    24 of 24 right is no proof that all are: Wilson's interval (1927, JASA 22, 209-212) is from 86 to 100 %.
+    Its number of trials is that which would have the error of `estimate`, and its quantile that of the same. Where all
+    values are the same, the trials are the prompts: 24 of 24 right is from 86 to 100 %, since seeds that agree on every
+    prompt say no more than one.
     """
     found = estimate(values)
-    if found.half_width() > 0:
-        low, high = found.interval
-        return max(low, 0.0), min(high, 1.0)
-    n = np.atleast_2d(np.asarray(values)).shape[1]  # seeds that agree on every prompt are no more than one
-    z = float(stats.norm.ppf(1 - LEVEL / 2))
-    centre = (found.mean + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z / (1 + z**2 / n) * math.sqrt(found.mean * (1 - found.mean) / n + z**2 / (4 * n**2))
-    return centre - half, centre + half
+    p, n, q = found.mean, float(np.atleast_2d(np.asarray(values)).shape[1]), float(stats.norm.ppf(1 - LEVEL / 2))
+    if found.error:
+        n, q = p * (1 - p) / found.error**2, found.half_width() / found.error
+    centre = (p + q**2 / (2 * n)) / (1 + q**2 / n)
+    half = q / (1 + q**2 / n) * math.sqrt(p * (1 - p) / n + q**2 / (4 * n**2))
+    return max(centre - half, 0.0), min(centre + half, 1.0)
 
 
 def difference(values: ArrayLike, others: ArrayLike) -> tuple[Estimate, float | None]:

@@ -8,9 +8,10 @@ from typing import Literal, NamedTuple
 
 import pandas as pd
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
+from rich.console import Console, Group
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from aligndistil.report.logs import metric_info
 from aligndistil.report.results import Comparison, Difference, ModelResult, RewardResult, Threshold
@@ -148,7 +149,8 @@ def _notes(comparison: Comparison, columns: Sequence[Column]) -> list[str]:
         "completions/mean_length": "Length is in tokens.",
         "steps_to_reward": ""
         if threshold is None
-        else f"Steps to reward: until the moving average of the {_of_threshold(threshold)} is {threshold.value:.3g} "
+        else f"Steps to reward: the first logged step at which the {_of_threshold(threshold)} (a moving average, where "
+        f"there are 24 points or more) is {threshold.value:.3g} "
         f"({threshold.chosen}); - where there is no such curve, where it begins there, or where a seed does not get "
         "there.",
     }
@@ -209,6 +211,8 @@ def _signed(column: Column, one: Difference | None) -> str:
     if one is None:
         return NOTHING
     mean, low, high = (column.write(value).removesuffix("%") for value in (one.mean, one.low, one.high))
+    if one.low == one.high:  # the same everywhere: not a sample of anything
+        return _with_sign(mean)
     return f"{_with_sign(mean)} [{_with_sign(low)}, {_with_sign(high)}]"
 
 
@@ -311,29 +315,35 @@ def latex(comparison: Comparison) -> str:
 
 
 def _latex_table(cells: Cells, label: str) -> str:
-    frame = pd.DataFrame(cells.rows, columns=cells.heads)
-    bold = pd.DataFrame("", index=frame.index, columns=frame.columns)
-    for i, j in cells.bold:
-        bold.iloc[i, j] = "textbf:--rwrap;"
-    style = frame.style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis="columns")
-    text: str = style.apply(lambda _: bold, axis=None).to_latex(
-        hrules=True,
-        column_format="l" * cells.text + "r" * (len(cells.heads) - cells.text),
-        position_float="centering",
-        label=f"tab:{label}",
-        caption="@",
-    )
-    # Made smaller where it is wider than the page.
-    smaller = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"
-    text = text.replace(r"\begin{tabular}", f"{smaller}\n\\begin{{tabular}}")
-    text = text.replace(r"\end{tabular}", r"\end{tabular}}")
-    text = text.replace("\\\\\n[", "\\\\\n{}[")  # after a line's end a bracket would be its argument
-    caption = r"\caption{" + " ".join(cells.notes).translate(_LATEX) + "}"
-    return text.replace(r"\caption{@}", caption).replace("±", r"$\pm$")
+    """Made smaller where it is wider than the page."""
+
+    def line(row: Sequence[str], i: int | None = None) -> str:
+        texts = [cell.translate(_LATEX) for cell in row]
+        return (
+            " & ".join(rf"\textbf{{{text}}}" if (i, j) in cells.bold else text for j, text in enumerate(texts)) + r" \\"
+        )
+
+    lines = [
+        r"\begin{table}",
+        r"\centering",
+        rf"\caption{{{' '.join(cells.notes).translate(_LATEX)}}}",
+        rf"\label{{tab:{label}}}",
+        r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
+        rf"\begin{{tabular}}{{{'l' * cells.text + 'r' * (len(cells.heads) - cells.text)}}}",
+        r"\toprule",
+        line(cells.heads),
+        r"\midrule",
+        *(line(row, i) for i, row in enumerate(cells.rows)),
+        r"\bottomrule",
+        r"\end{tabular}}",
+        r"\end{table}",
+    ]
+    return "\n".join(lines) + "\n"
 
 
 _LATEX = str.maketrans(
-    {"\\": r"\textbackslash ", "~": r"\textasciitilde ", "^": r"\textasciicircum "}
+    {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$"}
+    | {"[": "{[}", "*": "{*}"}  # after a line's end these would be its arguments
     | {character: f"\\{character}" for character in "&%$#_{}"}
 )
 """What LaTeX would not print as it stands."""
@@ -388,7 +398,7 @@ def _csv(rows: Sequence[dict[str, object]]) -> str:
 # ---- on the terminal
 
 
-def rich_table(comparison: Comparison, width: int | None = None) -> Table:
+def rich_table(comparison: Comparison, width: int | None = None) -> Group:
     """For the terminal, in `width` columns (what the terminal has). Columns give way by importance.
 
     The recipe's own choice of columns is kept; the terminal then wraps them.
@@ -396,13 +406,14 @@ def rich_table(comparison: Comparison, width: int | None = None) -> Table:
     room = width or Console().width
     columns = main_columns(comparison)
     while True:
-        table = _rich(comparison_cells(comparison, columns, short=True))
-        if _width(table) <= room or comparison.columns is not None or len(columns) < 2:
-            return table
+        cells = comparison_cells(comparison, columns, short=True)
+        fits = Console(width=1000).measure(_table(cells)).maximum <= room
+        if fits or comparison.columns is not None or len(columns) < 2:
+            return _rich(cells)
         columns.remove(max(columns, key=lambda column: column.rank))
 
 
-def rich_differences(comparison: Comparison) -> Table | None:
+def rich_differences(comparison: Comparison) -> Group | None:
     """For the terminal: of the most important column that has a better side."""
     columns = [column for column in columns_of(comparison) if column.better]
     measured = {one.metric for one in comparison.differences}
@@ -413,7 +424,7 @@ def rich_differences(comparison: Comparison) -> Table | None:
     return None if cells is None else _rich(cells)
 
 
-def rich_rewards(rewards: Sequence[RewardResult]) -> Table:
+def rich_rewards(rewards: Sequence[RewardResult]) -> Group:
     """For the terminal: without the differences on the training pairs."""
     cells = reward_cells(rewards)
     shown = [i for i, head in enumerate(cells.heads) if not (head.startswith("difference") and "training" in head)]
@@ -421,17 +432,17 @@ def rich_rewards(rewards: Sequence[RewardResult]) -> Table:
     return _rich(Cells(heads, rows, cells.text, cells.notes))
 
 
-def _rich(cells: Cells) -> Table:
-    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True, caption_justify="left")
+def _rich(cells: Cells) -> Group:
+    """A table, and its notes as wide as the terminal."""
+    return Group(_table(cells), Text(" ".join(cells.notes), style="dim italic"))
+
+
+def _table(cells: Cells) -> Table:
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
     for i, head in enumerate(cells.heads):
         words = i < cells.text
         table.add_column(escape(head), justify="left" if words else "right", vertical="bottom", no_wrap=not words)
     for i, row in enumerate(cells.rows):
         shown = [escape(cell.replace(" ± ", "±")) for cell in row]
         table.add_row(*(f"[bold]{cell}[/]" if (i, j) in cells.bold else cell for j, cell in enumerate(shown)))
-    table.caption = escape(" ".join(cells.notes)) or None
     return table
-
-
-def _width(table: Table) -> int:
-    return Console(width=1000).measure(table).maximum

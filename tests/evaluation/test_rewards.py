@@ -84,7 +84,7 @@ def test_a_reward_is_taken_to_the_stage_s_own_reference(load: Callable[..., Reci
     found = measurements(load(stages=stages))
     assert own_reward(found, "dpo") == Reward("implicit", "dpo", "sft")
     assert own_reward(found, "sft") is None
-    assert own_reward(found, "trained") == Reward("implicit", "trained", "reference")
+    assert own_reward(found, "trained") == Reward("implicit", "trained", "reference.0")
     assert [Path(path).name for path in found.references.values()] == ["other"]
 
 

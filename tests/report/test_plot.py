@@ -99,7 +99,7 @@ def test_a_known_series_has_the_right_points():
     assert points(line(figure, "b")) == [(1, 1.0), (2, 2.0), (3, 3.0)]
     axes = figure.axes[0]
     assert axes.get_xlabel() == "optimizer steps"
-    assert axes.get_ylabel() == "token-averaged reward (nats per token)"
+    assert axes.get_ylabel().split() == ["token-averaged", "reward", "(nats", "per", "token)"]
     assert axes.get_title(loc="left") == "Reward of the policy's samples"
 
 
@@ -346,6 +346,13 @@ def test_lines_of_evaluations_are_marked_in_convergence_and_lines_of_training_ar
     marks = {one.get_label(): one.get_marker() for one in figure.axes[0].lines if not one.get_label().startswith("_")}
     assert marks["AlignDistil"] == "None"
     assert marks["DPO, 1 epoch"] != "None"
+
+
+def test_trainings_of_one_method_share_a_colour_and_differ_in_dashes():
+    figure = pictures(MODELS, {"dpo": OFF, "dpo_3": OFF})["reward-over-kl.png"]
+    (one, three) = (handle for handle in figure.legends[0].get_lines() if handle.get_label().startswith("DPO"))
+    assert one.get_color() == three.get_color()
+    assert str(one._unscaled_dash_pattern) != str(three._unscaled_dash_pattern)
 
 
 def test_without_two_models_of_one_reward_there_is_no_frontier():

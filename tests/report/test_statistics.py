@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from aligndistil.report.statistics import difference, estimate, holm, interval_of_share
+from aligndistil.report.statistics import LEVEL, difference, estimate, holm, interval_of_share
 
 
 def test_of_one_seed_the_error_is_that_of_the_mean_over_prompts() -> None:
@@ -28,13 +28,21 @@ def test_of_seeds_without_prompts_it_is_that_of_the_mean_over_seeds() -> None:
 
 
 def test_seeds_and_prompts_each_have_their_part() -> None:
-    """Rows 0, 2, 6 and columns -1, 1 added up, and nothing left over."""
+    """Rows 0, 2, 7 and columns -1, 1 added up, and nothing left over."""
     found = estimate(np.array([[0.0], [2.0], [7.0]]) + np.array([[-1.0, 1.0]]))
     assert found.mean == 3.0
     # Seeds: variance 13 over 3; prompts: variance 2 over 2.
     assert found.parts == ((pytest.approx(13 / 3), 2), (pytest.approx(1.0), 1))
     assert found.error == pytest.approx(math.sqrt(13 / 3 + 1))
     assert found.half_width() == pytest.approx(math.sqrt(4.302653**2 * 13 / 3 + 12.706205**2), rel=1e-6)
+
+
+def test_what_is_left_over_is_counted_with_the_seeds_and_not_with_the_prompts() -> None:
+    found = estimate([[0.0, 1.0], [1.0, 0.0]])  # nothing but what is left over: its mean square is 1
+    assert found.parts == ((0.0, 1), (0.0, 1))
+    found = estimate([[0.0, 3.0], [1.0, 0.0]])
+    # Row means 1.5 and 0.5, column means 0.5 and 1.5, left over -1, 1, 1, -1: mean squares 1, 1 and 4.
+    assert found.parts == ((pytest.approx(0.25), 1), (0.0, 1))
 
 
 def test_one_number_has_no_error() -> None:
@@ -57,7 +65,16 @@ def test_all_right_is_not_certainty() -> None:
     assert interval_of_share([[1.0] * 24] * 3) == (low, high)  # three seeds that agree are 24 pairs, not 72
     assert interval_of_share([[0.0] * 24])[1] == pytest.approx(1 - low)
     inside = interval_of_share([[1.0] * 23 + [0.0]])
-    assert 0 < inside[0] < 23 / 24 < inside[1] <= 1
+    assert 0 < inside[0] < 23 / 24 < inside[1] < 1
+    assert 23 / 24 - inside[0] > 1.5 * (inside[1] - 23 / 24)  # there is more room below
+
+
+def test_of_one_seed_a_share_has_wilson_s_own_interval() -> None:
+    """40 pairs, 34 right; with the quantile of 39 degrees of freedom and n - 1 in the denominator of the variance."""
+    low, high = interval_of_share([[1.0] * 34 + [0.0] * 6])
+    p, n, q = 0.85, 39.0, float(stats.t.ppf(0.975, 39))
+    roots = np.roots([1 + q**2 / n, -(2 * p + q**2 / n), p**2])  # |p - x| = q sqrt(x (1 - x) / n)
+    assert (low, high) == pytest.approx((roots.min(), roots.max()))
 
 
 def test_holm_by_hand() -> None:
@@ -67,9 +84,9 @@ def test_holm_by_hand() -> None:
     assert holm([]) == []
 
 
-def test_what_differs_by_the_same_everywhere_is_certain_and_equal_values_are_a_tie() -> None:
+def test_what_differs_by_the_same_everywhere_is_no_sample_of_chance_and_equal_values_are_a_tie() -> None:
     values = np.array([[1.0, 2.0], [3.0, 5.0]])
-    assert difference(values, values - 0.5)[1] == 0.0
+    assert difference(values, values - 0.5)[1] == 1.0
     assert difference(values, values)[1] == 1.0
     assert difference(values[:1], values[:1] - 0.5)[1] is None  # one seed says nothing of trainings
 
@@ -79,6 +96,18 @@ def trained(random: np.random.Generator, mean: float, prompts: np.ndarray, seeds
     return mean + 0.3 * random.normal(size=(seeds, 1)) + prompts + random.normal(size=(seeds, len(prompts)))
 
 
+@pytest.mark.parametrize("seeds", [2, 3])
+def test_intervals_cover_the_truth_where_seeds_vary_little(seeds: int) -> None:
+    """A tenth of what is left over, 256 prompts: where a variance of seeds that is cut off at 0 covers 88 %."""
+    random = np.random.default_rng(seeds)
+    covered = 0
+    for _ in range(1000):
+        values = 0.1 * random.normal(size=(seeds, 1)) + random.normal(size=(seeds, 256))
+        low, high = estimate(values).interval
+        covered += low < 0 < high
+    assert 0.93 <= covered / 1000 <= 0.98
+
+
 @pytest.mark.parametrize("seeds", [2, 3, 5, 10])
 def test_two_identical_methods_are_told_apart_in_at_most_one_of_twenty_comparisons(seeds: int) -> None:
     random, found = np.random.default_rng(seeds), 0
@@ -86,7 +115,19 @@ def test_two_identical_methods_are_told_apart_in_at_most_one_of_twenty_compariso
         prompts = random.normal(size=32)
         _, p = difference(trained(random, 0, prompts, seeds), trained(random, 0, prompts, seeds))
         assert p is not None
-        found += p <= 0.05
+        found += holm([p, 1.0])[0] <= LEVEL  # as a table of two rows has it
+    assert found <= 50
+
+
+def test_identical_methods_on_a_grid_are_not_told_apart_more_often() -> None:
+    """Steps to a threshold are whole, and often equal: a difference without any spread proves nothing."""
+    random = np.random.default_rng(0)
+    found = 0
+    for _ in range(1000):
+        one, other = random.integers(1, 5, size=(2, 2, 1)) * 24.0
+        _, p = difference(one, other)
+        assert p is not None
+        found += holm([p, 1.0])[0] <= LEVEL
     assert found <= 50
 
 
@@ -102,11 +143,11 @@ def test_a_true_gap_is_found_more_often_with_more_seeds() -> None:
     assert found[30] > 0.9
 
 
-@pytest.mark.parametrize(("seeds", "least"), [(2, 0.91), (3, 0.93), (5, 0.93), (10, 0.93)])
-def test_intervals_cover_the_truth_where_seeds_and_prompts_vary(seeds: int, least: float) -> None:
+@pytest.mark.parametrize(("seeds", "most"), [(2, 0.98), (3, 0.97), (5, 0.97), (10, 0.97)])
+def test_intervals_cover_the_truth_where_seeds_and_prompts_vary(seeds: int, most: float) -> None:
     random = np.random.default_rng(seeds)
     covered = 0
     for _ in range(2000):
         low, high = estimate(trained(random, 0, random.normal(size=64), seeds)).interval
         covered += low < 0 < high
-    assert least <= covered / 2000 <= 0.97
+    assert 0.93 <= covered / 2000 <= most

@@ -11,6 +11,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 from rich.console import Console
+from rich.table import Table
 
 from aligndistil.errors import UserError
 from aligndistil.recipe.sections import _RENAMED, ReportColumn
@@ -53,8 +54,9 @@ def trained(name: str, **values: Any) -> ModelResult:
     for k in range(len(next(iter(values.values())))):
         own = {metric.replace("__", "/"): list(map(float, rows[k])) for metric, rows in values.items()}
         means = {metric: float(np.mean(row)) for metric, row in own.items()}
-        row = ModelResult(name=name, objective="dpo", metrics=means, values={m: [row] for m, row in own.items()})
-        seeds[f"seed-{k}"] = row
+        kept = {metric: [row] for metric, row in own.items()}
+        asked = {"measured_on": "abc", "train_seeds": [k]}
+        seeds[f"seed-{k}"] = ModelResult(name=name, objective="dpo", metrics=means, values=kept, **asked)
     return _with_errors(summarise(seeds))
 
 
@@ -109,7 +111,7 @@ NOISE = np.random.default_rng(0).normal(size=(3, 40)) * 0.1
 
 def test_the_best_is_bold_only_when_every_other_is_worse_beyond_chance_and_the_difference_is_printed() -> None:
     best, worse = trained("best", gold_reward=NOISE + 1), trained("worse", gold_reward=NOISE[::-1] * 0.9)
-    table = compared(trained("reverse", gold_reward=NOISE - 1), worse, best)
+    table = compared(trained("reverse", gold_reward=NOISE[:, ::-1] - 1), worse, best)
     assert table.best == {"gold_reward": "best"}
     assert "| **1.01 ± 0.01** |" in markdown(table)
     (row,) = [one for one in table.differences if one.name == "worse"]
@@ -117,7 +119,7 @@ def test_the_best_is_bold_only_when_every_other_is_worse_beyond_chance_and_the_d
     assert row.low < row.mean < row.high < 0
     assert f"| worse | {row.mean:+.2f} [{row.low:+.2f}, {row.high:+.2f}] |" in markdown(table)
     level = trained("level", gold_reward=NOISE[::-1] + 1)
-    undecided = compared(trained("reverse", gold_reward=NOISE - 1), worse, best, level)
+    undecided = compared(trained("reverse", gold_reward=NOISE[:, ::-1] - 1), worse, best, level)
     assert undecided.best == {}
     assert len(undecided.differences) == 3
 
@@ -134,10 +136,19 @@ def test_a_single_seed_has_intervals_and_no_bold() -> None:
 
 def test_rows_that_were_asked_other_prompts_have_no_difference() -> None:
     rows = trained("a", gold_reward=NOISE), trained("b", gold_reward=NOISE + 1)
-    assert not _with_differences(Comparison(results=list(rows), measured_on="")).differences
+    other = rows[1].model_copy(update={"measured_on": "others"})
+    assert not compared(rows[0], other).differences
     unlike = trained("b", gold_reward=NOISE[:, :7] + 1)
     assert not compared(rows[0], unlike).differences
     assert not compared(rows[0], trained("b", gold_reward=NOISE[:2] + 1)).differences
+
+
+def test_runs_of_other_seeds_are_not_paired_and_a_note_says_so() -> None:
+    three, two = trained("a", gold_reward=NOISE), trained("b", gold_reward=NOISE + 1)
+    other = trained("late", gold_reward=NOISE + 2).model_copy(update={"train_seeds": [5, 6, 7]})
+    table = compared(three, two, other)
+    assert {one.name for one in table.differences} == {"a"}
+    assert table.notes == ["Not compared with the others, since its seeds are others: late."]
 
 
 def test_what_has_no_better_side_has_no_best() -> None:
@@ -162,6 +173,12 @@ FULL = {
     "completions/mean_length": 128.1,
     "steps": 1200,
 } | {column.metric: 1.0 for column in COLUMNS if column.metric not in ("kl", "steps")}
+
+
+def columns_shown(comparison: Comparison, width: int) -> list[str]:
+    table = table_of(comparison, width).renderables[0]
+    assert isinstance(table, Table)
+    return [str(column.header) for column in table.columns]
 
 
 def printed(comparison: Comparison, width: int) -> str:
@@ -190,13 +207,13 @@ def test_in_a_narrow_terminal_columns_give_way_by_importance_and_no_word_breaks(
 def test_wider_terminals_show_more() -> None:
     rows = [ModelResult(name="a", objective="dpo", metrics=FULL, errors=dict.fromkeys(FULL, 0.05))]
     comparison = Comparison(kl_to=DPO, results=rows)
-    counts = [len(table_of(comparison, width).columns) for width in (50, 80, 120, 200)]
+    counts = [len(columns_shown(comparison, width)) for width in (50, 80, 120, 200)]
     assert counts == sorted(set(counts))
 
 
 def test_the_recipe_chooses_columns_and_their_order() -> None:
     chosen = COMPARISON.model_copy(update={"columns": ["steps", "kl"]})
-    assert [column.header for column in table_of(chosen, 20).columns] == ["model", "steps", "KL"]
+    assert columns_shown(chosen, 20) == ["model", "steps", "KL"]
     assert markdown(chosen).startswith("| model | stage | steps | KL to DPO, 3 epochs (nats per response) |\n")
     assert "gold" not in latex(chosen)
 
@@ -204,6 +221,12 @@ def test_the_recipe_chooses_columns_and_their_order() -> None:
 def test_a_recipe_may_name_just_the_columns_there_are() -> None:
     assert get_args(ReportColumn) == tuple(column.metric for column in COLUMNS)
     assert set(_RENAMED.values()) <= set(BY_METRIC)
+
+
+def test_two_columns_of_one_heading_are_both_in_the_paper(tmp_path: Path) -> None:
+    rows = [ModelResult(name="a", objective="", metrics={"kl": 1.0, "kl_initial": 1.0})]
+    both = Comparison(results=rows, kl_to=ComparedWith(name="initial"), columns=["kl", "kl_initial"])
+    assert latex(both).count("KL to initial (nats per response)") == 2
 
 
 def test_kl_to_the_initial_model_is_shown_once() -> None:
@@ -215,10 +238,10 @@ def test_kl_to_the_initial_model_is_shown_once() -> None:
 
 
 def test_latex_is_escaped_and_made_with_booktabs() -> None:
-    rows = trained("b&c_1", gold_reward=NOISE + 1), trained("worse", gold_reward=NOISE - 1)
+    rows = trained("b&c_1", gold_reward=NOISE + 1), trained("worse", gold_reward=NOISE[:, ::-1] - 1)
     text = latex(compared(*rows, notes=["50 % of ~x^2 {y} \\z"]))
     assert r"b\&c\_1 & \textbf{1.01 $\pm$ 0.01} \\" in text
-    assert r"50 \% of \textasciitilde x\textasciicircum 2 \{y\} \textbackslash z" in text
+    assert r"50 \% of \textasciitilde{}x\textasciicircum{}2 \{y\} \textbackslash{}z" in text
     order = [r"\caption{", r"\begin{tabular}{lr}", r"\toprule", r"\midrule", r"\bottomrule", r"\end{tabular}}"]
     assert sorted(order, key=text.index) == order
     assert text.count(r"\begin{table}") == text.count(r"\end{table}") == 2  # the second has the differences
@@ -292,7 +315,9 @@ def test_the_rewards_csv_has_a_row_for_each_split_and_the_terminal_no_training_d
         ("reward_model", "train", "1.0"), ("reward_model", "eval", "0.625"),
         ("dpo / initial", "train", "0.5"), ("dpo / initial", "eval", "0.25"),
     ]  # fmt: skip
-    assert not [c for c in rich_rewards(REWARDS).columns if str(c.header).startswith("difference, training")]
+    table = rich_rewards(REWARDS).renderables[0]
+    assert isinstance(table, Table)
+    assert not [column for column in table.columns if str(column.header).startswith("difference, training")]
 
 
 # ---- the document of metrics

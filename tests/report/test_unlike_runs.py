@@ -166,5 +166,7 @@ def test_values_of_another_measurement_than_the_table_s_are_not_taken(tmp_path: 
     run = finished_run(tmp_path / "run")
     assert "gold_reward" in table(run)["policy"].errors
     kept = run / "report" / "models" / "policy.json"
-    kept.write_text(json.dumps(json.loads(kept.read_text()) | {"metrics": {"gold_reward": 0.123}}))
+    kept.write_text(json.dumps(json.loads(kept.read_text()) | {"values": {"gold_reward": [0.123, 0.1]}}))
+    assert "gold_reward" not in table(run)["policy"].errors
+    kept.write_text("{")
     assert "gold_reward" not in table(run)["policy"].errors

@@ -10,6 +10,7 @@ from aligndistil.files import write_text
 from aligndistil.report import (
     ComparedWith,
     Comparison,
+    Measured,
     ModelResult,
     combine,
     read_runs,
@@ -66,7 +67,9 @@ def finished_run(path: Path, *, seed: int = 0, gold: float = 0.5, rises: float =
         gold = row.metrics["gold_reward"]
         write_text(
             run.report / "models" / f"{row.name}.json",
-            json.dumps({"metrics": {"gold_reward": gold}, "values": {"gold_reward": [gold - 0.1, gold + 0.1]}}),
+            Measured(
+                key="", metrics={"gold_reward": gold}, values={"gold_reward": [gold - 0.1, gold + 0.1]}, pairs={}
+            ).model_dump_json(),
         )
     compared = Comparison(results=rows, **told)
     save_results(run.report / "comparison.json", compared)
