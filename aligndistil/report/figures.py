@@ -84,6 +84,8 @@ NAME = 38
 """Characters of a line in the legend."""
 FEW = 24
 """A line of fewer points shows them."""
+MANY = 8
+"""Of more trainings a picture shows one a method, and no single seeds."""
 BANDS = 3
 """Of more lines with an error, the bands would cover each other: each then has a bar at its end instead."""
 CONVERGENCE = (
@@ -188,9 +190,10 @@ def draw(panels: Sequence[Panel], methods: Sequence[str], caption: str = "") -> 
     width = across * WIDTH + (entry if alone else 0.0)
     columns = max(1, min(int(width / entry), len(names)))
     above = 0.0 if alone or spare else 0.2 * math.ceil(len(names) / columns)
+    height = max(down * HEIGHT, 0.17 * sum(name.count("\n") + 1 for name in names) + 0.3 if alone else 0.0)
     lines = textwrap.wrap(caption, int(16 * width))
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(width, above + down * HEIGHT + 0.16 * len(lines)), dpi=100)
+        figure = Figure(figsize=(width, above + height + 0.16 * len(lines)), dpi=100)
         figure.set_layout_engine("constrained", w_pad=0.1, h_pad=0.1)
         grid = figure.subplots(down, across, squeeze=False).flatten().tolist()
         for axes, panel in zip(grid, panels, strict=False):
@@ -322,7 +325,7 @@ def curve_panel(
     lines = []
     for raw, curve in zip(curves, drawn, strict=True):
         faint = []
-        if against and curve.seeds > 1:
+        if against and curve.seeds > 1 and len(curves) <= MANY / 2:
             faint = list(zip(curve.x, curve.values, strict=True))
         elif raw.seeds == 1 and not np.array_equal(raw.values, curve.values):
             faint = [(raw.mean_x, raw.mean)]
@@ -347,6 +350,7 @@ def convergence(comparison: Comparison, logs: Logs) -> Figure | None:
 
     What only an evaluation knows of a stage (the gold reward of one that samples nothing) is drawn from that.
     """
+    logs, chosen = _readable(comparison, logs)
     panels = []
     for metric in CONVERGENCE:
         trained, evaluated = curves_by_row(logs, metric), curves_by_row(logs, EVAL + metric)
@@ -358,8 +362,9 @@ def convergence(comparison: Comparison, logs: Logs) -> Figure | None:
             panel = curve_panel(curves, smoothed(curves), metric, "step", comparison)
             lines = [replace(line, marked=i >= len(trained)) for i, line in enumerate(panel.lines)]
             panels.append(replace(panel, lines=lines))
-    several = " Bands or bars: the standard error over seeds." if _several(comparison) else ""
-    return draw(panels, methods_of(comparison), CAPTION + several) if panels else None
+    several = "Bands or bars: the standard error over seeds." if _several(comparison) else ""
+    about = " ".join(filter(None, (CAPTION, several, chosen)))
+    return draw(panels, methods_of(comparison), about) if panels else None
 
 
 CAPTION = (
@@ -370,6 +375,7 @@ CAPTION = (
 
 def pictures(comparison: Comparison, logs: Logs) -> dict[str, Figure]:
     """The pictures of a comparison by file name: reward and length over steps, reward over KL, what reward costs."""
+    logs, chosen = _readable(comparison, logs)
     methods, several = methods_of(comparison), _several(comparison)
     seeds = " or ".join(map(str, sorted({result.seeds for result in comparison.results})))
     rewards = (comparison.threshold.metric,) if comparison.threshold else REWARDS
@@ -391,10 +397,8 @@ def pictures(comparison: Comparison, logs: Logs) -> dict[str, Figure]:
                 else ["Evaluations, from first to last."]
             )
             if several:
-                about.append(
-                    f"Mean over {seeds} seeds;"
-                    + (" bands or bars: its standard error." if x == "step" else " light: each seed.")
-                )
+                about.append(f"Mean over {seeds} seeds{'; bands or bars: its standard error' if x == 'step' else ''}.")
+            about += [chosen] if chosen else []
             found[name] = draw([curve_panel(raw, drawn, metric, x, comparison)], methods, " ".join(about))
     panels = [panel for cost in COSTS if (panel := _cost_panel(comparison, cost)) is not None]
     if panels:
@@ -407,6 +411,15 @@ def pictures(comparison: Comparison, logs: Logs) -> dict[str, Figure]:
             said.append("A line joins the models of one method, whose marks grow in the order of the legend.")
         found[PICTURES[-1]] = draw(panels, methods, " ".join(said))
     return found
+
+
+def _readable(comparison: Comparison, logs: Logs) -> tuple[Logs, str]:
+    """Of more rows than can be told apart, the last of each method, and a sentence that says so."""
+    rows = [result for result in comparison.results if logs.get(result.name)]
+    last = {result.method or result.name: result.name for result in rows}
+    if len(rows) <= MANY or len(last) == len(rows):
+        return logs, ""
+    return {name: logs[name] for name in last.values()}, "Of methods with several settings, the last."
 
 
 def _several(comparison: Comparison) -> bool:
