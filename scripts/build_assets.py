@@ -1,4 +1,4 @@
-"""Build `builtin:tiny` and `builtin:reviews` from nothing: the same files again on the same versions of torch.
+"""Build `builtin:tiny` and `builtin:reviews` from nothing; other versions of torch or transformers give other weights.
 
     python scripts/build_assets.py [--work FOLDER] [--out aligndistil/assets]
 
