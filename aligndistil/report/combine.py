@@ -156,8 +156,8 @@ def _averaged_rewards(runs: Sequence[Run], prefix: str) -> list[RewardResult]:
     tables = [{reward.name: reward for reward in run.comparison.rewards} for run in runs]
     averaged = []
     for name, first in tables[0].items():
-        if all(name in table for table in tables):
-            splits = [split for split in first.right if all(split in table[name].right for table in tables)]
+        splits = [s for s in first.right if all(name in table and s in table[name].right for table in tables)]
+        if splits:
             right = {split: [marks for table in tables for marks in table[name].right[split]] for split in splits}
             full = " / ".join(prefix + part for part in name.split(" / "))
             averaged.append(first.model_copy(update={"name": full, "of": prefix + first.of, "right": right}))

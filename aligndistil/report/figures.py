@@ -117,9 +117,8 @@ class Look(NamedTuple):
 def looks(methods: Sequence[str]) -> dict[str, Look]:
     """One for each method. After seven the colours come again with other dashes and another, hollow marker."""
     n, distinct = len(COLOURS), dict.fromkeys(methods)
-    initial = [
-        method for method in distinct if re.match(rf"{INITIAL}( \(|$)", method)
-    ]  # of several runs: initial (RUN)
+    # Where several runs began from different models, each is called `initial (RUN)`.
+    initial = [method for method in distinct if re.match(rf"{INITIAL}( \(|$)", method)]
     found = dict.fromkeys(initial, Look(MUTED, "solid", "*", False))
     for i, method in enumerate(method for method in distinct if method not in found):
         found[method] = Look(COLOURS[i % n], DASHES[(i + i // n) % n], MARKERS[(i + i // n) % n], i // n % 2 == 1)
@@ -131,7 +130,7 @@ class Line:
     """Points of one method, joined."""
 
     method: str
-    """Lines of the same method look the same."""
+    """Lines of the same method share colour and marker."""
     label: str
     x: Array
     """(P,)"""
@@ -227,7 +226,7 @@ def _looks_of_lines(lines: Sequence[Line], look_of: Mapping[str, Look]) -> dict[
     for line in lines:
         look, turn = look_of[line.method], turns[line.method]
         turns[line.method] += 1
-        dashes = DASHES[((DASHES.index(look.dashes) if look.dashes in DASHES else 0) + turn) % len(DASHES)]
+        dashes = DASHES[(DASHES.index(look.dashes) + turn) % len(DASHES)]
         found[line.label] = look._replace(dashes=dashes, hollow=look.hollow != bool(turn % 2)) if turn else look
     return found
 
@@ -391,15 +390,11 @@ def pictures(comparison: Comparison, logs: Logs) -> dict[str, Figure]:
         )
         if raw:
             drawn = smoothed(raw) if x == "step" else raw
-            about = (
-                ["Lines of 24 points or more are moving averages."]
-                if x == "step"
-                else ["Evaluations, from first to last."]
-            )
-            if several:
-                about.append(f"Mean over {seeds} seeds{'; bands or bars: its standard error' if x == 'step' else ''}.")
-            about += [chosen] if chosen else []
-            found[name] = draw([curve_panel(raw, drawn, metric, x, comparison)], methods, " ".join(about))
+            what, error = "Lines of 24 points or more are moving averages.", "; bands or bars: its standard error"
+            if x != "step":
+                what, error = "Evaluations, from first to last.", ""
+            about = (what, f"Mean over {seeds} seeds{error}." if several else "", chosen)
+            found[name] = draw([curve_panel(raw, drawn, metric, x, comparison)], methods, " ".join(filter(None, about)))
     panels = [panel for cost in COSTS if (panel := _cost_panel(comparison, cost)) is not None]
     if panels:
         said = []

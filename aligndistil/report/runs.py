@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -73,7 +73,7 @@ def read_run(path: Path) -> list[Run]:
         _refuse_unlike(path, found)
         missing = [seed.name for seed in seed_folders(path) if not (seed / REPORT).is_file()]
         left_out = [f"{path}: {', '.join(missing)} is not finished, and is left out."] if missing else []
-        return [_with_notes(run, left_out) for run in found]
+        return [replace(run, comparison=run.comparison.model_copy(update={"notes": left_out})) for run in found]
     logs = read_logs(path)
     if (path.parent / REPORT).is_file() and (path / METRICS).is_file():
         raise UserError(f"{path} is a stage: compare its run, {path.parent}")
@@ -93,11 +93,6 @@ def _refuse_unlike(path: Path, seeds: Sequence[Run]) -> None:
             f"{path}: its seeds were not measured on the same prompts and pairs with the same settings; "
             "`aligndistil compare RECIPE --seeds N` measures them again"
         )
-
-
-def _with_notes(run: Run, notes: Sequence[str]) -> Run:
-    told = run.comparison.model_copy(update={"notes": [*run.comparison.notes, *notes]})
-    return replace(run, comparison=told)
 
 
 def is_run(path: Path) -> bool:
@@ -179,11 +174,6 @@ def _summary(state: Path) -> dict[str, float]:
     names = {"train_runtime": "seconds", "train_tokens_per_second": "tokens_per_second"}
     history: list[Mapping[str, Any]] = json.loads(state.read_bytes())["log_history"]
     ends = [entry for entry in history if "train_runtime" in entry]
-    return dict(_renamed(ends[-1], names)) if ends else {}
-
-
-def _renamed(entry: Mapping[str, Any], names: Mapping[str, str]) -> Iterator[tuple[str, float]]:
-    for theirs, ours in names.items():
-        # transformers writes -1 for a speed that it has not counted.
-        if isinstance(value := entry.get(theirs), int | float) and value >= 0:
-            yield ours, float(value)
+    found = {ours: ends[-1].get(theirs) for theirs, ours in names.items()} if ends else {}
+    # transformers writes -1 for a speed that it has not counted.
+    return {name: float(value) for name, value in found.items() if isinstance(value, int | float) and value >= 0}

@@ -105,7 +105,7 @@ def columns_of(comparison: Comparison) -> list[Column]:
     """What the recipe asks for, in its order, or else all: those of them that a model has a value for."""
     asked = COLUMNS if comparison.columns is None else [BY_METRIC[metric] for metric in comparison.columns]
     there = [column for column in asked if any(column.metric in result.metrics for result in comparison.results)]
-    # KL to the initial model twice is once too often.
+    # Where `kl` is to the initial model, it is not shown beside `kl_initial`.
     same = [result.metrics.get("kl") == result.metrics.get("kl_initial") for result in comparison.results]
     return [column for column in there if not (column.metric == "kl" and all(same) and comparison.columns is None)]
 
