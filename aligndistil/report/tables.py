@@ -155,6 +155,8 @@ def _notes(comparison: Comparison, columns: Sequence[Column]) -> list[str]:
         "there.",
     }
     said = [line for metric, line in lines.items() if metric in there and line]
+    if comparison.show_rewards and not comparison.rewards:
+        said.append("No rewards to compare: the eval data have no pairs, or no model has a reward of its own.")
     return [*said, *_about_errors(comparison), *comparison.notes]
 
 

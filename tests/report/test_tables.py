@@ -300,6 +300,12 @@ def test_accuracies_count_a_tie_as_half_and_have_errors_or_an_interval() -> None
     assert "Of 4 training pairs and 4 held-out pairs." in cells.notes
 
 
+def test_a_table_of_rewards_that_was_asked_for_and_cannot_be_is_said() -> None:
+    asked = COMPARISON.model_copy(update={"show_rewards": True})
+    assert "No rewards to compare: the eval data have no pairs" in markdown(asked)
+    assert "No rewards" not in markdown(COMPARISON)
+
+
 def test_rewards_of_other_pairs_have_no_difference() -> None:
     other = REWARDS[1].model_copy(update={"measured_on": "others"})
     assert reward_cells([REWARDS[0], other]).rows[1][4:] == ["-", "-"]
