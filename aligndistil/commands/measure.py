@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from transformers import PreTrainedModel
 
+from aligndistil.commands.judging import Judging, judge_models
 from aligndistil.engine.policy import on_device
 from aligndistil.engine.processes import Processes
 from aligndistil.engine.scalar import ScalarModel
@@ -58,7 +59,7 @@ def locate(run: RunFolder, path: str) -> str:
 
 
 def compare_models(
-    recipe: Recipe, run: RunFolder, processes: Processes, weights: Mapping[str, str]
+    recipe: Recipe, run: RunFolder, processes: Processes, weights: Mapping[str, str], judging: Judging | None
 ) -> WrittenComparison | None:
     """Measure what has not been measured yet and write `report/`. Collective.
 
@@ -75,11 +76,18 @@ def compare_models(
     if waiting:
         _measure(measurements, eval_set, run, waiting, processes)
     processes.barrier()
+    judged, notes = ([], []) if judging is None else judge_models(measurements, run, weights, judging, processes)
     if not processes.is_main:
         return None
     results = {name: _read(run, name, key) or EvalResult({}) for name, key in keys.items()}
+    for of_benchmark in judged:
+        for name in of_benchmark.models:
+            metrics = results[name].metrics | of_benchmark.metrics(name)
+            results[name] = replace(results[name], metrics=metrics)
     table = _table(measurements, run, results, eval_set, measured_on)
-    save_results(run.report / "comparison.json", table.model_copy(update={"weights": dict(weights)}))
+    said = [note for result in judged for note in result.notes] + notes
+    table = table.model_copy(update={"weights": dict(weights), "judged": said})
+    save_results(run.report / "comparison.json", table)
     # From here on it is one of the runs that may be put together.
     combined, logs = combine(read_runs([run.path]))
     for name in recipe.stages:

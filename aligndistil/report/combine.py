@@ -55,13 +55,19 @@ def combine(groups: Sequence[Sequence[Run]]) -> tuple[Comparison, dict[str, dict
         show_rewards=any(comparison.show_rewards for comparison in comparisons),
         columns=_only([run.comparison.columns for run in runs], None),
         measured_on=_only([run.comparison.measured_on for run in runs], ""),
+        judged=list(dict.fromkeys(note for run in runs for note in run.comparison.judged)),
         notes=_notes(groups, names, [kl_to, reward]),
         threshold_metric=metric,
         threshold_value=_only([comparison.threshold_value for comparison in comparisons], None) if metric else None,
         weights=runs[0].comparison.weights if len(runs) == 1 else {},
     )
-    combined = steps_to_reward(combined, logs)
-    return _with_differences(combined.model_copy(update={"results": list(map(_with_errors, combined.results))})), logs
+    return with_statistics(steps_to_reward(combined, logs)), logs
+
+
+def with_statistics(comparison: Comparison) -> Comparison:
+    """The same with errors, intervals and differences, from what its rows measured of each prompt and seed."""
+    rows = list(map(_with_errors, comparison.results))
+    return _with_differences(comparison.model_copy(update={"results": rows}))
 
 
 def summarise(seeds: Mapping[str, ModelResult]) -> ModelResult:

@@ -57,7 +57,44 @@ class Column(NamedTuple):
 
 SHARES = ("rewards/accuracies", "completions/truncated_fraction")
 """Metrics that are shares of pairs or prompts."""
+_PERCENT = "{:.1f}".format
+_RATING = "{:.2f}".format
+BENCHMARKS = (
+    Column("alpaca_eval/lc_win_rate", "AE2\nLC WR", "AlpacaEval 2 LC WR (%)", _PERCENT, "higher", 1),
+    Column("alpaca_eval/win_rate", "AE2\nWR", "AlpacaEval 2 WR (%)", _PERCENT, "higher", 2),
+    Column("alpaca_eval/position_bias", "AE2\nfirst", "AlpacaEval 2 position bias (points)", _PERCENT),
+    Column("alpaca_eval/repeat_spread", "AE2\nspread", "AlpacaEval 2 spread over repeats (points)", _PERCENT),
+    Column("alpaca_eval/length", "AE2\nlength", "AlpacaEval 2 mean length (characters)", "{:,.0f}".format),
+    Column("mt_bench/turn_1", "MT\nturn 1", "MT-Bench turn 1", _RATING, "higher", 4),
+    Column("mt_bench/turn_2", "MT\nturn 2", "MT-Bench turn 2", _RATING, "higher", 4),
+    Column("mt_bench/average", "MT\navg.", "MT-Bench average", _RATING, "higher", 1),
+    Column("mt_bench/repeat_spread", "MT\nspread", "MT-Bench spread over repeats", _RATING),
+    Column("arena_hard/win_rate", "AH\nWR", "Arena-Hard WR (%)", _PERCENT, "higher", 2),
+    Column("arena_hard/style_controlled_win_rate", "AH\nSC WR", "Arena-Hard SC WR (%)", _PERCENT, "higher", 1),
+    Column("arena_hard/position_bias", "AH\nfirst", "Arena-Hard position bias (points)", _PERCENT),
+    Column("arena_hard/repeat_spread", "AH\nspread", "Arena-Hard spread over repeats (points)", _PERCENT),
+    Column("arena_hard/length", "AH\nlength", "Arena-Hard mean length (tokens)", "{:,.0f}".format),
+    Column("reward_bench_2/score", "score", "RewardBench 2 (%)", _PERCENT, "higher", 1),
+    Column("reward_bench_2/factuality", "factu-\nality", "factuality", _PERCENT, "higher", 2),
+    Column("reward_bench_2/precise_if", "precise\nIF", "precise IF", _PERCENT, "higher", 2),
+    Column("reward_bench_2/math", "math", "math", _PERCENT, "higher", 2),
+    Column("reward_bench_2/safety", "safety", "safety", _PERCENT, "higher", 2),
+    Column("reward_bench_2/focus", "focus", "focus", _PERCENT, "higher", 2),
+    Column("reward_bench_2/ties", "ties", "ties", _PERCENT, "higher", 2),
+    Column("human_agreement/agreement", "human\nagreement", "human agreement (%)", _PERCENT, "higher", 1),
+    Column("human_agreement/spearman", "Spear-\nman", "Spearman", _RATING, "higher", 2),
+    Column("human_agreement/pearson", "Pear-\nson", "Pearson", _RATING, "higher", 2),
+    Column("human_agreement/position_bias", "first", "position bias (points)", _PERCENT),
+    Column("human_agreement/repeat_spread", "spread", "spread over repeats (points)", _PERCENT),
+    Column("human_agreement/price", "$ per\n1,000", "price ($ per 1,000 pairs)", _RATING, None, 3),
+    Column("pairwise/win_rate", "win\nrate", "win rate (%)", _PERCENT, "higher", 2),
+    Column("pairwise/tie_rate", "ties", "ties (%)", _PERCENT),
+    Column("pairwise/position_bias", "first", "position bias (points)", _PERCENT),
+    Column("pairwise/repeat_spread", "spread", "spread over repeats (points)", _PERCENT),
+)
+"""What judges say, as `aligndistil evaluate` and a recipe's `report.benchmarks` ask them."""
 COLUMNS = (
+    *BENCHMARKS,
     Column("gold_reward", "gold\nreward", "gold reward", "{:z.2f}".format, "higher", 1),
     Column("rewards/accuracies", "reward\naccuracy", "reward accuracy (held-out pairs)", "{:.1%}".format, "higher", 3),
     Column("reward_score", "reward\nscore", "score by {reward}", "{:z.2f}".format, "higher", 5),
@@ -157,7 +194,7 @@ def _notes(comparison: Comparison, columns: Sequence[Column]) -> list[str]:
     said = [line for metric, line in lines.items() if metric in there and line]
     if comparison.show_rewards and not comparison.rewards:
         said.append("No rewards to compare: the eval data have no pairs, or no model has a reward of its own.")
-    return [*said, *_about_errors(comparison), *comparison.notes]
+    return [*said, *_about_errors(comparison), *comparison.judged, *comparison.notes]
 
 
 def _of_threshold(threshold: Threshold) -> str:
