@@ -31,7 +31,7 @@ from aligndistil.judge import (
     VerdictCache,
     load_judge,
 )
-from aligndistil.models import load_scalar_model, load_tokenizer, stop_ids
+from aligndistil.models import load_scalar_model, load_tokenizer, model_hash, stop_ids
 from aligndistil.recipe import Model
 
 Responses: TypeAlias = Sequence[tuple[Sequence[Message], str]]
@@ -111,7 +111,7 @@ def reward_model_judge(name: str, path: str, section: Model, processes: Processe
     def score(responses: Responses) -> list[float]:
         return reward_scores(path, section, responses, processes, batch_size)
 
-    return ScoringJudge(name, f"the reward model {path}", score)
+    return ScoringJudge(name, f"the reward model {path} ({model_hash(path)[:8]})", score)
 
 
 def reward_scores(

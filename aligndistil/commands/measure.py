@@ -10,10 +10,12 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
+from aligndistil.benchmarks.evaluate import BenchmarkResults
 from aligndistil.commands.judging import Judging, judge_models
 from aligndistil.engine.policy import on_device
 from aligndistil.engine.processes import Processes
 from aligndistil.engine.scalar import ScalarModel
+from aligndistil.errors import ServiceError
 from aligndistil.evaluation.measurements import INITIAL, EvalSet, Measurements, measurements_of, read_eval_set, sha256
 from aligndistil.evaluation.model import EvalResult, Evaluator
 from aligndistil.evaluation.rewards import contrastive_rewards, own_reward
@@ -64,7 +66,7 @@ def compare_models(
     """Measure what has not been measured yet and write `report/`. Collective.
 
     `weights` are the hashes of the stages' final models. None when no stage has eval data, and on all processes but the
-    first.
+    first. Raises ServiceError when the judge cannot be reached, after it has written everything else.
     """
     measurements = measurements_of(recipe)
     if measurements is None:
@@ -76,7 +78,14 @@ def compare_models(
     if waiting:
         _measure(measurements, eval_set, run, waiting, processes)
     processes.barrier()
-    judged, notes = ([], []) if judging is None else judge_models(measurements, run, weights, judging, processes)
+    failed: ServiceError | None = None
+    judged: list[BenchmarkResults] = []
+    notes: list[str] = []
+    if judging is not None:
+        try:
+            judged, notes = judge_models(measurements, run, weights, judging, processes)
+        except ServiceError as error:  # of the judge, whom only the first process asks
+            failed, notes = error, [f"Not judged yet: {error}."]
     if not processes.is_main:
         return None
     results = {name: _read(run, name, key) or EvalResult({}) for name, key in keys.items()}
@@ -92,7 +101,10 @@ def compare_models(
     combined, logs = combine(read_runs([run.path]))
     for name in recipe.stages:
         add_comparison(run.stage(name).final, summary(combined))
-    return WrittenComparison(combined, write_report(run.report, combined, logs))
+    written = WrittenComparison(combined, write_report(run.report, combined, logs))
+    if failed is not None:  # what was measured without the judge is written before that is said
+        raise failed
+    return written
 
 
 def _keys(measurements: Measurements, eval_set: EvalSet, weights: Mapping[str, str]) -> tuple[str, dict[str, str]]:
