@@ -18,7 +18,7 @@ from aligndistil.benchmarks.answers import Answerer, AnswerStore, Decoding
 from aligndistil.benchmarks.base import Answers, Benchmark, JudgedAnswers, Values
 from aligndistil.benchmarks.contamination import find, note, refusal, training_data
 from aligndistil.engine.processes import Processes
-from aligndistil.errors import ServiceError, UserError
+from aligndistil.errors import ServiceError, UserError, listed
 from aligndistil.files import write_text
 from aligndistil.judge import Judge, Judged, Usage
 from aligndistil.objectives.base import MetricInfo
@@ -121,24 +121,26 @@ def collect_answers(
     return found
 
 
-def check_training_data(candidates: Sequence[Candidate], benchmark: Benchmark, *, allowed: bool) -> list[str]:
+def check_training_data(
+    candidates: Sequence[Candidate], benchmarks: Sequence[Benchmark], *, allowed: bool
+) -> list[str]:
     """Look for the questions in what the models were trained on; what has to stand under a table.
 
     Raises UserError for a model that was trained on them, unless that is allowed.
     """
-    notes = []
-    unknown = []
+    notes, unknown = [], []
     for candidate in candidates:
         known = training_data(candidate.path)
         if known is None:
             unknown.append(candidate.name)
             continue
-        found = find(known, benchmark.questions, benchmark.name)
-        if not allowed and (why := refusal(found, benchmark.title, candidate.name)) is not None:
-            raise UserError(why)
-        notes += [sentence] if (sentence := note(found, benchmark.title, candidate.name)) else []
-    if unknown:
-        notes.append(f"What {', '.join(unknown)} was trained on is not known here: it may have met {benchmark.title}.")
+        for benchmark in benchmarks:
+            found = find(known, benchmark.questions, benchmark.name)
+            if not allowed and (why := refusal(found, benchmark.title, candidate.name)) is not None:
+                raise UserError(why)
+            notes += [sentence] if (sentence := note(found, benchmark.title, candidate.name)) else []
+    if unknown and benchmarks:
+        notes.append(f"What {listed(unknown)} was trained on is not known here: it may have met the questions.")
     return notes
 
 
@@ -149,6 +151,7 @@ def judge_answers(
     judge: Judge,
     repeats: int,
     folder: Path,
+    decoding: Decoding,
     *,
     allow_missing: bool = False,
 ) -> BenchmarkResults:
@@ -198,7 +201,7 @@ def judge_answers(
         benchmark=benchmark.name,
         title=benchmark.title,
         models=models,
-        notes=_notes(benchmark, answers, models, judge, repeats),
+        notes=_notes(benchmark, answers, models, judge, repeats, decoding),
         usage=_used(whole.usage),
     )
     write_text(file, results.model_dump_json() + "\n")
@@ -258,15 +261,21 @@ def _notes(
     models: Mapping[str, ModelScores],
     judge: Judge,
     repeats: int,
+    decoding: Decoding,
 ) -> list[str]:
     asked = f"{benchmark.title}: {len(benchmark.questions)} questions"
     part = benchmark.limit is not None and benchmark.limit <= len(benchmark.questions)
     asked += ", a part of its own (not comparable with published numbers)" if part else ""
     asked += f"; {benchmark.protocol}" if benchmark.protocol else ""
     asked += f"; against {benchmark.baseline}" if benchmark.baseline else ""
+    temperatures = " or ".join(f"{t:g}" for t in sorted({question.temperature for question in benchmark.questions}))
+    asked += f". Answers: temperature {temperatures}, at most {decoding.max_new_tokens} tokens"
+    own = benchmark.max_new_tokens
+    asked += f" (the benchmark's own: {own})" if decoding.max_new_tokens != own and benchmark.baseline else ""
     asked += f". Judge: {judge.about}"
     asked += f", asked {repeats} times" if repeats > 1 else ""
-    asked += f", in both orders, {date.today()}." if benchmark.pairwise else f", {date.today()}."
+    asked += ", in both orders" if benchmark.pairwise and not judge.scores_only else ""
+    asked += f", {date.today()}."
     notes = [asked, *benchmark.notes]
     for name, of_model in answers.items():
         cut = [answer for answer in of_model.values() if not answer.finished]

@@ -94,11 +94,7 @@ def evaluate(given: Sequence[str], options: Options) -> None:
     try:
         if other is not None:
             benchmarks.append(_against(other, candidates, options, processes))
-        notes = [
-            sentence
-            for benchmark in benchmarks
-            for sentence in check_training_data(candidates, benchmark, allowed=options.allow_contaminated)
-        ]
+        notes = check_training_data(candidates, benchmarks, allowed=options.allow_contaminated)
         answers = [
             collect_answers(
                 benchmark, candidates, options.out / benchmark.name, _decoding(benchmark, options), processes
@@ -122,12 +118,16 @@ def evaluate(given: Sequence[str], options: Options) -> None:
             judge,
             options.repeats,
             options.out / benchmark.name,
+            _decoding(benchmark, options),
             allow_missing=options.allow_missing,
         )
         for benchmark, of_models in zip(benchmarks, answers, strict=True)
     ]
     table = results_table([candidate.name for candidate in candidates], results, notes)
     show(table, options.out, write_report(options.out, table, {}))
+    for result in results:
+        if result.usage:
+            rich.get_console().print(f"judging {result.benchmark}: {result.usage}", soft_wrap=True)
 
 
 def _ranking(name: str, given: Sequence[str], options: Options) -> Comparison:

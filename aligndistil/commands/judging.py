@@ -98,12 +98,8 @@ def judge_models(
         other = candidate(name, report.against)
         against = collect_answers(asked, [other], folder / asked.name, decoding(asked), processes)
         benchmarks.append(Pairwise(questions, against[name], name))
-    notes = [
-        sentence
-        for benchmark in benchmarks
-        if benchmark.name != Pairwise.name  # its questions are held out from training by the recipe itself
-        for sentence in check_training_data(candidates, benchmark, allowed=report.allow_contaminated)
-    ]
+    # The questions of `pairwise` are held out from training by the recipe itself.
+    notes = check_training_data(candidates, judging.benchmarks, allowed=report.allow_contaminated)
     answers = [
         collect_answers(benchmark, candidates, folder / benchmark.name, decoding(benchmark), processes)
         for benchmark in benchmarks
@@ -112,7 +108,15 @@ def judge_models(
         return [], []
     judge = open_judge(judging.config, processes, report.batch_size)
     results = [
-        judge_answers(benchmark, candidates, of_models, judge, report.judge_repeats, folder / benchmark.name)
+        judge_answers(
+            benchmark,
+            candidates,
+            of_models,
+            judge,
+            report.judge_repeats,
+            folder / benchmark.name,
+            decoding(benchmark),
+        )
         for benchmark, of_models in zip(benchmarks, answers, strict=True)
     ]
     for name in models:
