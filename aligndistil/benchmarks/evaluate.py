@@ -271,7 +271,7 @@ def _notes(
     temperatures = " or ".join(f"{t:g}" for t in sorted({question.temperature for question in benchmark.questions}))
     asked += f". Answers: temperature {temperatures}, at most {decoding.max_new_tokens} tokens"
     own = benchmark.max_new_tokens
-    asked += f" (the benchmark's own: {own})" if decoding.max_new_tokens != own and benchmark.baseline else ""
+    asked += f" (the benchmark's own: {own})" if decoding.max_new_tokens != own and benchmark.protocol else ""
     asked += f". Judge: {judge.about}"
     asked += f", asked {repeats} times" if repeats > 1 else ""
     asked += ", in both orders" if benchmark.pairwise and not judge.scores_only else ""
@@ -279,7 +279,7 @@ def _notes(
     notes = [asked, *benchmark.notes]
     for name, of_model in answers.items():
         cut = [answer for answer in of_model.values() if not answer.finished]
-        if cut:
+        if 100 * len(cut) >= len(of_model):
             longest = max(max(answer.token_counts, default=0) for answer in cut)
             notes.append(
                 f"{benchmark.title}: {len(cut)} of {len(of_model)} answers of {name} were cut at {longest} tokens."

@@ -19,12 +19,19 @@ from aligndistil.benchmarks.files import BenchmarkFile, Files
 from aligndistil.benchmarks.formats import json_rows
 from aligndistil.errors import UserError
 from aligndistil.judge import Ask, Verdict
+from aligndistil.objectives.base import MetricInfo
 
 CROSS_ANNOTATIONS = hub_file("alpaca_farm_human_crossannotations.json")
 """Four people's verdicts on each pair."""
 ANNOTATIONS = hub_file("alpaca_farm_human_annotations.json")
 """Which models' answers the pairs are."""
 PEOPLE = 4
+METRICS = {
+    "agreement": MetricInfo("%", "pairs on which the judge prefers what most of four people do", better="more"),
+    "spearman": MetricInfo("", "correlation of the ranks that the judge and people give the models", better="more"),
+    "pearson": MetricInfo("", "correlation of the models' win rates by the judge and by people", better="more"),
+    "price": MetricInfo("$", "of 1,000 pairs in both orders, at the price in the judge's file"),
+}
 KEYS = ["instruction", "output_1", "output_2"]
 
 

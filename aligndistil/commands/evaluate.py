@@ -26,7 +26,7 @@ from aligndistil.engine.processes import Processes, start_processes
 from aligndistil.errors import UserError, guess_and_list
 from aligndistil.models import model_exists, model_hash
 from aligndistil.recipe import Data, Model, Source
-from aligndistil.report import Comparison, ModelResult, with_statistics, write_report
+from aligndistil.report import ComparedWith, Comparison, ModelResult, with_statistics, write_report
 from aligndistil.run_folder import StageFolder
 from aligndistil.run_folder.outputs import check_folder
 from aligndistil.token_view.trained import stage_folder
@@ -123,7 +123,7 @@ def evaluate(given: Sequence[str], options: Options) -> None:
         )
         for benchmark, of_models in zip(benchmarks, answers, strict=True)
     ]
-    table = results_table([candidate.name for candidate in candidates], results, notes)
+    table = results_table([candidate.name for candidate in candidates], results, notes, other)
     show(table, options.out, write_report(options.out, table, {}))
     for result in results:
         if result.usage:
@@ -146,7 +146,9 @@ def _ranking(name: str, given: Sequence[str], options: Options) -> Comparison:
     )
 
 
-def results_table(names: Sequence[str], results: Sequence[BenchmarkResults], notes: Sequence[str]) -> Comparison:
+def results_table(
+    names: Sequence[str], results: Sequence[BenchmarkResults], notes: Sequence[str], against: Candidate | None
+) -> Comparison:
     """A row for each model, with everything that was judged of it."""
     rows = []
     for name in names:
@@ -159,7 +161,8 @@ def results_table(names: Sequence[str], results: Sequence[BenchmarkResults], not
             ModelResult(name=name, objective="", metrics=metrics, values=values, measured_on="the same questions")
         )
     said = [note for result in results for note in result.notes]
-    return with_statistics(Comparison(results=rows, judged=[*said, *notes]))
+    baseline = None if against is None else ComparedWith(name=against.name)
+    return with_statistics(Comparison(results=rows, against=baseline, judged=[*said, *notes]))
 
 
 def find_candidates(models: Sequence[str], answers: Sequence[str]) -> list[Candidate]:

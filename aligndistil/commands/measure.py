@@ -95,7 +95,9 @@ def compare_models(
             results[name] = replace(results[name], metrics=metrics)
     table = _table(measurements, run, results, eval_set, measured_on)
     said = [note for result in judged for note in result.notes] + notes
-    table = table.model_copy(update={"weights": dict(weights), "judged": said})
+    against = None if recipe.report.against is None else _row_or_path(measurements, recipe.report.against)
+    update = {"weights": dict(weights), "judged": said, "against": ComparedWith(name=against) if against else None}
+    table = table.model_copy(update=update)
     save_results(run.report / "comparison.json", table)
     # From here on it is one of the runs that may be put together.
     combined, logs = combine(read_runs([run.path]))

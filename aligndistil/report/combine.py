@@ -51,6 +51,7 @@ def combine(groups: Sequence[Sequence[Run]]) -> tuple[Comparison, dict[str, dict
         results=_one_initial(rows),
         kl_to=kl_to,
         reward=reward,
+        against=_compared_with(groups, lambda comparison: comparison.against),
         rewards=rewards,
         show_rewards=any(comparison.show_rewards for comparison in comparisons),
         columns=_only([run.comparison.columns for run in runs], None),

@@ -40,7 +40,8 @@ class Column(NamedTuple):
         threshold = comparison.threshold
         reached = f"{_of_threshold(threshold)} of {threshold.value:.3g}" if threshold else "a reward"
         kl_to = label_of(comparison, comparison.kl_to)
-        return self.title.format(kl_to=kl_to, reward=label_of(comparison, comparison.reward), reached=reached)
+        reward, against = (label_of(comparison, one) for one in (comparison.reward, comparison.against))
+        return self.title.format(kl_to=kl_to, reward=reward, reached=reached, against=against)
 
     def cell(self, result: ModelResult) -> str:
         """The mean and its standard error; the interval where all prompts agree; `-` where there is no value."""
@@ -84,10 +85,9 @@ BENCHMARKS = (
     Column("human_agreement/agreement", "human\nagreement", "human agreement (%)", _PERCENT, "higher", 1),
     Column("human_agreement/spearman", "Spear-\nman", "Spearman", _RATING, "higher", 2),
     Column("human_agreement/pearson", "Pear-\nson", "Pearson", _RATING, "higher", 2),
-    Column("human_agreement/position_bias", "first", "position bias (points)", _PERCENT, None, 12),
     Column("human_agreement/repeat_spread", "spread", "spread over repeats (points)", _PERCENT, None, 13),
     Column("human_agreement/price", "$ per\n1,000", "price ($ per 1,000 pairs)", _RATING, None, 3),
-    Column("pairwise/win_rate", "win\nrate", "win rate (%)", _PERCENT, "higher", 2),
+    Column("pairwise/win_rate", "win\nrate", "win rate against {against} (%)", _PERCENT, "higher", 2),
     Column("pairwise/tie_rate", "ties", "ties (%)", _PERCENT, None, 11),
     Column("pairwise/position_bias", "first", "position bias (points)", _PERCENT, None, 12),
     Column("pairwise/repeat_spread", "spread", "spread over repeats (points)", _PERCENT, None, 13),
