@@ -20,6 +20,7 @@ from aligndistil.report import rich_table as table_of
 from aligndistil.report.combine import _with_differences, _with_errors, summarise
 from aligndistil.report.figures import CONVERGENCE
 from aligndistil.report.tables import (
+    BENCHMARKS,
     BY_METRIC,
     COLUMNS,
     columns_of,
@@ -173,7 +174,7 @@ FULL = {
     "kl": 31.59,
     "completions/mean_length": 128.1,
     "steps": 1200,
-} | {column.metric: 1.0 for column in COLUMNS if column.metric not in ("kl", "steps")}
+} | {column.metric: 1.0 for column in COLUMNS if column not in BENCHMARKS and column.metric not in ("kl", "steps")}
 
 
 def columns_shown(comparison: Comparison, width: int) -> list[str]:
@@ -203,7 +204,7 @@ def test_in_a_narrow_terminal_columns_give_way_by_importance_and_no_word_breaks(
     assert "model" in head
     measured = sorted((column for column in COLUMNS if column.metric in FULL), key=lambda column: column.rank)
     shown = [column.metric for column in measured if column.short.split("\n")[-1] in head]
-    assert shown[0] == "alpaca_eval/lc_win_rate"
+    assert shown[0] == "gold_reward"
 
 
 def test_wider_terminals_show_more() -> None:
