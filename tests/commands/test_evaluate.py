@@ -17,17 +17,12 @@ import yaml
 from aligndistil.cli import main
 from aligndistil.judge import client
 from aligndistil.rollout import LoadedModel
+from support.benchmark_files import ARENA_JUDGE, STORE
 from support.judge_server import JudgeServer, every
 
-STORE = Path(__file__).parents[3] / "shared" / "data"
 needs_files = pytest.mark.skipif(
     not (STORE / "mt_bench_questions.jsonl.gz").exists(), reason="the benchmarks' files are not beside the repository"
 )
-ARENA_JUDGE = {
-    "system_prompt": "Which answer is better? End with a label.",
-    "prompt_template": ["Asked: {question_1}\nA says: {answer_1}\nB says: {answer_2}"],
-    "regex_pattern": r"\[\[([AB<>=]+)\]\]",
-}
 Evaluate = Callable[..., tuple[int, str, str]]
 
 
