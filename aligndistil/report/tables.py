@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -29,7 +29,8 @@ class Column(NamedTuple):
     """On a terminal."""
     title: str
     """In a document; see `heading`."""
-    write: Callable[[float], str]
+    form: str
+    """How its values are written."""
     better: Literal["higher", "lower"] | None = None
     """None for what describes a model without being good or bad: no value of it is the best."""
     rank: int = 99
@@ -46,38 +47,43 @@ class Column(NamedTuple):
         """The mean and its standard error; the interval where all prompts agree; `-` where there is no value."""
         if self.metric not in result.metrics:
             return NOTHING
-        mean, error = self.write(result.metrics[self.metric]), result.errors.get(self.metric)
+        mean, error = format(result.metrics[self.metric], self.form), result.errors.get(self.metric)
         if error:
-            return f"{mean.removesuffix('%')} ± {self.write(error)}"
+            return f"{mean.removesuffix('%')} ± {error:{self.form}}"
         low, high = result.intervals.get(self.metric, (0.0, 0.0))
         if high > low:
-            return f"{mean.removesuffix('%')} [{self.write(low).removesuffix('%')}, {self.write(high)}]"
+            return f"{mean.removesuffix('%')} [{format(low, self.form).removesuffix('%')}, {high:{self.form}}]"
         return mean
+
+    def signed(self, one: Difference | None) -> str:
+        """A difference and its interval; no interval where it is the same everywhere: it is no sample of anything."""
+        if one is None:
+            return NOTHING
+        mean, low, high = (f"{value:+{self.form}}".removesuffix("%") for value in (one.mean, one.low, one.high))
+        return mean if one.low == one.high else f"{mean} [{low}, {high}]"
 
 
 SHARES = ("rewards/accuracies", "completions/truncated_fraction")
 """Metrics that are shares of pairs or prompts."""
 COLUMNS = (
-    Column("gold_reward", "gold\nreward", "gold reward", "{:z.2f}".format, "higher", 1),
-    Column("rewards/accuracies", "reward\naccuracy", "reward accuracy (held-out pairs)", "{:.1%}".format, "higher", 3),
-    Column("reward_score", "reward\nscore", "score by {reward}", "{:z.2f}".format, "higher", 5),
-    Column("kl_initial", "KL to\ninitial", "KL to initial (nats per response)", "{:.2f}".format, None, 2),
-    Column("kl", "KL", "KL to {kl_to} (nats per response)", "{:.2f}".format, None, 6),
-    Column("kl_data", "KL on\ndata", "KL to {kl_to} on the data's responses (nats)", "{:.2f}".format),
-    Column("kl_initial_data", "initial,\non data", "KL to initial on the data's responses (nats)", "{:.2f}".format),
-    Column("completions/mean_length", "length", "mean length (tokens)", "{:.1f}".format, None, 4),
-    Column("length_characters", "charac-\nters", "mean length (characters)", "{:.0f}".format),
-    Column("completions/truncated_fraction", "trun-\ncated", "truncated", "{:.1%}".format, None, 11),
-    Column("distinct_1", "distinct\n1", "distinct-1", "{:.3f}".format),
-    Column("distinct_2", "distinct\n2", "distinct-2", "{:.3f}".format, None, 7),
-    Column("steps_to_reward", "steps to\nreward", "steps to {reached}", "{:,.0f}".format, "lower", 8),
-    Column("steps", "steps", "steps", "{:,.0f}".format, None, 10),
-    Column("seconds", "secs", "seconds", "{:,.0f}".format, None, 9),
-    Column(
-        "compute_seconds", "compute\nsecs", "compute (seconds of steps, with the stages it needs)", "{:,.0f}".format
-    ),
-    Column("tokens_per_second", "tokens/s", "tokens/s", "{:,.0f}".format),
-    Column("peak_memory_gib", "GiB", "peak memory (GiB)", "{:.2f}".format),
+    Column("gold_reward", "gold\nreward", "gold reward", "z.2f", "higher", 1),
+    Column("rewards/accuracies", "reward\naccuracy", "reward accuracy (held-out pairs)", ".1%", "higher", 3),
+    Column("reward_score", "reward\nscore", "score by {reward}", "z.2f", "higher", 5),
+    Column("kl_initial", "KL to\ninitial", "KL to initial (nats per response)", ".2f", None, 2),
+    Column("kl", "KL", "KL to {kl_to} (nats per response)", ".2f", None, 6),
+    Column("kl_data", "KL on\ndata", "KL to {kl_to} on the data's responses (nats)", ".2f"),
+    Column("kl_initial_data", "initial,\non data", "KL to initial on the data's responses (nats)", ".2f"),
+    Column("completions/mean_length", "length", "mean length (tokens)", ".1f", None, 4),
+    Column("length_characters", "charac-\nters", "mean length (characters)", ".0f"),
+    Column("completions/truncated_fraction", "trun-\ncated", "truncated", ".1%", None, 11),
+    Column("distinct_1", "distinct\n1", "distinct-1", ".3f"),
+    Column("distinct_2", "distinct\n2", "distinct-2", ".3f", None, 7),
+    Column("steps_to_reward", "steps to\nreward", "steps to {reached}", ",.0f", "lower", 8),
+    Column("steps", "steps", "steps", ",.0f", None, 10),
+    Column("seconds", "secs", "seconds", ",.0f", None, 9),
+    Column("compute_seconds", "compute\nsecs", "compute (seconds of steps, with the stages it needs)", ",.0f"),
+    Column("tokens_per_second", "tokens/s", "tokens/s", ",.0f"),
+    Column("peak_memory_gib", "GiB", "peak memory (GiB)", ".2f"),
 )
 BY_METRIC = {column.metric: column for column in COLUMNS}
 
@@ -118,22 +124,21 @@ def main_columns(comparison: Comparison) -> list[Column]:
 def comparison_cells(comparison: Comparison, columns: Sequence[Column], *, short: bool = False) -> Cells:
     """A row for each model. `short` has the headings of a terminal, and leaves the stages' names out."""
     results = comparison.results
-    stages = not short and any(result.label != result.name for result in results)
-    seeds = len({result.seeds for result in results}) > 1
-    heads = ["model", *(["stage"] if stages else []), *(["seeds"] if seeds else [])]
-    text = len(heads)
-    rows = []
-    for result in results:
-        head = [result.label, *([result.name] if stages else []), *([str(result.seeds)] if seeds else [])]
-        rows.append([*head, *(column.cell(result) for column in columns)])
-    heads += [column.short if short else column.heading(comparison) for column in columns]
+    words = {"model": [result.label for result in results]}
+    if not short and any(result.label != result.name for result in results):
+        words["stage"] = [result.name for result in results]
+    if len({result.seeds for result in results}) > 1:
+        words["seeds"] = [str(result.seeds) for result in results]
+    heads = [*words, *(column.short if short else column.heading(comparison) for column in columns)]
+    numbers = [[column.cell(result) for column in columns] for result in results]
+    rows = [[*(of_row[i] for of_row in words.values()), *cells] for i, cells in enumerate(numbers)]
     bold = {
-        (i, text + j)
+        (i, len(words) + j)
         for i, result in enumerate(results)
         for j, column in enumerate(columns)
         if comparison.best.get(column.metric) == result.name
     }
-    return Cells(heads, rows, text, _notes(comparison, columns), bold)
+    return Cells(heads, rows, len(words), _notes(comparison, columns), bold)
 
 
 def _notes(comparison: Comparison, columns: Sequence[Column]) -> list[str]:
@@ -185,67 +190,50 @@ def _about_errors(comparison: Comparison) -> list[str]:
 
 def difference_cells(comparison: Comparison, columns: Sequence[Column]) -> Cells | None:
     """How far each model is from the best of a column, with a 95 % interval; None where nothing can be compared."""
-    by_metric: dict[str, dict[str, Difference]] = {}
-    for one in comparison.differences:
-        by_metric.setdefault(one.metric, {})[one.name] = one
-    shown = [column for column in columns if column.metric in by_metric]
+    best = {one.metric: label_of(comparison, one.best) for one in comparison.differences}
+    found = {(one.metric, one.name): one for one in comparison.differences}
+    shown = [column for column in columns if column.metric in best]
     if not shown:
         return None
-    best = {metric: comparison.row(next(iter(those.values())).best) for metric, those in by_metric.items()}
-    heads = ["model", *(f"{column.heading(comparison)}, less {best[column.metric].label}" for column in shown)]
+    heads = ["model", *(f"{column.heading(comparison)}, less {best[column.metric]}" for column in shown)]
     rows = []
     for result in comparison.results:
-        found = [by_metric[column.metric].get(result.name) for column in shown]
-        if any(found):
-            rows.append([result.label, *(_signed(column, one) for column, one in zip(shown, found, strict=True))])
-    several = max(result.seeds for result in comparison.results) > 1
-    notes = [
-        "Difference to the best mean of the column, paired by prompt"
-        + (" and seed" if several else "")
-        + ", each with its own 95 % interval. The best was chosen by the same numbers, which makes differences to it"
-        + " look somewhat larger than they are."
-        + ("" if several else " Of these trained models, not of another training.")
-    ]
-    return Cells(heads, rows, 1, notes)
+        cells = [column.signed(found.get((column.metric, result.name))) for column in shown]
+        if set(cells) != {NOTHING}:
+            rows.append([result.label, *cells])
+    several = any(result.seeds > 1 for result in comparison.results)
+    note = (
+        f"Difference to the best mean of the column, paired by prompt{' and seed' if several else ''}, each with its "
+        "own 95 % interval. The best was chosen by the same numbers, which makes differences to it look somewhat "
+        f"larger than they are.{'' if several else ' Of these trained models, not of another training.'}"
+    )
+    return Cells(heads, rows, 1, [note])
 
 
-def _signed(column: Column, one: Difference | None) -> str:
-    if one is None:
-        return NOTHING
-    mean, low, high = (column.write(value).removesuffix("%") for value in (one.mean, one.low, one.high))
-    if one.low == one.high:  # the same everywhere: not a sample of anything
-        return _with_sign(mean)
-    return f"{_with_sign(mean)} [{_with_sign(low)}, {_with_sign(high)}]"
+def reward_cells(rewards: Sequence[RewardResult], *, short: bool = False) -> Cells:
+    """A row for each reward: its accuracy on either split, and the difference to the one that all are compared with.
 
-
-def _with_sign(number: str) -> str:
-    return number if number.startswith("-") else f"+{number}"
-
-
-def reward_cells(rewards: Sequence[RewardResult]) -> Cells:
-    """A row for each reward: its accuracy on either split, and the difference to the one that all are compared with."""
-    other = next((reward for reward in rewards if reward.kind == "contrastive"), rewards[0])
+    `short` leaves the differences on the training pairs out.
+    """
     splits = [split for split in SPLITS if any(reward.shares(split) for reward in rewards)]
     heads = ["reward", "kind", *(f"{SPLITS[split]} (%)" for split in splits)]
-    if len(rewards) > 1:
-        heads += [f"difference, {SPLITS[split]}" for split in splits]
-    rows = []
-    for reward in rewards:
-        row = [reward.name, reward.kind, *(_accuracy(reward, split) for split in splits)]
-        if len(rewards) > 1:
-            row += [NOTHING if reward is other else _accuracy_difference(reward, other, split) for split in splits]
-        rows.append(row)
+    rows = [[reward.name, reward.kind, *(_accuracy(reward, split) for split in splits)] for reward in rewards]
     seeds = max(len(marks) for reward in rewards for marks in reward.right.values())
-    notes = [
-        "Share of pairs whose chosen response has the larger reward; a tie counts as half. ± is the standard error"
-    ]
-    notes[0] += f" over pairs and {seeds} seeds." if seeds > 1 else " over pairs: of these trained models."
     counts = [
-        f"{len(next(shares for reward in rewards if (shares := reward.shares(split)))[0]):,} {SPLITS[split]}"
+        f"{next(len(shares[0]) for reward in rewards if (shares := reward.shares(split))):,} {SPLITS[split]}"
         for split in splits
     ]
-    notes.append(f"Of {' and '.join(counts)}.")
+    notes = [
+        "Share of pairs whose chosen response has the larger reward; a tie counts as half. ± is the standard error "
+        + (f"over pairs and {seeds} seeds." if seeds > 1 else "over pairs: of these trained models."),
+        f"Of {' and '.join(counts)}.",
+    ]
     if len(rewards) > 1:
+        other = next((reward for reward in rewards if reward.kind == "contrastive"), rewards[0])
+        compared = [split for split in splits if split == "eval" or not short]
+        heads += [f"difference, {SPLITS[split]}" for split in compared]
+        for reward, row in zip(rewards, rows, strict=True):
+            row += [_accuracy_difference(reward, other, split) for split in compared]
         notes.append(f"Differences to {other.name} are in points, of the same pairs, with their 95 % intervals.")
     return Cells(heads, rows, 2, notes)
 
@@ -264,7 +252,7 @@ def _accuracy(reward: RewardResult, split: str) -> str:
 def _accuracy_difference(reward: RewardResult, other: RewardResult, split: str) -> str:
     ours, theirs = reward.shares(split), other.shares(split)
     same = reward.measured_on == other.measured_on and [*map(len, ours)] == [*map(len, theirs)]
-    if not (ours and theirs and same):
+    if reward is other or not ours or not same:
         return NOTHING
     found, _ = difference(ours, theirs)
     low, high = found.interval
@@ -318,13 +306,10 @@ def latex(comparison: Comparison) -> str:
 
 def _latex_table(cells: Cells, label: str) -> str:
     """Made smaller where it is wider than the page."""
-
-    def line(row: Sequence[str], i: int | None = None) -> str:
-        texts = [cell.translate(_LATEX) for cell in row]
-        return (
-            " & ".join(rf"\textbf{{{text}}}" if (i, j) in cells.bold else text for j, text in enumerate(texts)) + r" \\"
-        )
-
+    texts = [[cell.translate(_LATEX) for cell in row] for row in (cells.heads, *cells.rows)]
+    for i, j in cells.bold:
+        texts[i + 1][j] = rf"\textbf{{{texts[i + 1][j]}}}"
+    head, *rows = (" & ".join(row) + r" \\" for row in texts)
     lines = [
         r"\begin{table}",
         r"\centering",
@@ -333,9 +318,9 @@ def _latex_table(cells: Cells, label: str) -> str:
         r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
         rf"\begin{{tabular}}{{{'l' * cells.text + 'r' * (len(cells.heads) - cells.text)}}}",
         r"\toprule",
-        line(cells.heads),
+        head,
         r"\midrule",
-        *(line(row, i) for i, row in enumerate(cells.rows)),
+        *rows,
         r"\bottomrule",
         r"\end{tabular}}",
         r"\end{table}",
@@ -357,11 +342,9 @@ def csv(comparison: Comparison) -> str:
     `METRIC_se` is the standard error, `METRIC_low` and `METRIC_high` the 95 % interval, `METRIC_std` the standard
     deviation over seeds.
     """
-    results = comparison.results
-    names = list(dict.fromkeys(name for result in results for name in result.metrics))
-    names.sort(key=lambda name: list(BY_METRIC).index(name) if name in BY_METRIC else len(BY_METRIC))
+    names = dict.fromkeys([*BY_METRIC, *(name for result in comparison.results for name in result.metrics)])
     rows = []
-    for result in results:
+    for result in comparison.results:
         row: dict[str, object] = {"name": result.name, "label": result.label, "objective": result.objective}
         row["seeds"] = result.seeds
         for name in names:
@@ -392,9 +375,8 @@ def differences_csv(comparison: Comparison) -> str:
 
 
 def _csv(rows: Sequence[dict[str, object]]) -> str:
-    frame = pd.DataFrame(rows)
-    text: str = frame.dropna(axis="columns", how="all").to_csv(index=False)
-    return text
+    """Without the columns that nothing is in."""
+    return str(pd.DataFrame(rows).dropna(axis="columns", how="all").to_csv(index=False))
 
 
 # ---- on the terminal
@@ -416,22 +398,16 @@ def rich_table(comparison: Comparison, width: int | None = None) -> Group:
 
 
 def rich_differences(comparison: Comparison) -> Group | None:
-    """For the terminal: of the most important column that has a better side."""
-    columns = [column for column in columns_of(comparison) if column.better]
-    measured = {one.metric for one in comparison.differences}
-    columns = [column for column in columns if column.metric in measured]
-    if not columns:
-        return None
-    cells = difference_cells(comparison, [min(columns, key=lambda column: column.rank)])
+    """For the terminal: of the most important column."""
+    compared = {one.metric for one in comparison.differences}
+    columns = [column for column in columns_of(comparison) if column.metric in compared]
+    cells = difference_cells(comparison, sorted(columns, key=lambda column: column.rank)[:1])
     return None if cells is None else _rich(cells)
 
 
 def rich_rewards(rewards: Sequence[RewardResult]) -> Group:
     """For the terminal: without the differences on the training pairs."""
-    cells = reward_cells(rewards)
-    shown = [i for i, head in enumerate(cells.heads) if not (head.startswith("difference") and "training" in head)]
-    heads, rows = [cells.heads[i] for i in shown], [[row[i] for i in shown] for row in cells.rows]
-    return _rich(Cells(heads, rows, cells.text, cells.notes))
+    return _rich(reward_cells(rewards, short=True))
 
 
 def _rich(cells: Cells) -> Group:
