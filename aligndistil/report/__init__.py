@@ -12,7 +12,7 @@ from aligndistil.files import write_text
 from aligndistil.report import tables
 from aligndistil.report.combine import combine
 from aligndistil.report.curves import Curve, Logs, curves_of, read_methods, steps_to
-from aligndistil.report.figures import PICTURES, convergence, pictures, save_figure
+from aligndistil.report.figures import PICTURES, pictures, save_figure
 from aligndistil.report.logs import Log, read_logs, step_seconds, training_metrics
 from aligndistil.report.plot import plot_runs
 from aligndistil.report.results import (
@@ -37,7 +37,6 @@ __all__ = [
     "ModelResult",
     "RewardResult",
     "combine",
-    "convergence",
     "curves_of",
     "is_run",
     "load_results",
@@ -74,10 +73,9 @@ def write_report(folder: Path, comparison: Comparison, logs: Logs) -> list[Path]
     save_results(folder / "comparison.json", comparison)
     for name, text in texts.items():
         write_text(folder / name, text)
-    drawn = {"convergence.png": convergence(comparison, logs)} | pictures(comparison, logs)
-    figures = {name: figure for name, figure in drawn.items() if figure is not None}
+    figures = pictures(comparison, logs)
     for name, figure in figures.items():
         save_figure(figure, folder / name)
-    for name in {"differences.csv", "reward_accuracy.csv", *drawn, *PICTURES} - {*texts, *figures}:
+    for name in {"differences.csv", "reward_accuracy.csv", *PICTURES} - {*texts, *figures}:
         (folder / name).unlink(missing_ok=True)  # of a report that stood here before
     return [folder / "comparison.json", *(folder / name for name in (*texts, *figures))]

@@ -24,7 +24,6 @@ from aligndistil.report import (
     Curve,
     Log,
     ModelResult,
-    convergence,
     pictures,
     plot_runs,
     save_figure,
@@ -288,7 +287,7 @@ MODELS = Comparison(
 
 
 def test_convergence_has_a_panel_for_each_metric_and_a_line_for_each_method_that_knows_it():
-    figure = convergence(MODELS, {"dpo": OFF, "on": ON})
+    figure = pictures(MODELS, {"dpo": OFF, "on": ON})["convergence.png"]
     titles = [axes.get_title(loc="left") for axes in figure.axes if axes.axison]
     assert titles == [
         "Gold reward",
@@ -303,12 +302,11 @@ def test_convergence_has_a_panel_for_each_metric_and_a_line_for_each_method_that
     reward = next(axes for axes in figure.axes if axes.get_title(loc="left") == "Reward of the policy's samples")
     drawn = {one.get_label() for one in reward.lines if not one.get_label().startswith("_")}
     assert drawn == {"AlignDistil"}  # that of given responses does not depend on the policy
-    assert convergence(MODELS, {"dpo": log_of([at(1, loss=1.0)])}) is None
+    assert "convergence.png" not in pictures(MODELS, {"dpo": log_of([at(1, loss=1.0)])})
 
 
 def test_a_method_has_one_colour_in_all_pictures_of_a_report():
-    logs = {"dpo": OFF, "on": ON}
-    figures = [convergence(MODELS, logs), *pictures(MODELS, logs).values()]
+    figures = list(pictures(MODELS, {"dpo": OFF, "on": ON}).values())
     assert len(figures) == 5
     colours: dict[str, set[str]] = {}
     for figure in figures:
@@ -342,7 +340,7 @@ def test_scores_of_reward_models_that_differ_are_not_drawn_on_one_axis():
 
 
 def test_lines_of_evaluations_are_marked_in_convergence_and_lines_of_training_are_not():
-    figure = convergence(MODELS, {"dpo": OFF, "on": ON})
+    figure = pictures(MODELS, {"dpo": OFF, "on": ON})["convergence.png"]
     marks = {one.get_label(): one.get_marker() for one in figure.axes[0].lines if not one.get_label().startswith("_")}
     assert marks["AlignDistil"] == "None"
     assert marks["DPO, 1 epoch"] != "None"
