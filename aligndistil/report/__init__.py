@@ -11,9 +11,9 @@ from pathlib import Path
 from aligndistil.files import write_text
 from aligndistil.report import tables
 from aligndistil.report.combine import combine
-from aligndistil.report.curves import Curve, Logs, curves_of, read_methods, steps_to
+from aligndistil.report.curves import Logs, curves_of, read_methods, steps_to
 from aligndistil.report.figures import PICTURES, pictures, save_figure
-from aligndistil.report.logs import Log, read_logs, step_seconds, training_metrics
+from aligndistil.report.logs import step_seconds, training_metrics
 from aligndistil.report.plot import plot_runs
 from aligndistil.report.results import (
     ComparedWith,
@@ -31,8 +31,6 @@ from aligndistil.report.tables import rich_differences, rich_rewards, rich_table
 __all__ = [
     "ComparedWith",
     "Comparison",
-    "Curve",
-    "Log",
     "Measured",
     "ModelResult",
     "RewardResult",
@@ -42,7 +40,6 @@ __all__ = [
     "load_results",
     "pictures",
     "plot_runs",
-    "read_logs",
     "read_measured",
     "read_methods",
     "read_runs",

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
+import pandas as pd
 
 from aligndistil.report.curves import Logs, steps_to_reward
 from aligndistil.report.logs import Log
@@ -72,30 +73,31 @@ def summarise(seeds: Mapping[str, ModelResult], steps: Mapping[str, float] | Non
 
     Of the metrics that every seed has: means over seeds, with standard errors and intervals where they are known.
     """
-    reached = {seed: {STEPS: step} for seed, step in (steps or {}).items()}
-    metrics = {seed: result.metrics | reached.get(seed, {}) for seed, result in seeds.items()}
     results = list(seeds.values())
-    several = len(results) > 1
-    changes: dict[str, dict[str, Any]] = {kind: {} for kind in ("metrics", "errors", "intervals", "spread", "values")}
-    for name in next(iter(metrics.values())):
-        if not all(name in of_seed for of_seed in metrics.values()):
-            continue
-        of_seeds = np.array([of_seed[name] for of_seed in metrics.values()])
+    reached = {seed: {STEPS: step} for seed, step in (steps or {}).items()}
+    per_seed = {seed: result.metrics | reached.get(seed, {}) for seed, result in seeds.items()}
+    table = pd.DataFrame(per_seed, dtype=float).dropna()
+    samples = {name: [[value] for value in of_seeds] for name, of_seeds in zip(table.index, table.values, strict=True)}
+    shares = set()
+    for name in samples:
         rows = [row for result in results for row in result.values.get(name, [])]
-        by_prompt = len(rows) == len(results) and len(set(map(len, rows))) == 1
-        sample = rows if by_prompt else of_seeds[:, None].tolist()
-        changes["metrics"][name] = float(of_seeds.mean())
-        changes["values"][name] = sample
-        if several:
-            changes["spread"][name] = float(of_seeds.std(ddof=1))
-        found = estimate(sample)
-        if found.error is not None:
-            changes["errors"][name] = found.error
-            is_share = by_prompt and name in SHARES
-            changes["intervals"][name] = interval_of_share(sample) if is_share else found.interval
-    train_seeds = [seed for result in results for seed in result.train_seeds]
-    of_each = {"train_seeds": train_seeds, "per_seed": metrics if several else {}}
-    return results[0].model_copy(update=changes | of_each)
+        if len(rows) == len(results) and len(set(map(len, rows))) == 1:
+            samples[name] = rows
+            shares |= {name} & set(SHARES)
+    found = {name: one for name, sample in samples.items() if (one := estimate(sample)).error is not None}
+    several = len(results) > 1
+    changes = {
+        "metrics": table.mean(axis="columns").to_dict(),
+        "errors": {name: one.error for name, one in found.items()},
+        "intervals": {
+            name: interval_of_share(samples[name]) if name in shares else one.interval for name, one in found.items()
+        },
+        "spread": table.std(axis="columns").to_dict() if several else {},
+        "per_seed": per_seed if several else {},
+        "train_seeds": [seed for result in results for seed in result.train_seeds],
+        "values": samples,
+    }
+    return results[0].model_copy(update=changes)
 
 
 def _with_differences(comparison: Comparison) -> Comparison:

@@ -154,7 +154,7 @@ def curves_of(methods: Sequence[Method], metric: str, x: str = "step") -> Found:
     another metric at the same step. A reward of given responses is left out: it does not depend on the policy.
     Raises UserError when no method gives a curve.
     """
-    found = [(method, *_curve(method, metric, x)) for method in methods]
+    found = [(method, *_curve(method.names[2], method.logs, metric, x)) for method in methods]
     drawn = [(method, curve) for method, curve, _ in found if curve is not None]
     if not drawn:
         raise UserError(_why_none(methods, metric, x))
@@ -170,15 +170,14 @@ def curves_of(methods: Sequence[Method], metric: str, x: str = "step") -> Found:
     return Found(curves, notes)
 
 
-def _curve(method: Method, metric: str, x: str) -> tuple[Curve | None, list[str]]:
-    found = [(log, _points(log, metric, x)) for log in method.logs]
+def _curve(name: str, logs: Sequence[Log], metric: str, x: str) -> tuple[Curve | None, list[str]]:
+    found = [(log, _points(log, metric, x)) for log in logs]
     usable = [points for _, points in found if points]
-    name = method.names[2]
     if not usable:
         split, own = split_and_name(metric)
-        if any(values_of(log.lines, metric) for log in method.logs):
+        if any(values_of(log.lines, metric) for log in logs):
             return None, [f"{name}: its log does not say the `{x}` of its `{metric}`: left out"]
-        if any(line["split"] == split and own in line for log in method.logs for line in log.lines):
+        if any(line["split"] == split and own in line for log in logs for line in log.lines):
             return None, [f"{name}: its `{metric}` is of given responses and does not depend on the policy: left out"]
         return None, []
     notes = [f"{name}: {log.seed or log.path} has no `{metric}` yet and is left out" for log, p in found if not p]
@@ -351,7 +350,7 @@ def curves_by_row(logs: Logs, metric: str, x: str = "step") -> dict[str, Curve]:
     """The curves of the rows that have the metric in every seed."""
     curves = {}
     for row, seeds in logs.items():
-        curve, _ = _curve(Method((row,) * 4, tuple(seeds.values()), row), metric, x) if seeds else (None, [])
+        curve, _ = _curve(row, list(seeds.values()), metric, x)
         if curve is not None and curve.seeds == len(seeds):
             curves[row] = curve
     return curves

@@ -108,14 +108,22 @@ class Look(NamedTuple):
     hollow: bool
 
 
-def looks(methods: Sequence[str]) -> dict[str, Look]:
-    """One for each method. After seven the colours come again with other dashes and another, hollow marker."""
-    n, distinct = len(COLOURS), dict.fromkeys(methods)
+def looks(method_of: Mapping[str, str], methods: Sequence[str]) -> dict[str, Look]:
+    """By label. Trainings of one method have its colour and marker, and other dashes and fill each.
+
+    After seven methods the colours come again with other dashes and another, hollow marker.
+    """
+    n = len(COLOURS)
     # Where several runs began from different models, each is called `initial (RUN)`.
-    initial = [method for method in distinct if re.match(rf"{INITIAL}( \(|$)", method)]
-    found = dict.fromkeys(initial, Look(MUTED, "solid", "*", False))
-    for i, method in enumerate(method for method in distinct if method not in found):
-        found[method] = Look(COLOURS[i % n], DASHES[(i + i // n) % n], MARKERS[(i + i // n) % n], i // n % 2 == 1)
+    initial = {method for method in methods if re.match(rf"{INITIAL}( \(|$)", method)}
+    trained = list(dict.fromkeys(method for method in methods if method not in initial))
+    found: dict[str, Look] = {}
+    turns = Counter[str]()
+    for label, method in method_of.items():
+        i, turn = 0 if method in initial else trained.index(method), turns[method]
+        colour, marker = (MUTED, "*") if method in initial else (COLOURS[i % n], MARKERS[(i + i // n) % n])
+        found[label] = Look(colour, DASHES[(i + i // n + turn) % n], marker, (i // n + turn) % 2 == 1)
+        turns[method] += 1
     return found
 
 
@@ -137,8 +145,7 @@ class Line:
     """What lies behind the line: values that it averages, or each seed."""
     models: bool = False
     """Whether each point is a model of its own, and not a moment of one training."""
-    marked: bool | None = None
-    """Whether the points of a training are marked; None is where they are few."""
+    marked: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +178,7 @@ def draw(panels: Sequence[Panel], methods: Sequence[str], caption: str = "") -> 
 
     alone = len(panels) == 1
     order = list({line.label: line for panel in panels for line in panel.lines}.values())
-    look_of = _looks_of_lines(order, looks(methods))
+    look_of = looks({line.label: line.method for line in order}, methods)
     if alone:
         order.sort(key=lambda line: -float(line.y[-1]))
     names = ["\n".join(textwrap.wrap(line.label, NAME)) for line in order]
@@ -212,25 +219,12 @@ def draw(panels: Sequence[Panel], methods: Sequence[str], caption: str = "") -> 
     return figure
 
 
-def _looks_of_lines(lines: Sequence[Line], look_of: Mapping[str, Look]) -> dict[str, Look]:
-    """By label. Trainings of one method have its colour and marker, and other dashes and fill each."""
-    found: dict[str, Look] = {}
-    turns = Counter[str]()
-    for line in lines:
-        look, turn = look_of[line.method], turns[line.method]
-        turns[line.method] += 1
-        dashes = DASHES[(DASHES.index(look.dashes) + turn) % len(DASHES)]
-        found[line.label] = look._replace(dashes=dashes, hollow=look.hollow != bool(turn % 2)) if turn else look
-    return found
-
-
 def _style(look: Look, line: Line) -> dict[str, Any]:
-    marked = line.models or (len(line.x) < FEW if line.marked is None else line.marked)
     return {
         "color": look.colour,
         "ls": ("solid" if len(line.x) > 1 else "none") if line.models else look.dashes,
         "lw": 1.2 if line.models else 1.9,
-        "marker": look.marker if marked else None,
+        "marker": look.marker if line.marked else None,
         "ms": 6.0 if line.models else 4.5,
         "mfc": GROUND if look.hollow else look.colour,
         "mec": look.colour,
@@ -322,7 +316,8 @@ def curve_panel(
         row = rows.get(curve.label)
         method, label = (curve.label, curve.label) if row is None else (row.method or row.name, row.label)
         error = None if against else curve.error  # a band along a path would cross itself
-        lines.append(Line(method, label, curve.mean_x, curve.mean, y_error=error, faint=faint))
+        few = len(curve.steps) < FEW
+        lines.append(Line(method, label, curve.mean_x, curve.mean, y_error=error, faint=faint, marked=few))
     y = metric_info(metric)
     if not against:
         return Panel(y.title, X_AXES[x], y.axis, lines, "" if x == "seconds" else "count", y.unit)

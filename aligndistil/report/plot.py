@@ -43,14 +43,12 @@ PATH_WINDOWS = 4
 
 @dataclass(frozen=True, slots=True)
 class Plot:
-    """A picture that was written, and what it was made of."""
+    """A picture that was written, and what to say about it."""
 
     path: Path
     figure: Figure
     metric: str
     x: str
-    curves: list[Curve]
-    """Not smoothed."""
     crossing: Crossing | None
     notes: list[str]
 
@@ -110,7 +108,7 @@ def plot_runs(
     figure = draw([panel], [curve.label for curve in curves], f"{what}. {_caption(curves, reaches, crossing, x)}")
     path = out or Path(what.replace(" ", "-").replace("/", "-") + ".png")
     save_figure(figure, path)
-    return Plot(path, figure, metric, x, curves, crossing, notes)
+    return Plot(path, figure, metric, x, crossing, notes)
 
 
 def _most_common(methods: Sequence[Method], metrics: Sequence[str]) -> str:

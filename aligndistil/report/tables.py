@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from aligndistil.report.logs import metric_info
-from aligndistil.report.results import Comparison, Difference, ModelResult, RewardResult, Threshold
+from aligndistil.report.results import Comparison, ModelResult, RewardResult, Threshold
 from aligndistil.report.statistics import difference, estimate, interval_of_share
 
 NOTHING = "-"
@@ -47,20 +47,24 @@ class Column(NamedTuple):
         """The mean and its standard error; the interval where all prompts agree; `-` where there is no value."""
         if self.metric not in result.metrics:
             return NOTHING
-        mean, error = format(result.metrics[self.metric], self.form), result.errors.get(self.metric)
-        if error:
-            return f"{mean.removesuffix('%')} ± {error:{self.form}}"
-        low, high = result.intervals.get(self.metric, (0.0, 0.0))
-        if high > low:
-            return f"{mean.removesuffix('%')} [{format(low, self.form).removesuffix('%')}, {high:{self.form}}]"
-        return mean
+        interval = result.intervals.get(self.metric, (0.0, 0.0))
+        return _with_error(self.form, result.metrics[self.metric], result.errors.get(self.metric), interval)
 
-    def signed(self, one: Difference | None) -> str:
-        """A difference and its interval; no interval where it is the same everywhere: it is no sample of anything."""
-        if one is None:
-            return NOTHING
-        mean, low, high = (f"{value:+{self.form}}".removesuffix("%") for value in (one.mean, one.low, one.high))
-        return mean if one.low == one.high else f"{mean} [{low}, {high}]"
+
+def _with_error(form: str, mean: float, error: float | None, interval: tuple[float, float]) -> str:
+    low, high = interval
+    text = f"{mean:{form}}"
+    if error:
+        text += f" ± {error:{form}}"
+    elif high > low:
+        text += f" [{low:{form}}, {high:{form}}]"
+    return text.replace("%", "", text.count("%") - 1)  # the unit stands once, at the end
+
+
+def _signed(form: str, mean: float, low: float, high: float) -> str:
+    """A difference and its interval, where there is one: what is the same everywhere is no sample of anything."""
+    interval = "" if low == high else f" [{low:+{form}}, {high:+{form}}]"
+    return f"{mean:+{form}}{interval}".replace("%", "")
 
 
 SHARES = ("rewards/accuracies", "completions/truncated_fraction")
@@ -100,6 +104,13 @@ class Cells:
     bold: set[tuple[int, int]] = field(default_factory=set)
     """(row, column)"""
 
+    def texts(self, escaped: Callable[[str], str], bold: str) -> list[list[str]]:
+        """The heads and then the rows, as a format wants them; `bold` has a `{}` for the cell."""
+        texts = [[escaped(cell) for cell in row] for row in (self.heads, *self.rows)]
+        for i, j in self.bold:
+            texts[i + 1][j] = bold.format(texts[i + 1][j])
+        return texts
+
 
 def label_of(comparison: Comparison, model: object) -> str:
     """What a table calls a model that others are compared with: by the label of its row, where it is one."""
@@ -107,18 +118,16 @@ def label_of(comparison: Comparison, model: object) -> str:
     return labels.get(str(model), str(model or ""))
 
 
-def columns_of(comparison: Comparison) -> list[Column]:
-    """What the recipe asks for, in its order, or else all: those of them that a model has a value for."""
-    asked = COLUMNS if comparison.columns is None else [BY_METRIC[metric] for metric in comparison.columns]
-    there = [column for column in asked if any(column.metric in result.metrics for result in comparison.results)]
-    # Where `kl` is to the initial model, it is not shown beside `kl_initial`.
-    same = [result.metrics.get("kl") == result.metrics.get("kl_initial") for result in comparison.results]
-    return [column for column in there if not (column.metric == "kl" and all(same) and comparison.columns is None)]
-
-
-def main_columns(comparison: Comparison) -> list[Column]:
-    """Those of them that a page has room for."""
-    return [column for column in columns_of(comparison) if comparison.columns is not None or column.rank < 99]
+def columns_of(comparison: Comparison, *, main: bool = False) -> list[Column]:
+    """What the recipe asks for, in its order, or else all, or those that a page has room for; without empty ones."""
+    results = comparison.results
+    if comparison.columns is None:
+        # Where `kl` is to the initial model, it is not shown beside `kl_initial`.
+        same = all(result.metrics.get("kl") == result.metrics.get("kl_initial") for result in results)
+        asked = [column for column in COLUMNS if not ((main and column.rank == 99) or (same and column.metric == "kl"))]
+    else:
+        asked = [BY_METRIC[metric] for metric in comparison.columns]
+    return [column for column in asked if any(column.metric in result.metrics for result in results)]
 
 
 def comparison_cells(comparison: Comparison, columns: Sequence[Column], *, short: bool = False) -> Cells:
@@ -130,8 +139,8 @@ def comparison_cells(comparison: Comparison, columns: Sequence[Column], *, short
     if len({result.seeds for result in results}) > 1:
         words["seeds"] = [str(result.seeds) for result in results]
     heads = [*words, *(column.short if short else column.heading(comparison) for column in columns)]
-    numbers = [[column.cell(result) for column in columns] for result in results]
-    rows = [[*(of_row[i] for of_row in words.values()), *cells] for i, cells in enumerate(numbers)]
+    numbers = [[column.cell(result) for result in results] for column in columns]
+    rows = [list(row) for row in zip(*words.values(), *numbers, strict=True)]
     bold = {
         (i, len(words) + j)
         for i, result in enumerate(results)
@@ -152,14 +161,14 @@ def _notes(comparison: Comparison, columns: Sequence[Column]) -> list[str]:
         "kl": f"KL is to {label_of(comparison, comparison.kl_to)}, in nats, summed over a response of the model's own.",
         "kl_initial": "KL to initial: to the model that training began from, in nats per response of the model's own.",
         "completions/mean_length": "Length is in tokens.",
-        "steps_to_reward": ""
-        if threshold is None
-        else f"Steps to reward: the first logged step at which the {_of_threshold(threshold)} (a moving average, where "
-        f"there are 24 points or more) is {threshold.value:.3g} "
-        f"({threshold.chosen}); - where there is no such curve, where it begins there, or where a seed does not get "
-        "there.",
     }
-    said = [line for metric, line in lines.items() if metric in there and line]
+    if threshold is not None:
+        lines["steps_to_reward"] = (
+            f"Steps to reward: the first logged step at which the {_of_threshold(threshold)} (a moving average, where "
+            f"there are 24 points or more) is {threshold.value:.3g} ({threshold.chosen}); - where there is no such "
+            "curve, where it begins there, or where a seed does not get there."
+        )
+    said = [line for metric, line in lines.items() if metric in there]
     if comparison.show_rewards and not comparison.rewards:
         said.append("No rewards to compare: the eval data have no pairs, or no model has a reward of its own.")
     return [*said, *_about_errors(comparison), *comparison.notes]
@@ -198,8 +207,9 @@ def difference_cells(comparison: Comparison, columns: Sequence[Column]) -> Cells
     heads = ["model", *(f"{column.heading(comparison)}, less {best[column.metric]}" for column in shown)]
     rows = []
     for result in comparison.results:
-        cells = [column.signed(found.get((column.metric, result.name))) for column in shown]
-        if set(cells) != {NOTHING}:
+        ones = {column: found.get((column.metric, result.name)) for column in shown}
+        cells = [_signed(column.form, one.mean, one.low, one.high) if one else NOTHING for column, one in ones.items()]
+        if any(ones.values()):
             rows.append([result.label, *cells])
     several = any(result.seeds > 1 for result in comparison.results)
     note = (
@@ -243,10 +253,7 @@ def _accuracy(reward: RewardResult, split: str) -> str:
     if not shares:
         return NOTHING
     found = estimate(shares)
-    if found.error:
-        return f"{100 * found.mean:.1f} ± {100 * found.error:.1f}"
-    low, high = interval_of_share(shares)
-    return f"{100 * found.mean:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+    return _with_error(".1%", found.mean, found.error, interval_of_share(shares)).replace("%", "")
 
 
 def _accuracy_difference(reward: RewardResult, other: RewardResult, split: str) -> str:
@@ -255,8 +262,7 @@ def _accuracy_difference(reward: RewardResult, other: RewardResult, split: str) 
     if reward is other or not ours or not same:
         return NOTHING
     found, _ = difference(ours, theirs)
-    low, high = found.interval
-    return f"{100 * found.mean:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+    return _signed(".1%", found.mean, *found.interval)
 
 
 # ---- as text
@@ -283,49 +289,39 @@ def markdown(comparison: Comparison) -> str:
 
 def summary(comparison: Comparison) -> str:
     """The main columns, with their notes: for a model card."""
-    cells = comparison_cells(comparison, main_columns(comparison))
+    cells = comparison_cells(comparison, columns_of(comparison, main=True))
     return markdown_table(cells) + "\n" + " ".join(cells.notes) + "\n"
 
 
 def markdown_table(cells: Cells) -> str:
-    rule = ["---" if i < cells.text else "---:" for i in range(len(cells.heads))]
-    rows = [
-        [f"**{cell}**" if (i, j) in cells.bold else cell for j, cell in enumerate(row)]
-        for i, row in enumerate(cells.rows)
-    ]
-    lines = [cells.heads, rule, *rows]
-    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+    head, *rows = cells.texts(lambda cell: cell.replace("|", "\\|"), "**{}**")
+    rule = ["---" if i < cells.text else "---:" for i in range(len(head))]
+    return "".join(f"| {' | '.join(line)} |\n" for line in (head, rule, *rows))
 
 
 def latex(comparison: Comparison) -> str:
     """A `table` for each of the tables, with the main columns; needs booktabs and graphicx."""
-    text = "% Needs \\usepackage{booktabs} and \\usepackage{graphicx}.\n"
-    tables = all_cells(comparison, main_columns(comparison))
-    return text + "\n".join(_latex_table(cells, name) for name, cells in tables.items())
-
-
-def _latex_table(cells: Cells, label: str) -> str:
-    """Made smaller where it is wider than the page."""
-    texts = [[cell.translate(_LATEX) for cell in row] for row in (cells.heads, *cells.rows)]
-    for i, j in cells.bold:
-        texts[i + 1][j] = rf"\textbf{{{texts[i + 1][j]}}}"
-    head, *rows = (" & ".join(row) + r" \\" for row in texts)
-    lines = [
-        r"\begin{table}",
-        r"\centering",
-        rf"\caption{{{' '.join(cells.notes).translate(_LATEX)}}}",
-        rf"\label{{tab:{label}}}",
-        r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
-        rf"\begin{{tabular}}{{{'l' * cells.text + 'r' * (len(cells.heads) - cells.text)}}}",
-        r"\toprule",
-        head,
-        r"\midrule",
-        *rows,
-        r"\bottomrule",
-        r"\end{tabular}}",
-        r"\end{table}",
-    ]
-    return "\n".join(lines) + "\n"
+    lines = [r"% Needs \usepackage{booktabs} and \usepackage{graphicx}."]
+    for name, cells in all_cells(comparison, columns_of(comparison, main=True)).items():
+        texts = cells.texts(lambda cell: cell.translate(_LATEX), r"\textbf{{{}}}")
+        head, *rows = (" & ".join(row) + r" \\" for row in texts)
+        lines += [
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{' '.join(cells.notes).translate(_LATEX)}}}",
+            rf"\label{{tab:{name}}}",
+            r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",  # no wider than the page
+            rf"\begin{{tabular}}{{{'l' * cells.text + 'r' * (len(cells.heads) - cells.text)}}}",
+            r"\toprule",
+            head,
+            r"\midrule",
+            *rows,
+            r"\bottomrule",
+            r"\end{tabular}}",
+            r"\end{table}",
+            "",
+        ]
+    return "\n".join(lines)
 
 
 _LATEX = str.maketrans(
@@ -388,7 +384,7 @@ def rich_table(comparison: Comparison, width: int | None = None) -> Group:
     The recipe's own choice of columns is kept; the terminal then wraps them.
     """
     room = width or Console().width
-    columns = main_columns(comparison)
+    columns = columns_of(comparison, main=True)
     while True:
         cells = comparison_cells(comparison, columns, short=True)
         fits = Console(width=1000).measure(_table(cells)).maximum <= room
@@ -416,11 +412,11 @@ def _rich(cells: Cells) -> Group:
 
 
 def _table(cells: Cells) -> Table:
+    heads, *rows = cells.texts(lambda cell: escape(cell.replace(" ± ", "±")), "[bold]{}[/]")
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
-    for i, head in enumerate(cells.heads):
+    for i, head in enumerate(heads):
         words = i < cells.text
-        table.add_column(escape(head), justify="left" if words else "right", vertical="bottom", no_wrap=not words)
-    for i, row in enumerate(cells.rows):
-        shown = [escape(cell.replace(" ± ", "±")) for cell in row]
-        table.add_row(*(f"[bold]{cell}[/]" if (i, j) in cells.bold else cell for j, cell in enumerate(shown)))
+        table.add_column(head, justify="left" if words else "right", vertical="bottom", no_wrap=not words)
+    for row in rows:
+        table.add_row(*row)
     return table

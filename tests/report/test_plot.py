@@ -21,14 +21,14 @@ from aligndistil.errors import UserError
 from aligndistil.report import (
     ComparedWith,
     Comparison,
-    Curve,
-    Log,
     ModelResult,
     pictures,
     plot_runs,
     save_figure,
 )
+from aligndistil.report.curves import Curve
 from aligndistil.report.figures import COLOURS, GROUND, INK, MUTED, Panel, curve_panel, draw, looks
+from aligndistil.report.logs import Log
 
 REWARD = "reward/token_mean"
 
@@ -198,7 +198,8 @@ def test_lines_and_words_stand_out_from_an_opaque_ground():
 
 
 def test_in_grey_print_fourteen_methods_differ_in_dashes_or_marks():
-    found = list(looks([f"{i}" for i in range(14)]).values())
+    methods = [f"{i}" for i in range(14)]
+    found = list(looks(dict(zip(methods, methods, strict=True)), methods).values())
     assert len({(look.marker, look.hollow) for look in found}) == 14
     assert len({str(look.dashes) for look in found[:7]}) == 7
     assert len({(look.colour, str(look.dashes)) for look in found}) == 14
@@ -229,7 +230,8 @@ def test_another_suffix_is_refused(tmp_path):
 def test_drawing_leaves_no_warning_and_no_global_state(tmp_path):
     code = (
         "import warnings; warnings.simplefilter('error'); import sys; from pathlib import Path; import numpy as np\n"
-        "from aligndistil.report import Curve, save_figure\n"
+        "from aligndistil.report import save_figure\n"
+        "from aligndistil.report.curves import Curve\n"
         "assert 'matplotlib' not in sys.modules\n"
         "from aligndistil.report.figures import curve_panel, draw\n"
         "one = [Curve('a', np.arange(3.0), np.ones((2, 3)), np.ones((2, 3)))]\n"
