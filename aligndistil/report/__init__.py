@@ -62,17 +62,17 @@ def write_report(folder: Path, comparison: Comparison, logs: Logs) -> list[Path]
         "comparison.csv": tables.csv(comparison),
         "comparison.md": tables.markdown(comparison),
         "comparison.tex": tables.latex(comparison),
+        "differences.csv": tables.differences_csv(comparison),
+        "reward_accuracy.csv": tables.rewards_csv(comparison.rewards if comparison.show_rewards else []),
     }
-    if comparison.differences:
-        texts["differences.csv"] = tables.differences_csv(comparison)
-    if comparison.show_rewards and comparison.rewards:
-        texts["reward_accuracy.csv"] = tables.rewards_csv(comparison.rewards)
+    figures = pictures(comparison, logs)
+    written = ["comparison.json", *(name for name, text in texts.items() if text), *figures]
+    for name in {*texts, *PICTURES} - {*written}:
+        (folder / name).unlink(missing_ok=True)  # of a report that stood here before
     save_results(folder / "comparison.json", comparison)
     for name, text in texts.items():
-        write_text(folder / name, text)
-    figures = pictures(comparison, logs)
+        if text:
+            write_text(folder / name, text)
     for name, figure in figures.items():
         save_figure(figure, folder / name)
-    for name in {"differences.csv", "reward_accuracy.csv", *PICTURES} - {*texts, *figures}:
-        (folder / name).unlink(missing_ok=True)  # of a report that stood here before
-    return [folder / "comparison.json", *(folder / name for name in (*texts, *figures))]
+    return [folder / name for name in written]

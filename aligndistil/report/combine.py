@@ -28,6 +28,7 @@ def combine(groups: Sequence[Sequence[Run]]) -> tuple[Comparison, Logs]:
     models: dict[str, dict[str, ModelResult]] = {}
     logs: dict[str, dict[str, Log]] = {}
     rewards: list[RewardResult] = []
+    foreign: list[str] = []
     for name, group in zip(names, groups, strict=True):
         prefix = f"{name}/" if len(groups) > 1 else ""
         runs = sorted(group, key=lambda run: run.comparison.results[0].train_seeds)
@@ -36,7 +37,10 @@ def combine(groups: Sequence[Sequence[Run]]) -> tuple[Comparison, Logs]:
         for first in runs[0].comparison.results:
             if not all(first.name in table for table in tables.values()):
                 continue  # a mean of some seeds is of other seeds
-            full = name if prefix and not runs[0].measured else f"{prefix}{first.name}"
+            full = f"{prefix}{first.name}"
+            if not runs[0].measured:
+                full = name if prefix else first.name
+                foreign.append(full)
             method = f"{first.method} ({name})" if prefix and first.method else first.method
             called = {"name": full, "method": method}
             models[full] = {seed: table[first.name].model_copy(update=called) for seed, table in tables.items()}
@@ -48,7 +52,7 @@ def combine(groups: Sequence[Sequence[Run]]) -> tuple[Comparison, Logs]:
     value = _only([comparison.threshold_value for comparison in measured]) if metric else None
     threshold, steps = steps_to_reward(logs, metric, value)
     kl_to, reward = _compared_with(groups, "kl_to"), _compared_with(groups, "reward")
-    notes = _notes(groups, names, [kl_to, reward])
+    notes = _notes(runs, foreign, [kl_to, reward])
     if metric and threshold is None:
         notes.append(f"No steps to a reward: no two stages have a curve of {metric} that rises.")
     combined = Comparison(
@@ -183,8 +187,7 @@ def _compared_with(groups: Sequence[Sequence[Run]], of: Literal["kl_to", "reward
     return ComparedWith(name=name, same_in_all_runs=len(models) == 1)
 
 
-def _notes(groups: Sequence[Sequence[Run]], names: Sequence[str], with_: Sequence[ComparedWith | None]) -> list[str]:
-    runs = [run for group in groups for run in group]
+def _notes(runs: Sequence[Run], foreign: Sequence[str], with_: Sequence[ComparedWith | None]) -> list[str]:
     notes = [note for run in runs for note in run.comparison.notes]
     if len({run.comparison.measured_on for run in runs if run.measured}) > 1:
         notes.append(
@@ -196,10 +199,8 @@ def _notes(groups: Sequence[Sequence[Run]], names: Sequence[str], with_: Sequenc
         for model in with_
         if model is not None and not model.same_in_all_runs
     ]
-    foreign = [(name, group) for name, group in zip(names, groups, strict=True) if not group[0].measured]
     if foreign:
-        theirs = [name if len(groups) > 1 else group[0].comparison.results[0].name for name, group in foreign]
-        notes.append(f"{', '.join(theirs)}: the last values that its own trainer logged, on its own data.")
+        notes.append(f"{', '.join(foreign)}: the last values that its own trainer logged, on its own data.")
     return list(dict.fromkeys(notes))
 
 

@@ -246,10 +246,9 @@ def default_reach(curves: Sequence[Curve], windows: int = WINDOWS) -> list[float
     return reaches
 
 
-def smoothed(curves: Sequence[Curve], *, windows: int = WINDOWS, x_too: bool = False) -> list[Curve]:
+def smoothed(curves: Sequence[Curve]) -> list[Curve]:
     """All of them, as far as `default_reach` says."""
-    reaches = default_reach(curves, windows)
-    return [curve.smoothed(reach, x_too=x_too) for curve, reach in zip(curves, reaches, strict=True)]
+    return [curve.smoothed(reach) for curve, reach in zip(curves, default_reach(curves), strict=True)]
 
 
 def moving_average(at: Array, values: Array, reach: float) -> Array:
@@ -348,12 +347,8 @@ Logs = Mapping[str, Mapping[str, Log]]
 
 def curves_by_row(logs: Logs, metric: str, x: str = "step") -> dict[str, Curve]:
     """The curves of the rows that have the metric in every seed."""
-    curves = {}
-    for row, seeds in logs.items():
-        curve, _ = _curve(row, list(seeds.values()), metric, x)
-        if curve is not None and curve.seeds == len(seeds):
-            curves[row] = curve
-    return curves
+    found = {row: _curve(row, list(seeds.values()), metric, x)[0] for row, seeds in logs.items()}
+    return {row: curve for row, curve in found.items() if curve is not None and curve.seeds == len(logs[row])}
 
 
 def steps_to_reward(

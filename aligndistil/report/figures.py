@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from aligndistil.errors import UserError
 from aligndistil.files import write_bytes
 from aligndistil.report.curves import REWARDS, UNITS, Array, Curve, Logs, curves_by_row, smoothed
 from aligndistil.report.logs import EVAL, metric_info
-from aligndistil.report.results import INITIAL, Comparison, ModelResult
+from aligndistil.report.results import INITIAL, Comparison
 from aligndistil.report.tables import BY_METRIC
 
 if TYPE_CHECKING:
@@ -91,6 +91,11 @@ CONVERGENCE = (
     "rewards/accuracies",
 )
 """The panels of convergence.png: those that some stage has."""
+CAPTION = (
+    "Lines without marks: moving averages of what training logged (light: as it was logged). Lines with marks: "
+    "evaluations, on held-out data."
+)
+"""Of convergence.png."""
 COSTS = ("kl_initial", "compute_seconds", "completions/mean_length")
 """What a reward is drawn against."""
 PICTURES = ("convergence.png", "reward.png", "length.png", "reward-over-kl.png", "frontier.png")
@@ -99,13 +104,8 @@ MODEL_REWARDS = ("gold_reward", "reward_score", "rewards/accuracies")
 """Of a model, the first that two have."""
 
 
-class Look(NamedTuple):
-    """How one method is drawn."""
-
-    colour: str
-    dashes: Any
-    marker: str
-    hollow: bool
+Look = dict[str, Any]
+"""What matplotlib calls colour, dashes and marker of a line."""
 
 
 def looks(method_of: Mapping[str, str], methods: Sequence[str]) -> dict[str, Look]:
@@ -122,7 +122,9 @@ def looks(method_of: Mapping[str, str], methods: Sequence[str]) -> dict[str, Loo
     for label, method in method_of.items():
         i, turn = 0 if method in initial else trained.index(method), turns[method]
         colour, marker = (MUTED, "*") if method in initial else (COLOURS[i % n], MARKERS[(i + i // n) % n])
-        found[label] = Look(colour, DASHES[(i + i // n + turn) % n], marker, (i // n + turn) % 2 == 1)
+        filled = GROUND if (i // n + turn) % 2 else colour
+        dashes = DASHES[(i + i // n + turn) % n]
+        found[label] = {"color": colour, "ls": dashes, "marker": marker, "mfc": filled, "mec": colour}
         turns[method] += 1
     return found
 
@@ -219,16 +221,10 @@ def draw(panels: Sequence[Panel], methods: Sequence[str], caption: str = "") -> 
     return figure
 
 
-def _style(look: Look, line: Line) -> dict[str, Any]:
-    return {
-        "color": look.colour,
-        "ls": ("solid" if len(line.x) > 1 else "none") if line.models else look.dashes,
-        "lw": 1.2 if line.models else 1.9,
-        "marker": look.marker if line.marked else None,
-        "ms": 6.0 if line.models else 4.5,
-        "mfc": GROUND if look.hollow else look.colour,
-        "mec": look.colour,
-    }
+def _style(look: Look, line: Line) -> Look:
+    if line.models:
+        return look | {"ls": "solid" if len(line.x) > 1 else "none", "lw": 1.2, "ms": 6.0}
+    return look | {"lw": 1.9, "ms": 4.5, "marker": look["marker"] if line.marked else None}
 
 
 def _draw_panel(axes: Axes, panel: Panel, look_of: Mapping[str, Look]) -> None:
@@ -236,10 +232,10 @@ def _draw_panel(axes: Axes, panel: Panel, look_of: Mapping[str, Look]) -> None:
 
     errors = sum(line.y_error is not None for line in panel.lines)
     for line in panel.lines:
-        look = look_of[line.label]
-        style = _style(look, line)
+        style = _style(look_of[line.label], line)
+        colour = style["color"]
         for x, y in line.faint:
-            axes.plot(x, y, color=look.colour, lw=0.8, alpha=0.3, zorder=2)
+            axes.plot(x, y, color=colour, lw=0.8, alpha=0.3, zorder=2)
         if line.models:  # from small to large, in the order of the settings
             axes.plot(line.x, line.y, zorder=3, **style | {"marker": None, "alpha": 0.6})
             sizes = np.linspace(0.7, 1.3, len(line.x)) if len(line.x) > 1 else [1.0]
@@ -249,18 +245,18 @@ def _draw_panel(axes: Axes, panel: Panel, look_of: Mapping[str, Look]) -> None:
             axes.plot(line.x, line.y, zorder=3, label=line.label, **style)
         if line.y_error is not None and not line.models and errors <= BANDS:
             low, high = line.y - line.y_error, line.y + line.y_error
-            axes.fill_between(line.x, low, high, color=look.colour, alpha=0.16, lw=0, zorder=2)
+            axes.fill_between(line.x, low, high, color=colour, alpha=0.16, lw=0, zorder=2)
         elif line.y_error is not None:
             at = slice(None) if line.models else slice(-1, None)
             across = None if line.x_error is None else line.x_error[at]
             axes.errorbar(
-                line.x[at], line.y[at], line.y_error[at], across, fmt="none", ecolor=look.colour, lw=0.9, alpha=0.5,
+                line.x[at], line.y[at], line.y_error[at], across, fmt="none", ecolor=colour, lw=0.9, alpha=0.5,
                 zorder=2,
             )  # fmt: skip
         if line.label in panel.marks:
             reached = panel.marks[line.label]
             height = np.interp(reached, line.x, line.y)
-            axes.plot(reached, height, ls="none", marker="o", ms=6, mfc=GROUND, mec=look.colour, zorder=5)
+            axes.plot(reached, height, ls="none", marker="o", ms=6, mfc=GROUND, mec=colour, zorder=5)
     if panel.level is not None:
         axes.axhline(panel.level, color=MUTED, lw=0.9, ls=(0, (1, 2)), zorder=1.5)
     axes.set_title(panel.title)
@@ -367,12 +363,6 @@ def pictures(comparison: Comparison, logs: Logs) -> dict[str, Figure]:
     return found
 
 
-CAPTION = (
-    "Lines without marks: moving averages of what training logged (light: as it was logged). Lines with marks: "
-    "evaluations, on held-out data."
-)
-
-
 def _convergence_panel(comparison: Comparison, logs: Logs, metric: str) -> Panel | None:
     """A metric of training over steps.
 
@@ -399,21 +389,13 @@ def _cost_panel(comparison: Comparison, cost: str) -> Panel | None:
             break
     else:
         return None
-    by_method: dict[str, list[ModelResult]] = {}
-    for row in rows:
-        by_method.setdefault(row.method or row.name, []).append(row)
     lines = []
-    for method, those in by_method.items():
+    for method in dict.fromkeys(row.method or row.name for row in rows):
+        those = [row for row in rows if (row.method or row.name) == method]
         settings = " / ".join(row.setting or "default" for row in those) if any(row.setting for row in those) else ""
         x, y = (np.array([row.metrics[metric] for row in those]) for metric in (cost, reward))
         dx, dy = (np.array([row.errors.get(metric, 0.0) for row in those]) for metric in (cost, reward))
         lines.append(Line(method, f"{method}: {settings}" if settings else method, x, y, dx, dy, models=True))
-    x_column, y_column = BY_METRIC[cost], BY_METRIC[reward]
-    heading = x_column.heading(comparison)
-    return Panel(
-        title=f"By {heading.partition(' (')[0]}",
-        x_label=heading,
-        y_label=y_column.heading(comparison),
-        lines=lines,
-        y_unit="share" if reward == "rewards/accuracies" else "",
-    )
+    across, up = (BY_METRIC[metric].heading(comparison) for metric in (cost, reward))
+    y_unit = "share" if reward == "rewards/accuracies" else ""
+    return Panel(f"By {across.partition(' (')[0]}", across, up, lines, y_unit=y_unit)

@@ -106,7 +106,7 @@ def plot_runs(
         panel = replace(panel, level=crossing.value, marks=marks)
     what = f"{metric} against {x}" if against else metric
     figure = draw([panel], [curve.label for curve in curves], f"{what}. {_caption(curves, reaches, crossing, x)}")
-    path = out or Path(what.replace(" ", "-").replace("/", "-") + ".png")
+    path = out or Path(what.replace(" against ", "-against-").replace("/", "-") + ".png")
     save_figure(figure, path)
     return Plot(path, figure, metric, x, crossing, notes)
 

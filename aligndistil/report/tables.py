@@ -171,30 +171,28 @@ def _notes(comparison: Comparison, columns: Sequence[Column]) -> list[str]:
     said = [line for metric, line in lines.items() if metric in there]
     if comparison.show_rewards and not comparison.rewards:
         said.append("No rewards to compare: the eval data have no pairs, or no model has a reward of its own.")
-    return [*said, *_about_errors(comparison), *comparison.notes]
+    counts = {result.seeds for result in comparison.results}
+    if not any(result.errors for result in comparison.results):
+        pass
+    elif counts == {1}:
+        said.append(
+            "± is the standard error over prompts (or pairs): of these trained models, not of another training."
+        )
+    else:
+        seeds = f"{counts.pop()} seeds" if len(counts) == 1 else "the seeds of each row"
+        said.append(f"Mean ± standard error over {seeds}, and over prompts (or pairs) where it is measured on them.")
+        if comparison.differences:
+            said.append(
+                "Bold: better than every other row, paired by seed and prompt, at the 5 % level after Holm's "
+                "correction for the number of rows."
+            )
+    return said + comparison.notes
 
 
 def _of_threshold(threshold: Threshold) -> str:
     """What its metric is called, in a sentence."""
     title = metric_info(threshold.metric).title
     return title[:1].lower() + title[1:]
-
-
-def _about_errors(comparison: Comparison) -> list[str]:
-    results = comparison.results
-    if not any(result.errors for result in results):
-        return []
-    counts = {result.seeds for result in results}
-    if counts == {1}:
-        return ["± is the standard error over prompts (or pairs): of these trained models, not of another training."]
-    seeds = f"{counts.pop()} seeds" if len(counts) == 1 else "the seeds of each row"
-    said = [f"Mean ± standard error over {seeds}, and over prompts (or pairs) where it is measured on them."]
-    if comparison.differences:
-        said.append(
-            "Bold: better than every other row, paired by seed and prompt, at the 5 % level after Holm's correction "
-            "for the number of rows."
-        )
-    return said
 
 
 def difference_cells(comparison: Comparison, columns: Sequence[Column]) -> Cells | None:
@@ -371,8 +369,8 @@ def differences_csv(comparison: Comparison) -> str:
 
 
 def _csv(rows: Sequence[dict[str, object]]) -> str:
-    """Without the columns that nothing is in."""
-    return str(pd.DataFrame(rows).dropna(axis="columns", how="all").to_csv(index=False))
+    """Without the columns that nothing is in; empty without rows."""
+    return str(pd.DataFrame(rows).dropna(axis="columns", how="all").to_csv(index=False)) if rows else ""
 
 
 # ---- on the terminal

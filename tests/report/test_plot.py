@@ -200,9 +200,9 @@ def test_lines_and_words_stand_out_from_an_opaque_ground():
 def test_in_grey_print_fourteen_methods_differ_in_dashes_or_marks():
     methods = [f"{i}" for i in range(14)]
     found = list(looks(dict(zip(methods, methods, strict=True)), methods).values())
-    assert len({(look.marker, look.hollow) for look in found}) == 14
-    assert len({str(look.dashes) for look in found[:7]}) == 7
-    assert len({(look.colour, str(look.dashes)) for look in found}) == 14
+    assert len({(look["marker"], look["mfc"] == GROUND) for look in found}) == 14
+    assert len({str(look["ls"]) for look in found[:7]}) == 7
+    assert len({(look["color"], str(look["ls"])) for look in found}) == 14
 
 
 @pytest.mark.parametrize("suffix", [".png", ".svg", ".pdf"])
