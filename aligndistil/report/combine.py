@@ -132,12 +132,13 @@ def _with_differences(comparison: Comparison) -> Comparison:
             one, p = difference(values, own)
             low, high = one.interval
             found.append(Difference(metric=metric, name=name, best=first.name, mean=one.mean, low=low, high=high))
-            ps.append(1.0 if p is None else p)
+            ps.append(1.0 if p is None else p)  # a single seed is no test
         # Corrected for the number of rows, the best itself among them: it was chosen by the same numbers.
         if max(holm([*ps, 1.0])[:-1]) <= LEVEL:
             best[metric] = first.name
     notes = list(comparison.notes)
-    seeds_differ = [row.label for row in comparison.results if row.measured_on == usual[0] and row not in alike]
+    rows = [row for row in comparison.results if row.measured_on == usual[0]]
+    seeds_differ = [row.label for row in rows if kinds[row.name] != usual]
     if found and seeds_differ:
         notes.append(f"Not compared with the others, since its seeds are others: {', '.join(seeds_differ)}.")
     return comparison.model_copy(update={"differences": found, "best": best, "notes": notes})

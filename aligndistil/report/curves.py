@@ -158,9 +158,9 @@ def curves_of(methods: Sequence[Method], metric: str, x: str = "step") -> Found:
     drawn = [(method, curve) for method, curve, _ in found if curve is not None]
     if not drawn:
         raise UserError(_why_none(methods, metric, x))
-    told_of = {method.asked for method, curve, notes in found if curve is not None or notes}
+    told_of = {method.asked for method, curve, why in found if curve is not None or why}
     silent = (run for run in dict.fromkeys(method.asked for method in methods) if run not in told_of)
-    notes = [note for _, _, notes in found for note in notes]
+    notes = [note for _, _, why in found for note in why]
     notes += [f"{run} has no `{metric}`: it is left out" for run in silent]
     curves = []
     for (method, curve), label in zip(drawn, _labels([method for method, _ in drawn]), strict=True):

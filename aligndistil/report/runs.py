@@ -70,7 +70,9 @@ def read_run(path: Path) -> list[Run]:
         return [_ours(path, path)]
     if found := [_ours(seed, path) for seed in seed_folders(path) if (seed / REPORT).is_file()]:
         if len({run.trained_as for run in found}) > 1:
-            raise UserError(f"{path}: its seeds were trained from different recipes; give folders that belong together")
+            raise UserError(
+                f"{path}: its seeds were trained from different recipes; give the folders that belong together"
+            )
         if len({run.measured_as for run in found}) > 1:
             raise UserError(
                 f"{path}: its seeds were not measured on the same prompts and pairs with the same settings; "

@@ -172,13 +172,12 @@ def _notes(comparison: Comparison, columns: Sequence[Column]) -> list[str]:
     if comparison.show_rewards and not comparison.rewards:
         said.append("No rewards to compare: the eval data have no pairs, or no model has a reward of its own.")
     counts = {result.seeds for result in comparison.results}
-    if not any(result.errors for result in comparison.results):
-        pass
-    elif counts == {1}:
+    has_errors = any(result.errors for result in comparison.results)
+    if has_errors and counts == {1}:
         said.append(
             "± is the standard error over prompts (or pairs): of these trained models, not of another training."
         )
-    else:
+    elif has_errors:
         seeds = f"{counts.pop()} seeds" if len(counts) == 1 else "the seeds of each row"
         said.append(f"Mean ± standard error over {seeds}, and over prompts (or pairs) where it is measured on them.")
         if comparison.differences:
