@@ -77,6 +77,73 @@ def compare(
 
 
 @app.command()
+def evaluate(
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[MODEL ...]", help="Runs, stages, model folders or Hub ids; or LABEL=MODEL."),
+    ] = None,
+    benchmark: Annotated[
+        list[str] | None,
+        typer.Option("--benchmark", "-b", help="alpaca_eval, mt_bench, arena_hard, reward_bench_2, human_agreement."),
+    ] = None,
+    judge: Annotated[
+        str | None, typer.Option(help="A JUDGE.yaml, qwen2.5-72b-instruct, gold, or the folder of a reward model.")
+    ] = None,
+    against: Annotated[str | None, typer.Option(help="Also the win rate against this model.")] = None,
+    prompts: Annotated[
+        str | None, typer.Option(help="Data with a column `prompt`, for --against; #SPLIT may follow.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder of answers, verdicts and tables.")] = Path("evaluation"),
+    answers: Annotated[
+        list[Path] | None, typer.Option(help="Answers made elsewhere, in the benchmark's format; or LABEL=FILE.")
+    ] = None,
+    answers_only: Annotated[bool, typer.Option("--answers-only", help="Write the answers, and judge nothing.")] = False,
+    repeat: Annotated[int, typer.Option(min=1, help="How often the judge is asked everything.")] = 2,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only so many questions of each benchmark.")] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Folder with the benchmarks' files, on a machine without a network.")
+    ] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer; else the benchmark's own.")] = None,
+    temperature: Annotated[float, typer.Option(min=0.0, help="Of answers to --prompts; 0 is greedy.")] = 1.0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Questions that a process answers together.")] = 16,
+    seed: Annotated[int, typer.Option(min=0, help="Of the answers.")] = 0,
+    allow_contaminated: Annotated[
+        bool, typer.Option("--allow-contaminated", help="Score models trained on the questions too, and say so.")
+    ] = False,
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="Score without the verdicts that could not be had, and say so.")
+    ] = False,
+    processes: Annotated[str, typer.Option(help="Processes to start on this machine: a number, or auto.")] = "1",
+) -> None:
+    """Have models answer benchmarks, a judge compare the answers, and the win rates printed with their errors."""
+    from aligndistil.commands.evaluate import Options
+    from aligndistil.commands.evaluate import evaluate as run
+    from aligndistil.commands.launch import must_start, process_count, start
+
+    options = Options(
+        benchmarks=benchmark or (),
+        judge=judge,
+        out=out,
+        repeats=repeat,
+        limit=limit,
+        data_dir=data_dir,
+        against=against,
+        prompts=prompts,
+        temperature=temperature,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        seed=seed,
+        answers=[str(path) for path in answers or ()],
+        answers_only=answers_only,
+        allow_contaminated=allow_contaminated,
+        allow_missing=allow_missing,
+    )
+    if must_start(processes):
+        raise typer.Exit(start(process_count(processes), sys.argv[1:]))
+    run(models or (), options)
+
+
+@app.command()
 def validate(
     recipe: RecipePath,
     overrides: Overrides = None,
@@ -138,7 +205,7 @@ def generate(
     model: Annotated[str, typer.Argument(help="A model folder, a Hub id, or builtin:tiny.")],
     prompt: Annotated[list[str], typer.Option("--prompt", "-p", help="A user's message. Repeatable.")],
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
-    temperature: Annotated[float, typer.Option(min=0.01)] = 1.0,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 1.0,
     top_p: Annotated[float, typer.Option(min=0.01, max=1.0)] = 1.0,
     samples: Annotated[int, typer.Option(min=1, help="Answers to each prompt.")] = 1,
     seed: int = 0,

@@ -1,4 +1,7 @@
-"""Atomic writes: a file or folder is there whole or not at all. It is written under another name, then renamed."""
+"""Atomic writes: a file or folder is there whole or not at all; it is written under another name, then renamed.
+
+And where this package keeps what it need not make or fetch again.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,14 @@ from pathlib import Path
 
 _PARTIAL = re.compile(r"\..+\.(partial|aside)|(final|checkpoint-\d+)\.tmp")
 """Names of what is being written: `.NAME.partial`; the others are those of earlier versions."""
+
+
+def cache_root() -> Path:
+    """$HF_HOME/aligndistil, else $XDG_CACHE_HOME/aligndistil, else ~/.cache/aligndistil."""
+    for variable in ("HF_HOME", "XDG_CACHE_HOME"):
+        if os.environ.get(variable):
+            return Path(os.environ[variable]).expanduser() / "aligndistil"
+    return Path.home() / ".cache" / "aligndistil"
 
 
 def partial_path(path: Path) -> Path:

@@ -10,6 +10,10 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from aligndistil.benchmarks import BENCHMARKS
+from aligndistil.benchmarks.evaluate import COMMON_METRICS
+from aligndistil.benchmarks.human_agreement import METRICS as OF_JUDGES
+from aligndistil.benchmarks.reward_bench import RewardBench2
 from aligndistil.evaluation.metrics import MODEL_METRICS, REPORT_METRICS
 from aligndistil.objectives import registry
 from aligndistil.objectives.base import MetricInfo, Role
@@ -63,8 +67,15 @@ def page() -> str:
     parts += [(ROLLOUT_METRICS, "on-policy, evaluation"), (GOLD_REWARD, "on-policy, evaluation")]
     parts += [(EVALUATION_METRICS, "evaluation")]
     parts += [(MODEL_METRICS, "evaluation"), (REPORT_METRICS, "report")]
+    judged = {name: {**cls.metrics, **COMMON_METRICS} for name, cls in BENCHMARKS.items()}
+    judged |= {RewardBench2.name: RewardBench2.metrics, "human_agreement": OF_JUDGES | COMMON_METRICS}
+    parts += [(_of_benchmark(name, metrics), "`aligndistil evaluate`") for name, metrics in judged.items()]
     rows = [_row(name, info, where) for metrics, where in parts for name, info in metrics.items()]
     return HEAD + "".join(rows) + TAIL
+
+
+def _of_benchmark(name: str, metrics: Mapping[str, MetricInfo]) -> dict[str, MetricInfo]:
+    return {f"{name}/{metric}": info for metric, info in metrics.items()}
 
 
 def _of_objectives() -> list[tuple[Mapping[str, MetricInfo], str]]:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from transformers import PreTrainedModel
 
+from aligndistil.benchmarks.evaluate import BenchmarkResults
+from aligndistil.commands.judging import Judging, judge_models
 from aligndistil.engine.policy import on_device
 from aligndistil.engine.processes import Processes
 from aligndistil.engine.scalar import ScalarModel
+from aligndistil.errors import ServiceError
 from aligndistil.evaluation.measurements import INITIAL, EvalSet, Measurements, measurements_of, read_eval_set, sha256
 from aligndistil.evaluation.model import EvalResult, Evaluator
 from aligndistil.evaluation.rewards import contrastive_rewards, own_reward
@@ -58,12 +61,12 @@ def locate(run: RunFolder, path: str) -> str:
 
 
 def compare_models(
-    recipe: Recipe, run: RunFolder, processes: Processes, weights: Mapping[str, str]
+    recipe: Recipe, run: RunFolder, processes: Processes, weights: Mapping[str, str], judging: Judging | None
 ) -> WrittenComparison | None:
     """Measure what has not been measured yet and write `report/`. Collective.
 
     `weights` are the hashes of the stages' final models. None when no stage has eval data, and on all processes but the
-    first.
+    first. Raises ServiceError when the judge cannot be reached, after it has written everything else.
     """
     measurements = measurements_of(recipe)
     if measurements is None:
@@ -75,16 +78,35 @@ def compare_models(
     if waiting:
         _measure(measurements, eval_set, run, waiting, processes)
     processes.barrier()
+    failed: ServiceError | None = None
+    judged: list[BenchmarkResults] = []
+    notes: list[str] = []
+    if judging is not None:
+        try:
+            judged, notes = judge_models(measurements, run, weights, judging, processes)
+        except ServiceError as error:  # of the judge, whom only the first process asks
+            failed, notes = error, [f"Not judged yet: {error}."]
     if not processes.is_main:
         return None
     results = {name: _read(run, name, key) or EvalResult({}) for name, key in keys.items()}
+    for of_benchmark in judged:
+        for name in of_benchmark.models:
+            metrics = results[name].metrics | of_benchmark.metrics(name)
+            results[name] = replace(results[name], metrics=metrics)
     table = _table(measurements, run, results, eval_set, measured_on)
-    save_results(run.report / "comparison.json", table.model_copy(update={"weights": dict(weights)}))
+    said = [note for result in judged for note in result.notes] + notes
+    against = None if recipe.report.against is None else _row_or_path(measurements, recipe.report.against)
+    update = {"weights": dict(weights), "judged": said, "against": ComparedWith(name=against) if against else None}
+    table = table.model_copy(update=update)
+    save_results(run.report / "comparison.json", table)
     # From here on it is one of the runs that may be put together.
     combined, logs = combine(read_runs([run.path]))
     for name in recipe.stages:
         add_comparison(run.stage(name).final, summary(combined))
-    return WrittenComparison(combined, write_report(run.report, combined, logs))
+    written = WrittenComparison(combined, write_report(run.report, combined, logs))
+    if failed is not None:  # what was measured without the judge is written before that is said
+        raise failed
+    return written
 
 
 def _keys(measurements: Measurements, eval_set: EvalSet, weights: Mapping[str, str]) -> tuple[str, dict[str, str]]:

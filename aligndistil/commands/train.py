@@ -12,6 +12,7 @@ import torch
 from rich.markup import escape
 
 from aligndistil.commands.compare import show
+from aligndistil.commands.judging import judging_of
 from aligndistil.commands.measure import WrittenComparison, compare_models, locate
 from aligndistil.data import content_hash
 from aligndistil.engine.config import user_config
@@ -68,6 +69,7 @@ def run_recipe(recipe: Recipe, *, stage: str | None = None, fresh: bool = False,
     _check_code(recipe, allow_code)
     wanted = stages_wanted(recipe, stage)
     run = RunFolder(recipe.output_dir)
+    judging = None if stage else judging_of(recipe, run)
     with ExitStack() as stack:
         if launched_rank() == 0:
             stack.enter_context(run.alone(recipe.name))
@@ -83,7 +85,7 @@ def run_recipe(recipe: Recipe, *, stage: str | None = None, fresh: bool = False,
                 weights[name] = _run_stage(recipe, name, run, processes, stop, weights, fresh, view)
                 _stop_between_stages(processes, stop, name)
         # Not inside: what has been measured is kept, so SIGTERM may simply end a comparison.
-        comparison = None if stage else compare_models(recipe, run, processes, weights)
+        comparison = None if stage else compare_models(recipe, run, processes, weights, judging)
         about = stage or subject_of(recipe)
         models = {name: run.stage(name).final for name in wanted if name != about}
         return Finished(run.path, {**models, about: run.stage(about).final}, comparison)
@@ -122,7 +124,8 @@ def check_recipe(recipe: Recipe, processes: int) -> None:
         for where, path in named.items():
             if stage_of(path) is None and not is_code(path):
                 _with_position(stage.where(*where), path)
-    for key, given in (("kl_to", recipe.report.kl_to), ("reward", recipe.report.reward)):
+    report = recipe.report
+    for key, given in (("kl_to", report.kl_to), ("reward", report.reward), ("against", report.against)):
         if given is not None and is_code(given):
             raise UserError(f"{recipe.where('report', key)}: name a model; a Python function scores only in training")
         if given is not None and stage_of(given) is None:

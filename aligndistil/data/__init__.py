@@ -2,10 +2,10 @@
 kept by `cache`) -> examples (`dataset`, with its `report`) -> the examples of a step (`sampler`). `preview` shows rows.
 """
 
-from aligndistil.data.cache import cache_root
 from aligndistil.data.dataset import Examples, load_examples
 from aligndistil.data.encoded_source import gives
 from aligndistil.data.encoding import Encoder
+from aligndistil.data.formats import read_prompts
 from aligndistil.data.preview import preview
 from aligndistil.data.records import Record, to_records
 from aligndistil.data.report import Dropped, DropReport
@@ -19,11 +19,11 @@ __all__ = [
     "Examples",
     "Record",
     "Sampler",
-    "cache_root",
     "content_hash",
     "gives",
     "load_examples",
     "load_rows",
     "preview",
+    "read_prompts",
     "to_records",
 ]

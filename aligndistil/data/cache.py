@@ -16,7 +16,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from aligndistil.errors import UserError
-from aligndistil.files import replace_folder, start_folder
+from aligndistil.files import cache_root, replace_folder, start_folder
 
 START, PROMPT_LENGTH, RESPONSE_LENGTH, FLAGS = range(4)
 DESIRABLE, PROMPT_TRUNCATED, RESPONSE_TRUNCATED, SHIFTED = 1, 2, 4, 8
@@ -36,14 +36,6 @@ class EncodedRows:
     left_out: int
     dropped: list[tuple[str, int]]
     """Reason and raw row number, one for each example that was dropped."""
-
-
-def cache_root() -> Path:
-    """$HF_HOME/aligndistil, else $XDG_CACHE_HOME/aligndistil, else ~/.cache/aligndistil."""
-    for variable in ("HF_HOME", "XDG_CACHE_HOME"):
-        if os.environ.get(variable):
-            return Path(os.environ[variable]).expanduser() / "aligndistil"
-    return Path.home() / ".cache" / "aligndistil"
 
 
 def cached(key: str, encode: Callable[[], EncodedRows]) -> EncodedRows:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from datasets import Dataset
 
 from aligndistil.batch import DataKind
-from aligndistil.data.records import HH_ANSWER
+from aligndistil.data.records import HH_ANSWER, Record, Unusable, to_records
+from aligndistil.data.sources import load_rows
 from aligndistil.errors import UserError, nearest
 from aligndistil.recipe import Source
 
@@ -88,6 +89,21 @@ def check_feeds(source: Source, layout: str, kind: DataKind, *, reverse: bool) -
         raise UserError(
             f"data source {source.path}: data.reverse_preferences cannot reverse demonstrations; leave it out"
         )
+
+
+def read_prompts(source: Source) -> Iterator[Record]:
+    """The prompts of a source, row by row, before any token; rows that training leaves out are left out.
+
+    Raises UserError when the source cannot be read, or its columns make no known format.
+    """
+    rows = load_rows(source)
+    columns = find_columns(source, rows.column_names)
+    layout = find_format(source, columns, rows)
+    for row in rows.select_columns(sorted(set(columns.values()))):
+        try:
+            yield from to_records({ours: row[theirs] for ours, theirs in columns.items()}, layout, DataKind.PROMPTS)
+        except Unusable:
+            continue
 
 
 def _ways(layout: str) -> str:

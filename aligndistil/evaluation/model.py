@@ -6,21 +6,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from aligndistil.batch import Batch, DataKind, Row, collate
+from aligndistil.batch import Batch, Row
 from aligndistil.engine.divergence import Divergence
 from aligndistil.engine.policy import FrozenModel, Policy, on_device
 from aligndistil.engine.processes import Processes
 from aligndistil.engine.scalar import Scorer
 from aligndistil.evaluation.measurements import EvalSet, Pairs
+from aligndistil.evaluation.rows import last_scores, log_probabilities, read_rows, summed_terms
 from aligndistil.evaluation.samples import distinct_n, values_of_samples
-from aligndistil.maths import sum_tokens
 from aligndistil.models import shared_vocab
-from aligndistil.objectives.base import Objective, Role
-from aligndistil.objectives.sft import SFT
+from aligndistil.objectives.base import Role
 from aligndistil.rollout import LoadedModel, Sample, SamplingParams, sample_seed
 
 _Result = TypeVar("_Result")
@@ -65,8 +63,7 @@ class Evaluator:
         frozen: dict[str, FrozenModel] = {Role.REFERENCE: FrozenModel(on_device(initial, device), vocab)}
         if kl_to is not initial:
             frozen[Role.TEACHER] = FrozenModel(on_device(kl_to, device), vocab)
-        # The one term of SFT is the log-probability of each token.
-        pairs = self._pairs(self.eval_set.pairs, lambda batch: _sums(SFT(), policy, {}, batch))
+        pairs = self._pairs(self.eval_set.pairs, lambda batch: log_probabilities(policy, batch))
         values = self._divergences(policy, frozen, self.eval_set.responses, "_data")
         if not prompts:
             return EvalResult(_means(values), values, pairs)
@@ -83,7 +80,7 @@ class Evaluator:
         if self.gold_reward is not None:
             rewards["gold_reward"] = self.gold_reward(texts)
         if (reward_model := self.reward_model) is not None:
-            scores = self._of_rows(rows, lambda batch: _last_scores(reward_model, batch))
+            scores = self._of_rows(rows, lambda batch: last_scores(reward_model, batch))
             rewards["reward_score"] = [score for (score,) in scores]
         values = self._divergences(policy, frozen, rows) | values | values_of_samples(samples, texts) | rewards
         token_ids = [sample.token_ids for sample in samples]
@@ -99,12 +96,12 @@ class Evaluator:
         """Log-probabilities of the pairs alone: all that is needed of a model that others are compared with."""
         vocab = shared_vocab([model], self.eval_set.tokenizer)
         policy = Policy(on_device(model, self.processes.device).eval(), vocab)
-        return EvalResult({}, {}, self._pairs(self.eval_set.pairs, lambda batch: _sums(SFT(), policy, {}, batch)))
+        return EvalResult({}, {}, self._pairs(self.eval_set.pairs, lambda batch: log_probabilities(policy, batch)))
 
     def measure_scores(self, model: Scorer, name: str) -> EvalResult:
         """What there is to measure of a scalar head, the model of row `name`: its scores of the pairs."""
         pairs = self.eval_set.pairs_by_tokenizer.get(name, self.eval_set.pairs)
-        return EvalResult({}, {}, self._pairs(pairs, lambda batch: _last_scores(model, batch)))
+        return EvalResult({}, {}, self._pairs(pairs, lambda batch: last_scores(model, batch)))
 
     def _pairs(self, by_split: Pairs, read: Callable[[Batch], Tensor]) -> dict[str, list[tuple[float, float]]]:
         found: dict[str, list[tuple[float, float]]] = {}
@@ -120,23 +117,17 @@ class Evaluator:
         if not rows:
             return {}
         divergence = Divergence(others=tuple(frozen))
-        of_rows = self._of_rows(rows, lambda batch: _sums(divergence, policy, frozen, batch))
+        of_rows = self._of_rows(rows, lambda batch: summed_terms(divergence, policy, frozen, batch))
         columns = [list(column) for column in zip(*of_rows, strict=True)]
         return {f"kl{suffix}": columns[-1], f"kl_initial{suffix}": columns[0]}
 
-    @torch.no_grad()
     def _of_rows(self, rows: Sequence[Row], read: Callable[[Batch], Tensor]) -> list[list[float]]:
-        """What `read` finds, (B, K) of a batch: K numbers of each row, in the order of `rows`."""
+        """See `read_rows`; each process reads its own."""
+        pad_token_id: int = self.eval_set.tokenizer.pad_token_id
 
         def of_places(places: Sequence[int]) -> list[list[float]]:
-            # Rows of about the same length share a batch, so that little of it is padding.
-            order = sorted(places, key=lambda i: len(rows[i].prompt_ids) + len(rows[i].response_ids))
-            found: dict[int, list[float]] = {}
-            for start in range(0, len(order), self.batch_size):
-                chosen = order[start : start + self.batch_size]
-                batch = collate([rows[i] for i in chosen], DataKind.RESPONSES, self.eval_set.tokenizer.pad_token_id)
-                found |= zip(chosen, read(batch.to(self.processes.device)).tolist(), strict=True)
-            return [found[i] for i in places]
+            own, device = [rows[i] for i in places], self.processes.device
+            return read_rows(own, read, batch_size=self.batch_size, pad_token_id=pad_token_id, device=device)
 
         return self._share(len(rows), of_places)
 
@@ -150,14 +141,3 @@ class Evaluator:
 
 def _means(values: Mapping[str, Sequence[float]]) -> dict[str, float]:
     return {name: sum(of_prompts) / len(of_prompts) for name, of_prompts in values.items()}
-
-
-def _sums(objective: Objective, policy: Policy, frozen: Mapping[str, FrozenModel], batch: Batch) -> Tensor:
-    """(B, K) each term of `objective`, summed over the response tokens."""
-    terms = policy(batch, objective, {role: model.read(batch) for role, model in frozen.items()})
-    return torch.stack([sum_tokens(values_BT, batch.response_BT) for values_BT in terms.values()], -1)
-
-
-def _last_scores(model: Scorer, batch: Batch) -> Tensor:
-    """(B, 1) the score at the last token of each row."""
-    return model.scores(batch).gather(1, batch.attention_BT.sum(-1, keepdim=True) - 1)

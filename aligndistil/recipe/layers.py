@@ -16,7 +16,7 @@ NOT_INHERITED = ("name", "output_dir")
 """Through `extends`: two recipes that shared them would write over each other's run folder."""
 INSTEAD_OF = {"epochs": "max_steps", "max_steps": "epochs"}
 """A layer that gives one of the two takes away the other of the layer below."""
-PATH_KEYS = ("path", "chat_template", "deepspeed", "kl_to")
+PATH_KEYS = ("path", "chat_template", "deepspeed", "kl_to", "judge", "against", "benchmark_files")
 """Keys whose values are paths, beside the roles of models."""
 FREE_FORM = ("deepspeed",)
 """DeepSpeed's own configuration: a null in there is a value."""

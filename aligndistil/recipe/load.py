@@ -192,7 +192,7 @@ def _check_references(tree: Node, drafts: Mapping[str, Draft], problems: list[Pr
         given = [(node, need) for node, need in given if str(node.value).startswith(STAGE)]
         references[name] = [node for node, _ in given]
         reads += given
-    for key, need in (("kl_to", Need.LOGP), ("reward", Need.SCORE)):
+    for key, need in (("kl_to", Need.LOGP), ("against", Need.LOGP), ("reward", Need.SCORE), ("judge", Need.SCORE)):
         node = tree.find(("report", key))
         if node is not None and str(node.value).startswith(STAGE):
             reads.append((node, need))

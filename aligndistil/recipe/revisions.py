@@ -42,7 +42,7 @@ def with_revisions(stages: Mapping[str, Stage], report: Report, defaults: Node) 
         model = stage.model.model_copy(update={"path": path_at, "revision": None})
         models = {role: _pinned(at, here, stage.where("models", role)) for role, at in stage.models.items()}
         pinned[name] = stage.model_copy(update={"model": model, "models": models})
-    named = {"kl_to": report.kl_to, "reward": report.reward}
+    named = {"kl_to": report.kl_to, "reward": report.reward, "against": report.against}
     fixed = {key: _pinned(at, known, f"report.{key}") for key, at in named.items() if at is not None}
     return pinned, report.model_copy(update=fixed)
 

@@ -270,7 +270,27 @@ def _new_name(column: Any) -> Any:
     return column
 
 
+Benchmark: TypeAlias = Literal["alpaca_eval", "mt_bench", "arena_hard", "pairwise"]
+"""What a judge can be asked of a recipe's models."""
 ReportColumn: TypeAlias = Literal[
+    "alpaca_eval/lc_win_rate",
+    "alpaca_eval/win_rate",
+    "alpaca_eval/position_bias",
+    "alpaca_eval/repeat_spread",
+    "alpaca_eval/length",
+    "mt_bench/turn_1",
+    "mt_bench/turn_2",
+    "mt_bench/average",
+    "mt_bench/repeat_spread",
+    "arena_hard/win_rate",
+    "arena_hard/style_controlled_win_rate",
+    "arena_hard/position_bias",
+    "arena_hard/repeat_spread",
+    "arena_hard/length",
+    "pairwise/win_rate",
+    "pairwise/tie_rate",
+    "pairwise/position_bias",
+    "pairwise/repeat_spread",
     "gold_reward",
     "rewards/accuracies",
     "reward_score",
@@ -324,6 +344,21 @@ class Report(Section):
     reward_accuracy: bool = False
     """Also lay the rewards that the models stand for beside each other (scores, DPO rewards, contrastive ones): how
     often each ranks eval pairs right, and as many training pairs."""
+    benchmarks: list[Benchmark] = Field(default=[])
+    """What the models are judged on too: published benchmarks, and `pairwise`, win rates on the eval prompts against
+    the model `against`."""
+    judge: Text | None = None
+    """Who judges: a JUDGE.yaml, the name of one that comes with the package (`gold` among them), or a reward model."""
+    judge_repeats: int = Field(default=2, ge=1)
+    """How often the judge is asked everything."""
+    against: Text | None = None
+    """The model whose answers `pairwise` compares with."""
+    benchmark_limit: int | None = Field(default=None, ge=1)
+    """Only so many questions of each published benchmark: not comparable with published numbers."""
+    benchmark_files: Text | None = None
+    """A folder with the benchmarks' files; null fetches them once."""
+    allow_contaminated: bool = False
+    """Also score models that were trained on the questions, and say so."""
     threshold: float | None = None
     """The value that `steps_to_reward` counts the steps to; null is 90 % of the way to the lowest final value."""
     threshold_metric: Text | None = None
@@ -343,6 +378,24 @@ class Report(Section):
                 raise refusal(f"rows.{stage}.method", "`initial` is the model that training began from; choose another")
             if (other := seen.setdefault((row.method, row.setting), stage)) != stage:
                 raise refusal(f"rows.{stage}", f"is called the same as `{other}`; give it another setting")
+        return self
+
+    @model_validator(mode="after")
+    def _who_judges_what(self) -> Self:
+        if len(set(self.benchmarks)) < len(self.benchmarks):
+            raise refusal("benchmarks", "a benchmark is named twice; remove one of them")
+        if self.benchmarks and self.judge is None:
+            raise refusal("benchmarks", "say in `judge` who judges: a JUDGE.yaml, `qwen2.5-72b-instruct` or `gold`")
+        if "pairwise" in self.benchmarks and self.against is None:
+            raise refusal("benchmarks", "say in `against` whose answers `pairwise` compares with")
+        # An empty list is how a recipe leaves out the benchmarks of the one that it extends.
+        if self.benchmarks != [] and self.against is not None and "pairwise" not in self.benchmarks:
+            raise refusal("against", "only `pairwise` reads this; name it in `benchmarks`, or remove the line")
+        if "benchmarks" not in self.model_fields_set:
+            read = ("judge", "judge_repeats", "against", "benchmark_limit", "benchmark_files", "allow_contaminated")
+            for key in read:
+                if key in self.model_fields_set:
+                    raise refusal(key, "there is nothing to judge; name `benchmarks`, or remove the line")
         return self
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from aligndistil.files import write_text
 from aligndistil.report import tables
-from aligndistil.report.combine import combine
+from aligndistil.report.combine import combine, with_statistics
 from aligndistil.report.curves import Logs, curves_of, read_methods, steps_to
 from aligndistil.report.figures import PICTURES, pictures, save_figure
 from aligndistil.report.logs import step_seconds, training_metrics
@@ -52,6 +52,7 @@ __all__ = [
     "steps_to",
     "summary",
     "training_metrics",
+    "with_statistics",
     "write_report",
 ]
 

@@ -59,10 +59,12 @@ def combine(groups: Sequence[Sequence[Run]]) -> tuple[Comparison, Logs]:
         results=_one_initial([summarise(seeds, steps.get(name, {})) for name, seeds in models.items()]),
         kl_to=kl_to,
         reward=reward,
+        against=_compared_with(groups, "against"),
         rewards=rewards,
         show_rewards=any(comparison.show_rewards for comparison in measured),
         columns=_only([run.comparison.columns for run in runs]),
         measured_on=_only([run.comparison.measured_on for run in runs]) or "",
+        judged=list(dict.fromkeys(note for run in runs for note in run.comparison.judged)),
         notes=notes,
         threshold=threshold,
         threshold_metric=metric,
@@ -70,6 +72,12 @@ def combine(groups: Sequence[Sequence[Run]]) -> tuple[Comparison, Logs]:
         weights=runs[0].comparison.weights if len(runs) == 1 else {},
     )
     return _with_differences(combined), logs
+
+
+def with_statistics(comparison: Comparison) -> Comparison:
+    """A comparison of one seed with errors, intervals and differences, from what its rows measured of each prompt."""
+    rows = [summarise({"": row}) for row in comparison.results]
+    return _with_differences(comparison.model_copy(update={"results": rows}))
 
 
 def summarise(seeds: Mapping[str, ModelResult], steps: Mapping[str, float] | None = None) -> ModelResult:
@@ -177,7 +185,7 @@ def _one_initial(rows: Sequence[ModelResult]) -> list[ModelResult]:
     return [first, *(row for row in rows if row not in initial)]
 
 
-def _compared_with(groups: Sequence[Sequence[Run]], of: Literal["kl_to", "reward"]) -> ComparedWith | None:
+def _compared_with(groups: Sequence[Sequence[Run]], of: Literal["kl_to", "reward", "against"]) -> ComparedWith | None:
     """The model that the runs which have one are measured with."""
     having = [[run.comparison for run in runs] for runs in groups if getattr(runs[0].comparison, of) is not None]
     names = {str(getattr(comparison, of)) for comparisons in having for comparison in comparisons}

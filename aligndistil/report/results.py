@@ -165,6 +165,10 @@ class Comparison(_Closed):
     """A hash of the prompts, pairs and settings that all rows share; empty where they share none."""
     weights: dict[str, str] = {}
     """By stage, the SHA-256 of the final model that was measured; empty where several runs are put together."""
+    against: ComparedWith | None = None
+    """The model that `pairwise` win rates are against."""
+    judged: list[str] = []
+    """Who judged the benchmarks, how, and when; and what of it is not as it should be."""
     notes: list[str] = []
     """What a reader of the tables has to know."""
 

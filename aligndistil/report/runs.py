@@ -134,9 +134,10 @@ def _ours(path: Path, group: Path) -> Run:
 
 def _values(path: Path, comparison: Comparison, row: ModelResult) -> dict[str, list[list[float]]]:
     """What the metrics of a row are means of, prompt by prompt or pair by pair; nothing where it is not of them."""
-    measured = read_measured(path / "report" / "models" / f"{row.name}.json")
+    models = path / "report" / "models"
+    measured = [read_measured(models / f"{row.name}{ending}.json") for ending in ("", ".judged")]
     own = next((reward.shares("eval") for reward in comparison.rewards if reward.of == row.name), [])
-    values = {} if measured is None else {metric: [of_prompts] for metric, of_prompts in measured.values.items()}
+    values = {metric: [of] for one in measured if one is not None for metric, of in one.values.items()}
     values |= {ACCURACY: own} if own else {}
     # An interrupted measurement leaves files that are newer than the comparison.
     return {

@@ -41,7 +41,8 @@ class Column(NamedTuple):
         threshold = comparison.threshold
         reached = f"{_of_threshold(threshold)} of {threshold.value:.3g}" if threshold else "a reward"
         kl_to = label_of(comparison, comparison.kl_to)
-        return self.title.format(kl_to=kl_to, reward=label_of(comparison, comparison.reward), reached=reached)
+        reward, against = (label_of(comparison, one) for one in (comparison.reward, comparison.against))
+        return self.title.format(kl_to=kl_to, reward=reward, reached=reached, against=against)
 
     def cell(self, result: ModelResult) -> str:
         """The mean and its standard error; the interval where all prompts agree; `-` where there is no value."""
@@ -69,7 +70,43 @@ def _signed(form: str, mean: float, low: float, high: float) -> str:
 
 SHARES = ("rewards/accuracies", "completions/truncated_fraction")
 """Metrics that are shares of pairs or prompts."""
+_PERCENT = ".1f"
+_RATING = ".2f"
+BENCHMARKS = (
+    Column("alpaca_eval/lc_win_rate", "AE2\nLC WR", "AlpacaEval 2 LC WR (%)", _PERCENT, "higher", 1),
+    Column("alpaca_eval/win_rate", "AE2\nWR", "AlpacaEval 2 WR (%)", _PERCENT, "higher", 2),
+    Column("alpaca_eval/position_bias", "AE2\nfirst", "AlpacaEval 2 position bias (points)", _PERCENT, None, 12),
+    Column("alpaca_eval/repeat_spread", "AE2\nspread", "AlpacaEval 2 spread over repeats (points)", _PERCENT, None, 13),
+    Column("alpaca_eval/length", "AE2\nlength", "AlpacaEval 2 mean length (characters)", ",.0f"),
+    Column("mt_bench/turn_1", "MT\nturn 1", "MT-Bench turn 1", _RATING, "higher", 4),
+    Column("mt_bench/turn_2", "MT\nturn 2", "MT-Bench turn 2", _RATING, "higher", 4),
+    Column("mt_bench/average", "MT\navg.", "MT-Bench average", _RATING, "higher", 1),
+    Column("mt_bench/repeat_spread", "MT\nspread", "MT-Bench spread over repeats", _RATING, None, 13),
+    Column("arena_hard/win_rate", "AH\nWR", "Arena-Hard WR (%)", _PERCENT, "higher", 2),
+    Column("arena_hard/style_controlled_win_rate", "AH\nSC WR", "Arena-Hard SC WR (%)", _PERCENT, "higher", 1),
+    Column("arena_hard/position_bias", "AH\nfirst", "Arena-Hard position bias (points)", _PERCENT, None, 12),
+    Column("arena_hard/repeat_spread", "AH\nspread", "Arena-Hard spread over repeats (points)", _PERCENT, None, 13),
+    Column("arena_hard/length", "AH\nlength", "Arena-Hard mean length (tokens)", ",.0f"),
+    Column("reward_bench_2/score", "score", "RewardBench 2 (%)", _PERCENT, "higher", 1),
+    Column("reward_bench_2/factuality", "factu-\nality", "factuality", _PERCENT, "higher", 2),
+    Column("reward_bench_2/precise_if", "precise\nIF", "precise IF", _PERCENT, "higher", 2),
+    Column("reward_bench_2/math", "math", "math", _PERCENT, "higher", 2),
+    Column("reward_bench_2/safety", "safety", "safety", _PERCENT, "higher", 2),
+    Column("reward_bench_2/focus", "focus", "focus", _PERCENT, "higher", 2),
+    Column("reward_bench_2/ties", "ties", "ties", _PERCENT, "higher", 2),
+    Column("human_agreement/agreement", "human\nagreement", "human agreement (%)", _PERCENT, "higher", 1),
+    Column("human_agreement/spearman", "Spear-\nman", "Spearman", _RATING, "higher", 2),
+    Column("human_agreement/pearson", "Pear-\nson", "Pearson", _RATING, "higher", 2),
+    Column("human_agreement/repeat_spread", "spread", "spread over repeats (points)", _PERCENT, None, 13),
+    Column("human_agreement/price", "$ per\n1,000", "price ($ per 1,000 pairs)", _RATING, None, 3),
+    Column("pairwise/win_rate", "win\nrate", "win rate against {against} (%)", _PERCENT, "higher", 2),
+    Column("pairwise/tie_rate", "ties", "ties (%)", _PERCENT, None, 11),
+    Column("pairwise/position_bias", "first", "position bias (points)", _PERCENT, None, 12),
+    Column("pairwise/repeat_spread", "spread", "spread over repeats (points)", _PERCENT, None, 13),
+)
+"""What judges say, as `aligndistil evaluate` and a recipe's `report.benchmarks` ask them."""
 COLUMNS = (
+    *BENCHMARKS,
     Column("gold_reward", "gold\nreward", "gold reward", "z.2f", "higher", 1),
     Column("rewards/accuracies", "reward\naccuracy", "reward accuracy (held-out pairs)", ".1%", "higher", 3),
     Column("reward_score", "reward\nscore", "score by {reward}", "z.2f", "higher", 5),
@@ -185,7 +222,7 @@ def _notes(comparison: Comparison, columns: Sequence[Column]) -> list[str]:
                 "Bold: better than every other row, paired by seed and prompt, at the 5 % level after Holm's "
                 "correction for the number of rows."
             )
-    return said + comparison.notes
+    return [*said, *comparison.judged, *comparison.notes]
 
 
 def _of_threshold(threshold: Threshold) -> str:

@@ -62,11 +62,12 @@ class LoadedModel:
             ids[row, width - len(prompt) :] = torch.tensor(prompt)
             attention[row, width - len(prompt) :] = 1
         warpers = LogitsProcessorList([CutVocabulary(self.vocab)])
-        if params.temperature != 1.0:
-            warpers.append(TemperatureLogitsWarper(params.temperature))
-        if params.top_p < 1.0:
-            warpers.append(TopPLogitsWarper(params.top_p))
-        warpers.append(SeededSampling(seeds, model.device))
+        if params.temperature > 0:  # without any of these the likeliest token is taken
+            if params.temperature != 1.0:
+                warpers.append(TemperatureLogitsWarper(params.temperature))
+            if params.top_p < 1.0:
+                warpers.append(TopPLogitsWarper(params.top_p))
+            warpers.append(SeededSampling(seeds, model.device))
         config = GenerationConfig(
             max_new_tokens=params.max_new_tokens,
             do_sample=False,

@@ -17,6 +17,7 @@ class SamplingParams:
 
     max_new_tokens: int
     temperature: float = 1.0
+    """0 is greedy: always the likeliest token, whatever the seed."""
     top_p: float = 1.0
 
 

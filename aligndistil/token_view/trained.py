@@ -40,12 +40,20 @@ class TrainedStage:
 
 
 def find_stage(path: Path) -> TrainedStage:
-    """The stage in a stage's folder; of a run's folder the last finished stage, one with a teacher where there is one.
+    """The stage of `stage_folder`.
 
     Raises UserError when there is none, when it has no language model, or when a model it was compared with is gone.
     """
+    return _read(stage_folder(path))
+
+
+def stage_folder(path: Path) -> Path:
+    """A stage's folder itself; of a run's folder the last finished stage, one with a teacher where there is one.
+
+    Raises UserError when there is none.
+    """
     if (path / _RESOLVED).is_file():
-        return _read(path)
+        return path
     folders = [file.parent for file in path.glob(f"*/{_RESOLVED}") if _is_finished(file.parent)]
     # An archived stage is called NAME.old-1; a stage's own name has no dot.
     folders = [folder for folder in folders if "." not in folder.name]
@@ -56,7 +64,7 @@ def find_stage(path: Path) -> TrainedStage:
         raise UserError(f"{path} {what}: give the folder of a run, or of one of its stages, that `train` finished")
     folders.sort(key=lambda folder: (folder / "done.json").stat().st_mtime_ns)
     teachers = [folder for folder in folders if Role.TEACHER in (_resolved(folder).get("models") or {})]
-    return _read((teachers or folders)[-1])
+    return (teachers or folders)[-1]
 
 
 def _is_finished(folder: Path) -> bool:

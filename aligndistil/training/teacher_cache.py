@@ -10,13 +10,12 @@ from filelock import FileLock
 from transformers import PreTrainedModel
 
 from aligndistil.batch import Row
-from aligndistil.data import cache_root
 from aligndistil.engine.head import Head, check_head
 from aligndistil.engine.policy import FrozenModel, on_device
 from aligndistil.engine.processes import Processes
 from aligndistil.engine.teacher_cache import CachedModel, cache_name, is_whole, row_key, write_cache
 from aligndistil.errors import UserError
-from aligndistil.files import partial_path
+from aligndistil.files import cache_root, partial_path
 from aligndistil.models import model_hash
 from aligndistil.objectives.base import Prepares
 from aligndistil.progress import Steps

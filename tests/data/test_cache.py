@@ -6,9 +6,9 @@ import time
 import numpy as np
 import pytest
 
-from aligndistil.data.cache import EncodedRows, cache_root, cached
+from aligndistil.data.cache import EncodedRows, cached
 from aligndistil.errors import UserError
-from aligndistil.files import partial_path
+from aligndistil.files import cache_root, partial_path
 
 
 def rows(count=3):

@@ -20,6 +20,7 @@ from aligndistil.report import rich_table as table_of
 from aligndistil.report.combine import _with_differences, summarise
 from aligndistil.report.figures import CONVERGENCE
 from aligndistil.report.tables import (
+    BENCHMARKS,
     BY_METRIC,
     COLUMNS,
     columns_of,
@@ -173,7 +174,7 @@ FULL = {
     "kl": 31.59,
     "completions/mean_length": 128.1,
     "steps": 1200,
-} | {column.metric: 1.0 for column in COLUMNS if column.metric not in ("kl", "steps")}
+} | {column.metric: 1.0 for column in COLUMNS if column not in BENCHMARKS and column.metric not in ("kl", "steps")}
 
 
 def columns_shown(comparison: Comparison, width: int) -> list[str]:
@@ -201,7 +202,8 @@ def test_in_a_narrow_terminal_columns_give_way_by_importance_and_no_word_breaks(
     head = text[: text.index("─")]
     assert "gold" in head
     assert "model" in head
-    shown = [column.metric for column in sorted(COLUMNS, key=lambda c: c.rank) if column.short.split("\n")[-1] in head]
+    measured = sorted((column for column in COLUMNS if column.metric in FULL), key=lambda column: column.rank)
+    shown = [column.metric for column in measured if column.short.split("\n")[-1] in head]
     assert shown[0] == "gold_reward"
 
 
@@ -220,7 +222,8 @@ def test_the_recipe_chooses_columns_and_their_order() -> None:
 
 
 def test_a_recipe_may_name_just_the_columns_there_are() -> None:
-    assert get_args(ReportColumn) == tuple(column.metric for column in COLUMNS)
+    of_models = [column.metric for column in COLUMNS if not column.metric.startswith(("reward_bench_2", "human_"))]
+    assert get_args(ReportColumn) == tuple(of_models)
     assert set(_RENAMED.values()) <= set(BY_METRIC)
 
 

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from aligndistil.data import cache_root
 from aligndistil.engine.engine import Engine
 from aligndistil.engine.policy import FrozenModel
 from aligndistil.engine.processes import Processes, start_processes
 from aligndistil.engine.teacher_cache import is_whole
 from aligndistil.errors import UserError
+from aligndistil.files import cache_root
 from aligndistil.models import load_model
 from aligndistil.recipe import load_recipe
 from aligndistil.run_folder import StageFolder

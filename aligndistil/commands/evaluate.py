@@ -1,0 +1,234 @@
+"""`aligndistil evaluate`: models on judged benchmarks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import rich
+from rich.markup import escape
+
+from aligndistil.benchmarks import BENCHMARKS, Benchmark, Files, Pairwise, benchmark_of
+from aligndistil.benchmarks.answers import Decoding
+from aligndistil.benchmarks.evaluate import (
+    BenchmarkResults,
+    Candidate,
+    check_training_data,
+    collect_answers,
+    judge_answers,
+)
+from aligndistil.benchmarks.judges import judge_config, open_judge
+from aligndistil.benchmarks.pairwise import questions_of
+from aligndistil.commands.compare import show
+from aligndistil.commands.rank import judge_beside_people, rank_rewards
+from aligndistil.engine.processes import Processes, start_processes
+from aligndistil.errors import UserError, guess_and_list
+from aligndistil.models import model_exists, model_hash
+from aligndistil.recipe import Data, Model, Source
+from aligndistil.report import ComparedWith, Comparison, ModelResult, with_statistics, write_report
+from aligndistil.run_folder import StageFolder
+from aligndistil.run_folder.outputs import check_folder
+from aligndistil.token_view.trained import stage_folder
+
+REWARD_BENCH, HUMAN_AGREEMENT = "reward_bench_2", "human_agreement"
+RANKING = (REWARD_BENCH, HUMAN_AGREEMENT)
+"""What is about rewards and judges instead of answers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the command line says beside the models."""
+
+    benchmarks: Sequence[str] = ()
+    judge: str | None = None
+    out: Path = Path("evaluation")
+    repeats: int = 2
+    limit: int | None = None
+    data_dir: Path | None = None
+    against: str | None = None
+    prompts: str | None = None
+    temperature: float = 1.0
+    """Of the answers to `prompts`; a benchmark has its own."""
+    max_new_tokens: int | None = None
+    """None is the benchmark's own."""
+    batch_size: int = 16
+    seed: int = 0
+    answers: Sequence[str] = ()
+    """Files of answers that were made elsewhere."""
+    answers_only: bool = False
+    allow_contaminated: bool = False
+    allow_missing: bool = False
+
+
+def evaluate(given: Sequence[str], options: Options) -> None:
+    """Answer, judge and print.
+
+    Raises UserError for what cannot be evaluated, as far as it can be known before anything is sampled.
+    """
+    names = list(dict.fromkeys([*options.benchmarks, *([Pairwise.name] if options.against else [])]))
+    if alone := [name for name in names if name in RANKING]:
+        if len(names) > 1:
+            raise UserError(f"--benchmark {alone[0]} has a table of its own: run it in a command of its own")
+        table = _ranking(alone[0], given, options)
+        show(table, options.out, write_report(options.out, table, {}))
+        return
+    known = [*BENCHMARKS, *RANKING]
+    for name in names:
+        if name not in BENCHMARKS:
+            hint = guess_and_list(name, known, "benchmarks")
+            raise UserError(f"--benchmark {name}: there is no such benchmark{hint}")
+    if not names:
+        raise UserError(f"say what to evaluate on: --benchmark {', '.join(known)}; or --against ANOTHER_MODEL")
+    if Pairwise.name in names and options.against is None:
+        raise UserError("--benchmark pairwise: say whose answers they are compared with: --against MODEL_OR_ANSWERS")
+    if options.answers_only == (options.judge is not None):
+        raise UserError("say who judges (--judge JUDGE.yaml), or give --answers-only to write the answers alone")
+    check_folder(options.out)
+    config = None if options.judge is None else judge_config(options.judge)
+    candidates = find_candidates(given, options.answers)
+    other = None if options.against is None else find_candidates([options.against], [])[0]
+    files = Files(options.data_dir)
+    benchmarks = [benchmark_of(name, files, options.limit, config) for name in names if name != Pairwise.name]
+    processes = start_processes()
+    try:
+        if other is not None:
+            benchmarks.append(_against(other, candidates, options, processes))
+        notes = check_training_data(candidates, benchmarks, allowed=options.allow_contaminated)
+        answers = [
+            collect_answers(
+                benchmark, candidates, options.out / benchmark.name, _decoding(benchmark, options), processes
+            )
+            for benchmark in benchmarks
+        ]
+    finally:
+        processes.stop()
+    if not processes.is_main:
+        return
+    if config is None:
+        for benchmark in benchmarks:
+            rich.get_console().print(escape(f"answers  {options.out / benchmark.name}/"), soft_wrap=True)
+        return
+    judge = open_judge(config, processes, options.batch_size)
+    results = [
+        judge_answers(
+            benchmark,
+            candidates,
+            of_models,
+            judge,
+            options.repeats,
+            options.out / benchmark.name,
+            _decoding(benchmark, options),
+            allow_missing=options.allow_missing,
+        )
+        for benchmark, of_models in zip(benchmarks, answers, strict=True)
+    ]
+    table = results_table([candidate.name for candidate in candidates], results, notes, other)
+    show(table, options.out, write_report(options.out, table, {}))
+    for result in results:
+        if result.usage:
+            rich.get_console().print(f"judging {result.benchmark}: {result.usage}", soft_wrap=True)
+
+
+def _ranking(name: str, given: Sequence[str], options: Options) -> Comparison:
+    files, alone = Files(options.data_dir), start_processes()
+    if name == REWARD_BENCH:
+        if options.judge is not None or options.answers or options.against:
+            raise UserError(f"--benchmark {name} ranks given responses: leave out --judge, --answers and --against")
+        check_folder(options.out)
+        return rank_rewards(given, files, options.limit, options.out, alone, options.batch_size)
+    if given or options.judge is None or options.limit is not None:
+        raise UserError(f"--benchmark {name} is of a judge, on all pairs: give --judge, no model and no --limit")
+    check_folder(options.out)
+    config = judge_config(options.judge)
+    return judge_beside_people(
+        config, files, options.repeats, alone, options.batch_size, allow_missing=options.allow_missing
+    )
+
+
+def results_table(
+    names: Sequence[str], results: Sequence[BenchmarkResults], notes: Sequence[str], against: Candidate | None
+) -> Comparison:
+    """A row for each model, with everything that was judged of it."""
+    rows = []
+    for name in names:
+        metrics: dict[str, float] = {}
+        values: dict[str, list[list[float]]] = {}
+        for result in results:
+            metrics |= result.metrics(name)
+            values |= {metric: [of_questions] for metric, of_questions in result.values(name).items()}
+        rows.append(
+            ModelResult(name=name, objective="", metrics=metrics, values=values, measured_on="the same questions")
+        )
+    said = [note for result in results for note in result.notes]
+    baseline = None if against is None else ComparedWith(name=against.name)
+    return with_statistics(Comparison(results=rows, against=baseline, judged=[*said, *notes]))
+
+
+def find_candidates(models: Sequence[str], answers: Sequence[str]) -> list[Candidate]:
+    """Runs, stages, model folders and Hub ids; then files of answers. `LABEL=` in front of one is its name.
+
+    Raises UserError for what is none of these, and for two of the same name.
+    """
+    found = [_candidate(*_labelled(text)) for text in models]
+    for label, path in map(_labelled, answers):
+        if not Path(path).is_file():
+            raise UserError(f"--answers {path}: there is no such file")
+        found.append(Candidate(label or Path(path).stem, path, Model(path=path)))
+    if not found:
+        raise UserError("give a model to evaluate: a run, a stage, a model folder or a Hub id; or --answers FILE")
+    names = [candidate.name for candidate in found]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"two models would be called {name}: give one of them another name, as in OTHER=PATH")
+    return found
+
+
+def _labelled(text: str) -> tuple[str, str]:
+    label, equals, path = text.partition("=")
+    return (label, path) if equals and not Path(text).exists() else ("", text)
+
+
+def _candidate(label: str, path: str) -> Candidate:
+    folder = Path(path)
+    if (folder / "environment.json").is_file() or (folder / "done.json").is_file():
+        folder = stage_folder(folder)
+        stage = StageFolder(folder)
+        done = stage.read_done()
+        if done is None or not stage.final.is_dir():
+            raise UserError(f"{folder}: the stage is not finished: run `aligndistil train` on its recipe again")
+        # The exported tokenizer has the chat template.
+        section = Model.model_validate(done.resolved["model"]).model_copy(
+            update={"path": str(stage.final), "chat_template": None}
+        )
+        name = label or f"{folder.parent.name}/{folder.name}"
+        return Candidate(name, str(stage.final), section, model_hash(str(stage.final)))
+    model_exists(path)
+    return Candidate(
+        label or folder.name if folder.is_dir() else label or path, path, Model(path=path), model_hash(path)
+    )
+
+
+def _against(other: Candidate, candidates: Sequence[Candidate], options: Options, processes: Processes) -> Benchmark:
+    """Own prompts, and what the other model answers to them."""
+    questions = questions_of(_prompt_sources(options.prompts, candidates), options.limit, options.temperature)
+    asked = Pairwise(questions, {}, other.name)
+    folder = options.out / Pairwise.name
+    of_other = collect_answers(asked, [other], folder, _decoding(asked, options), processes)
+    return Pairwise(questions, of_other[other.name], other.name)
+
+
+def _prompt_sources(prompts: str | None, candidates: Sequence[Candidate]) -> Sequence[Source]:
+    """`PATH` or `PATH#SPLIT`; without it, the eval data of the first model that was trained here."""
+    if prompts is not None:
+        path, _, split = prompts.partition("#")
+        return [Source(path=path, split=split or "train")]
+    for candidate in candidates:
+        done = StageFolder(Path(candidate.path).parent).read_done() if candidate.identity else None
+        if done is not None and (sources := Data.model_validate(done.resolved["data"]).eval):
+            return sources
+    raise UserError("say what the models are asked: --prompts FILE (or FILE#SPLIT), with a column `prompt`")
+
+
+def _decoding(benchmark: Benchmark, options: Options) -> Decoding:
+    return Decoding(options.max_new_tokens or benchmark.max_new_tokens, options.seed, options.batch_size)

@@ -1,0 +1,127 @@
+"""The judged benchmarks of a recipe (`report.benchmarks`): its models, and who judges them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from aligndistil.benchmarks import Benchmark, Files, Pairwise, benchmark_of
+from aligndistil.benchmarks.answers import Decoding
+from aligndistil.benchmarks.evaluate import (
+    BenchmarkResults,
+    Candidate,
+    check_training_data,
+    collect_answers,
+    judge_answers,
+)
+from aligndistil.benchmarks.judges import judge_config, open_judge
+from aligndistil.benchmarks.pairwise import questions_of
+from aligndistil.engine.processes import Processes
+from aligndistil.errors import UserError
+from aligndistil.evaluation.measurements import Measurements
+from aligndistil.files import write_text
+from aligndistil.judge import JudgeConfig
+from aligndistil.models import model_hash
+from aligndistil.recipe import Recipe, stage_of
+from aligndistil.report import Measured
+from aligndistil.run_folder import RunFolder
+
+
+@dataclass(frozen=True, slots=True)
+class Judging:
+    """What is needed to judge a recipe's models, read before anything is trained."""
+
+    config: JudgeConfig
+    benchmarks: list[Benchmark]
+    """All but `pairwise`, which needs a model's answers."""
+
+
+def judging_of(recipe: Recipe, run: RunFolder) -> Judging | None:
+    """The judge and the benchmarks' files; None when the recipe names no benchmark.
+
+    Raises UserError, with its place in the recipe, for a judge or a file that is not there; as `Files.get` does where
+    files are to be fetched; MissingError where a package or a key is missing.
+    """
+    report = recipe.report
+    if not report.benchmarks or report.judge is None:
+        return None
+    try:
+        stage = stage_of(report.judge)
+        if stage is not None:  # trained later, perhaps
+            config = JudgeConfig(reward_model=str(run.stage(stage).final), name=stage)
+        else:
+            config = judge_config(report.judge)
+            open_judge(config, Processes(0, 1, torch.device("cpu")), report.batch_size)
+    except UserError as error:
+        raise type(error)(f"{recipe.where('report', 'judge')}: {error}") from None
+    files = Files(None if report.benchmark_files is None else Path(report.benchmark_files))
+    names = [name for name in report.benchmarks if name != Pairwise.name]
+    try:
+        return Judging(config, [benchmark_of(name, files, report.benchmark_limit, config) for name in names])
+    except UserError as error:
+        raise type(error)(f"{recipe.where('report', 'benchmarks')}: {error}") from None
+
+
+def judge_models(
+    measurements: Measurements, run: RunFolder, weights: Mapping[str, str], judging: Judging, processes: Processes
+) -> tuple[list[BenchmarkResults], list[str]]:
+    """What the judge says of every language model of the comparison, and what has to stand under the table.
+
+    The answers are sampled by all processes; only the first one judges, and the others are given nothing. Raises as
+    `collect_answers` and `judge_answers` do.
+    """
+    recipe, stage = measurements.recipe, measurements.reference_stage
+    report = recipe.report
+
+    def candidate(name: str, path: str) -> Candidate:
+        trained = stage_of(path)
+        located = path if trained is None else str(run.stage(trained).final)
+        return Candidate(name, located, stage.model, model_hash(path) if trained is None else weights[trained])
+
+    models = {name: path for name, path in measurements.models.items() if name not in measurements.scalar}
+    candidates = [candidate(name, path) for name, path in models.items()]
+    benchmarks = list(judging.benchmarks)
+    folder = run.report / "benchmarks"
+
+    def decoding(benchmark: Benchmark) -> Decoding:
+        own = report.max_new_tokens or stage.data.max_response_length
+        longest = own if benchmark.name == Pairwise.name else benchmark.max_new_tokens
+        return Decoding(longest, report.seed, report.batch_size)
+
+    if report.against is not None:
+        questions = questions_of(stage.data.eval or [], report.samples, 1.0)
+        name = next((name for name, path in models.items() if path == report.against), report.against)
+        asked = Pairwise(questions, {}, name)
+        other = candidate(name, report.against)
+        against = collect_answers(asked, [other], folder / asked.name, decoding(asked), processes)
+        benchmarks.append(Pairwise(questions, against[name], name))
+    # The questions of `pairwise` are held out from training by the recipe itself.
+    notes = check_training_data(candidates, judging.benchmarks, allowed=report.allow_contaminated)
+    answers = [
+        collect_answers(benchmark, candidates, folder / benchmark.name, decoding(benchmark), processes)
+        for benchmark in benchmarks
+    ]
+    if not processes.is_main:
+        return [], []
+    judge = open_judge(judging.config, processes, report.batch_size)
+    results = [
+        judge_answers(
+            benchmark,
+            candidates,
+            of_models,
+            judge,
+            report.judge_repeats,
+            folder / benchmark.name,
+            decoding(benchmark),
+        )
+        for benchmark, of_models in zip(benchmarks, answers, strict=True)
+    ]
+    for name in models:
+        metrics = {metric: value for result in results for metric, value in result.metrics(name).items()}
+        values = {metric: value for result in results for metric, value in result.values(name).items()}
+        judged = Measured(key="", metrics=metrics, values=values, pairs={})
+        write_text(run.report / "models" / f"{name}.judged.json", judged.model_dump_json() + "\n")
+    return results, notes

@@ -1,0 +1,275 @@
+"""`aligndistil evaluate`, end to end on the benchmarks' own files, with a judge whose verdicts are known."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from aligndistil.cli import main
+from aligndistil.judge import client
+from aligndistil.rollout import LoadedModel
+from support.judge_server import JudgeServer, every
+
+STORE = Path(__file__).parents[3] / "shared" / "data"
+needs_files = pytest.mark.skipif(
+    not (STORE / "mt_bench_questions.jsonl.gz").exists(), reason="the benchmarks' files are not beside the repository"
+)
+ARENA_JUDGE = {
+    "system_prompt": "Which answer is better? End with a label.",
+    "prompt_template": ["Asked: {question_1}\nA says: {answer_1}\nB says: {answer_2}"],
+    "regex_pattern": r"\[\[([AB<>=]+)\]\]",
+}
+Evaluate = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def evaluate(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Evaluate:
+    """Exit code, stdout and stderr, each without line breaks; in an empty folder, with pauses of no length."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(client, "FIRST_PAUSE", 0.001)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["aligndistil", "evaluate", *map(str, arguments)])
+        try:
+            main()
+            code = 0
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        captured = capsys.readouterr()
+        return code, " ".join(captured.out.split()), " ".join(captured.err.split())
+
+    return call
+
+
+@pytest.fixture
+def data_dir(tmp_path: Path) -> Path:
+    folder = tmp_path / "files"
+    folder.mkdir()
+    for path in STORE.iterdir():
+        (folder / path.name).symlink_to(path)
+    (folder / "arena_hard_judge_config.yaml").write_text(yaml.safe_dump(ARENA_JUDGE))
+    return folder
+
+
+def judge_file(tmp_path: Path, url: str, **settings: Any) -> Path:
+    path = tmp_path / "judge.yaml"
+    path.write_text(yaml.safe_dump({"base_url": url, "model": "scripted", "timeout": 1.0, **settings}))
+    return path
+
+
+def rows(name: str) -> list[dict[str, Any]]:
+    return list(map(json.loads, gzip.open(STORE / f"{name}.jsonl.gz", "rt")))
+
+
+def metrics(out: str = "evaluation") -> dict[str, dict[str, float]]:
+    results = json.loads(Path(out, "comparison.json").read_text())["results"]
+    return {row["name"]: row["metrics"] for row in results}
+
+
+class Script:
+    """Verdicts by question and order, so that they can be counted by hand.
+
+    Of every benchmark's questions, the judge prefers the model in the first third, the baseline in the second third,
+    and whatever is shown first in the last.
+    """
+
+    def __init__(self, limit: int) -> None:
+        alpaca = json.loads(gzip.decompress((STORE / "alpaca_eval_gpt4_baseline.json.gz").read_bytes()))
+        arena = {row["uid"]: row for row in rows("arena_hard_answers_gpt-4-0314")}
+        baseline = [arena[row["uid"]]["messages"][-1]["content"]["answer"] for row in rows("arena_hard_questions")]
+        self.limit = limit
+        self.alpaca = [row["output"] for row in alpaca[:limit]]
+        self.arena = baseline[:limit]
+        self.mt_bench = {row["turns"][0]: i for i, row in enumerate(rows("mt_bench_questions"))}
+
+    def __call__(self, request: dict[str, Any]) -> Any:
+        text = request["messages"][1]["content"]  # what follows may be a reminder
+        if request.get("logprobs"):  # AlpacaEval
+            first = self.prefers_first(text, self.alpaca, '"M"')
+            return ("m" if first else "M"), {"m": math.log(0.9 if first else 0.1), "M": math.log(0.1 if first else 0.9)}
+        if text.startswith("Asked:"):  # Arena-Hard
+            return (
+                "My verdict: [[A>B]]" if self.prefers_first(text, self.arena, "\nB says: ") else "My verdict: [[B>>A]]"
+            )
+        place = next(place for question, place in self.mt_bench.items() if question in text)
+        return f"Good. [[{place % 10 + 1}]]"
+
+    def prefers_first(self, text: str, baseline: list[str], second: str) -> bool:
+        """`second` is what the second answer begins after."""
+        place = next(i for i, answer in enumerate(baseline) if answer in text)
+        baseline_first = text.index(baseline[place]) < text.index(second)
+        return (not baseline_first, baseline_first, True)[3 * place // self.limit]
+
+
+@pytest.fixture
+def server() -> Iterator[JudgeServer]:
+    with JudgeServer(Script(6)) as running:
+        yield running
+
+
+@needs_files
+def test_three_benchmarks_of_one_judge(
+    evaluate: Evaluate, data_dir: Path, server: JudgeServer, model_folder: Callable[..., str], tmp_path: Path
+) -> None:
+    judge = judge_file(tmp_path, server.url, price={"input": 1.0, "output": 2.0})
+    asked = ["--limit", 6, "--data-dir", data_dir, "--max-new-tokens", 8, "--judge", judge]
+    for name in ("alpaca_eval", "mt_bench", "arena_hard"):
+        asked += ["--benchmark", name]
+    code, out, err = evaluate(f"mine={model_folder(seed=1)}", f"other={model_folder(seed=2)}", *asked)
+    assert code == 0, err
+    found = metrics()["mine"]
+    # 0.9 in both orders, 0.1 in both, and 0.9 for what is first: half of it.
+    assert found["alpaca_eval/win_rate"] == pytest.approx(100 * (2 * 0.9 + 2 * 0.1 + 2 * 0.5) / 6)
+    assert found["alpaca_eval/position_bias"] == pytest.approx(100 * 2 * 0.4 / 6)
+    assert "alpaca_eval/lc_win_rate" not in found
+    # By question: won by A>B and B>>A (1 and 3 points), lost by the same, or first: A>B and A>B.
+    assert found["arena_hard/win_rate"] == pytest.approx(100 * (2 * 4 + 0 + 2 * 1) / (4 * 4 + 2 * 2))
+    assert found["arena_hard/position_bias"] == pytest.approx(100 * 2 * 0.5 / 6)
+    # The first question of the first six categories: numbers 0, 10, ... 50 of the file, in both turns.
+    assert [found[f"mt_bench/{metric}"] for metric in ("turn_1", "turn_2", "average")] == [1.0, 1.0, 1.0]
+    assert found["alpaca_eval/repeat_spread"] == found["arena_hard/repeat_spread"] == 0.0
+    assert metrics()["other"]["alpaca_eval/win_rate"] == found["alpaca_eval/win_rate"]
+    # Two models, two repeats, two orders or turns, six questions, three benchmarks.
+    assert len(server.answered) == 2 * 2 * 2 * 6 * 3
+    for said in ("a part of its own (not comparable", "asked 2 times, in both orders", "scripted at 127.0.0.1"):
+        assert said in out
+    for said in ("MT-Bench", "Arena-Hard", "2971e34", "FastChat", "were cut at 8 tokens", "is not known here"):
+        assert said in out
+    outputs = json.loads(Path("evaluation/alpaca_eval/mine/model_outputs.json").read_text())
+    assert [row["generator"] for row in outputs] == ["mine"] * 6
+    answers = Path("evaluation/mt_bench/model_answer/mine.jsonl").read_text().splitlines()
+    assert [len(json.loads(line)["choices"][0]["turns"]) for line in answers] == [2] * 6
+    assert len(Path("evaluation/arena_hard/repeat-1/model_judgment/scripted/mine.jsonl").read_text().splitlines()) == 6
+    before = Path("evaluation/comparison.json").read_bytes()
+    code, _, err = evaluate(f"mine={model_folder(seed=1)}", f"other={model_folder(seed=2)}", *asked)
+    assert code == 0, err
+    assert len(server.answered) == 2 * 2 * 2 * 6 * 3  # nothing is asked again
+    assert Path("evaluation/comparison.json").read_bytes() == before
+
+
+@needs_files
+def test_after_faults_the_table_is_that_of_a_quiet_run(
+    evaluate: Evaluate, data_dir: Path, server: JudgeServer, model_folder: Callable[..., str], tmp_path: Path
+) -> None:
+    asked = [f"mine={model_folder(seed=1)}", "--limit", 6, "--data-dir", data_dir, "--max-new-tokens", 8]
+    for name in ("alpaca_eval", "mt_bench", "arena_hard"):
+        asked += ["--benchmark", name]
+    judge = judge_file(tmp_path, server.url, attempts=4)
+    assert evaluate(*asked, "--judge", judge, "--out", "quiet")[0] == 0
+    quiet = len(server.answered)
+    with JudgeServer(Script(6)) as failing:
+        failing.faults = every(9, 429, 500, "nonsense", "no choices", "half json", "hang") | {40: "die"}
+        judge = judge_file(tmp_path, failing.url, attempts=4, concurrency=4)
+        code, _, err = evaluate(*asked, "--judge", judge)
+        assert code == 4
+        assert "the same command goes on from them" in err
+        there = len(failing.answered)
+        failing.revive()
+        failing.faults = {number: fault for number, fault in failing.faults.items() if fault != "die"}
+        code, _, err = evaluate(*asked, "--judge", judge)
+        assert code == 0, err
+        assert there < quiet == len(failing.answered)  # every question as often as it was asked for, and no more
+    assert metrics() == metrics("quiet")
+
+
+@needs_files
+def test_a_verdict_that_never_comes_is_no_score(
+    evaluate: Evaluate, data_dir: Path, model_folder: Callable[..., str], tmp_path: Path
+) -> None:
+    asked = [f"mine={model_folder(seed=1)}", "--limit", 4, "--data-dir", data_dir, "--max-new-tokens", 8]
+    asked += ["--benchmark", "mt_bench", "--repeat", 1]
+    first = rows("mt_bench_questions")[0]["turns"][0]
+
+    def reply(request: dict[str, Any]) -> str:
+        return "no rating" if first in request["messages"][1]["content"] else "[[4]]"
+
+    with JudgeServer(reply) as server:
+        judge = judge_file(tmp_path, server.url, attempts=2)
+        code, _, err = evaluate(*asked, "--judge", judge)
+        assert code == 4
+        assert "2 questions to the judge have no verdict (81/turn-1 on mine, for one: no verdict in 2 attempts" in err
+        assert not Path("evaluation/comparison.json").exists()
+        code, out, err = evaluate(*asked, "--judge", judge, "--allow-missing")
+        assert code == 0, err
+        assert "have no verdict" in out
+        assert metrics()["mine"]["mt_bench/average"] == 4.0
+
+
+@needs_files
+def test_answers_alone_and_answers_made_elsewhere(
+    evaluate: Evaluate,
+    data_dir: Path,
+    server: JudgeServer,
+    model_folder: Callable[..., str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = ["--limit", 6, "--data-dir", data_dir, "--benchmark", "arena_hard"]
+    code, out, err = evaluate(f"mine={model_folder(seed=1)}", *asked, "--max-new-tokens", 8, "--answers-only")
+    assert code == 0, err
+    assert "answers evaluation/arena_hard/" in out
+    assert not server.requests
+    monkeypatch.setattr(LoadedModel, "sample", None)
+    judge = judge_file(tmp_path, server.url)
+    answers = "evaluation/arena_hard/model_answer/mine.jsonl"
+    assert evaluate(*asked, "--answers", f"mine={answers}", "--judge", judge, "--out", "elsewhere")[0] == 0
+    assert evaluate(f"mine={model_folder(seed=1)}", *asked, "--max-new-tokens", 8, "--judge", judge)[0] == 0
+    assert metrics() == metrics("elsewhere")
+
+
+def test_a_win_rate_with_the_gold_judge(evaluate: Evaluate) -> None:
+    asked = ["--against", "base=builtin:tiny", "--prompts", "builtin:reviews#test", "--limit", 8, "--judge", "gold"]
+    code, out, err = evaluate("greedy=builtin:tiny", *asked, "--max-new-tokens", 24, "--temperature", 0)
+    assert code == 0, err
+    found = metrics()["greedy"]
+    assert found == {"pairwise/win_rate": 50.0, "pairwise/tie_rate": 100.0, "pairwise/position_bias": 0.0}
+    code, out, err = evaluate("drawn=builtin:tiny", *asked, "--seed", 1, "--max-new-tokens", 24)
+    assert code == 0, err
+    lines = Path("evaluation/pairwise/judgments/gold/drawn.jsonl").read_text().splitlines()
+    preferred = [json.loads(line) for line in lines]
+    wins = [line["preference"] if line["order"] == "model-first" else 1 - line["preference"] for line in preferred]
+    assert metrics()["drawn"]["pairwise/win_rate"] == pytest.approx(100 * np.mean(wins))
+    assert "the gold reward of builtin:reviews" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["builtin:tiny"], "say what to evaluate on: --benchmark alpaca_eval, mt_bench, arena_hard"),
+        (["builtin:tiny", "-b", "alpaca_evil"], "no such benchmark; did you mean `alpaca_eval`?"),
+        (["builtin:tiny", "-b", "mt_bench"], "say who judges (--judge JUDGE.yaml), or give --answers-only"),
+        (["builtin:tiny", "-b", "mt_bench", "--judge", "gold", "--answers-only"], "say who judges"),
+        (["builtin:tiny", "-b", "pairwise", "--judge", "gold"], "say whose answers they are compared with"),
+        (["builtin:tiny", "--against", "builtin:tiny", "--judge", "gold"], "say what the models are asked: --prompts"),
+        (["-b", "mt_bench", "--judge", "gold"], "give a model to evaluate"),
+        (["nowhere/at/all", "-b", "mt_bench", "--judge", "gold"], "'nowhere/at/all' does not exist"),
+        (["a=builtin:tiny", "a=builtin:tiny", "-b", "mt_bench", "--judge", "gold"], "two models would be called a"),
+        (["builtin:tiny", "-b", "mt_bench", "--judge", "golt"], "no judge `golt`; did you mean `gold`?"),
+        (["builtin:tiny", "-b", "mt_bench", "--judge", "gold", "--data-dir", "."], "has no mt_bench_questions.jsonl"),
+        (["builtin:tiny", "-b", "reward_bench_2", "--judge", "gold"], "ranks given responses"),
+        (["builtin:tiny", "-b", "reward_bench_2", "-b", "mt_bench"], "has a table of its own"),
+        (["-b", "human_agreement"], "is of a judge, on all pairs"),
+        (
+            ["--answers", "none.jsonl", "-b", "mt_bench", "--judge", "gold"],
+            "--answers none.jsonl: there is no such file",
+        ),
+    ],
+)
+def test_what_cannot_be_evaluated_is_refused_in_one_sentence(
+    evaluate: Evaluate, arguments: list[str], sentence: str
+) -> None:
+    code, _, err = evaluate(*arguments)
+    assert code == 2, err
+    assert sentence in err
+    assert err.count("error:") == 1
+    assert not Path("evaluation/comparison.json").exists()
