@@ -11,9 +11,9 @@ from pathlib import Path
 from aligndistil.files import write_text
 from aligndistil.report import tables
 from aligndistil.report.combine import combine, with_statistics
-from aligndistil.report.curves import Curve, Logs, curves_of, read_methods, steps_to
-from aligndistil.report.figures import PICTURES, convergence, pictures, save_figure
-from aligndistil.report.logs import Log, read_logs, step_seconds, training_metrics
+from aligndistil.report.curves import Logs, curves_of, read_methods, steps_to
+from aligndistil.report.figures import PICTURES, pictures, save_figure
+from aligndistil.report.logs import step_seconds, training_metrics
 from aligndistil.report.plot import plot_runs
 from aligndistil.report.results import (
     ComparedWith,
@@ -31,19 +31,15 @@ from aligndistil.report.tables import rich_differences, rich_rewards, rich_table
 __all__ = [
     "ComparedWith",
     "Comparison",
-    "Curve",
-    "Log",
     "Measured",
     "ModelResult",
     "RewardResult",
     "combine",
-    "convergence",
     "curves_of",
     "is_run",
     "load_results",
     "pictures",
     "plot_runs",
-    "read_logs",
     "read_measured",
     "read_methods",
     "read_runs",
@@ -67,18 +63,17 @@ def write_report(folder: Path, comparison: Comparison, logs: Logs) -> list[Path]
         "comparison.csv": tables.csv(comparison),
         "comparison.md": tables.markdown(comparison),
         "comparison.tex": tables.latex(comparison),
+        "differences.csv": tables.differences_csv(comparison),
+        "reward_accuracy.csv": tables.rewards_csv(comparison.rewards if comparison.show_rewards else []),
     }
-    if comparison.differences:
-        texts["differences.csv"] = tables.differences_csv(comparison)
-    if comparison.show_rewards and comparison.rewards:
-        texts["reward_accuracy.csv"] = tables.rewards_csv(comparison.rewards)
+    figures = pictures(comparison, logs)
+    written = ["comparison.json", *(name for name, text in texts.items() if text), *figures]
+    for name in {*texts, *PICTURES} - {*written}:
+        (folder / name).unlink(missing_ok=True)  # of a report that stood here before
     save_results(folder / "comparison.json", comparison)
     for name, text in texts.items():
-        write_text(folder / name, text)
-    drawn = {"convergence.png": convergence(comparison, logs)} | pictures(comparison, logs)
-    figures = {name: figure for name, figure in drawn.items() if figure is not None}
+        if text:
+            write_text(folder / name, text)
     for name, figure in figures.items():
         save_figure(figure, folder / name)
-    for name in {"differences.csv", "reward_accuracy.csv", *drawn, *PICTURES} - {*texts, *figures}:
-        (folder / name).unlink(missing_ok=True)  # of a report that stood here before
-    return [folder / "comparison.json", *(folder / name for name in (*texts, *figures))]
+    return [folder / name for name in written]

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
+import pandas as pd
 
-from aligndistil.report.curves import steps_to_reward
+from aligndistil.report.curves import Logs, steps_to_reward
 from aligndistil.report.logs import Log
-from aligndistil.report.results import INITIAL, ComparedWith, Comparison, Difference, ModelResult, RewardResult
+from aligndistil.report.results import INITIAL, STEPS, ComparedWith, Comparison, Difference, ModelResult, RewardResult
 from aligndistil.report.runs import Run
 from aligndistil.report.statistics import LEVEL, difference, estimate, holm, interval_of_share
 from aligndistil.report.tables import COLUMNS, SHARES
@@ -19,104 +20,96 @@ from aligndistil.report.tables import COLUMNS, SHARES
 _T = TypeVar("_T")
 
 
-def combine(groups: Sequence[Sequence[Run]]) -> tuple[Comparison, dict[str, dict[str, Log]]]:
+def combine(groups: Sequence[Sequence[Run]]) -> tuple[Comparison, Logs]:
     """One table of all runs, and the logs of its rows by seed. Runs of one group are seeds of each other."""
     # Two runs of one folder that are no seeds of each other are called by their own folders.
     folders = [runs[0].group for runs in groups]
-    own = [runs[0].path if folders.count(runs[0].group) > 1 else runs[0].group for runs in groups]
-    names = _names(own)
-    rows: list[ModelResult] = []
-    rewards: list[RewardResult] = []
+    names = _names([runs[0].path if folders.count(runs[0].group) > 1 else runs[0].group for runs in groups])
+    models: dict[str, dict[str, ModelResult]] = {}
     logs: dict[str, dict[str, Log]] = {}
-    for name, runs in zip(names, groups, strict=True):
+    rewards: list[RewardResult] = []
+    foreign: list[str] = []
+    for name, group in zip(names, groups, strict=True):
         prefix = f"{name}/" if len(groups) > 1 else ""
-        runs = sorted(runs, key=lambda run: run.comparison.results[0].train_seeds)
+        runs = sorted(group, key=lambda run: run.comparison.results[0].train_seeds)
         seeds = dict(zip(_names([run.path for run in runs]), runs, strict=True))
         tables = {seed: {row.name: row for row in run.comparison.results} for seed, run in seeds.items()}
         for first in runs[0].comparison.results:
             if not all(first.name in table for table in tables.values()):
                 continue  # a mean of some seeds is of other seeds
-            row = summarise({seed: table[first.name] for seed, table in tables.items()})
-            full = name if prefix and not runs[0].measured else f"{prefix}{row.name}"
-            method = f"{row.method} ({name})" if prefix and row.method else row.method
-            rows.append(row.model_copy(update={"name": full, "method": method}))
-            logs[full] = {seed: run.logs[row.name] for seed, run in seeds.items() if row.name in run.logs}
+            full = f"{prefix}{first.name}"
+            if not runs[0].measured:
+                full = name if prefix else first.name
+                foreign.append(full)
+            method = f"{first.method} ({name})" if prefix and first.method else first.method
+            called = {"name": full, "method": method}
+            models[full] = {seed: table[first.name].model_copy(update=called) for seed, table in tables.items()}
+            logs[full] = {seed: run.logs[first.name] for seed, run in seeds.items() if first.name in run.logs}
         rewards += _averaged_rewards(runs, prefix)
     runs = [run for group in groups for run in group]
-    comparisons = [run.comparison for run in runs if run.measured]
-    kl_to = _compared_with(groups, lambda comparison: comparison.kl_to)
-    reward = _compared_with(groups, lambda comparison: comparison.reward)
-    metric = _only([comparison.threshold_metric for comparison in comparisons], None)
+    measured = [run.comparison for run in runs if run.measured]
+    metric = _only([comparison.threshold_metric for comparison in measured])
+    value = _only([comparison.threshold_value for comparison in measured]) if metric else None
+    threshold, steps = steps_to_reward(logs, metric, value)
+    kl_to, reward = _compared_with(groups, "kl_to"), _compared_with(groups, "reward")
+    notes = _notes(runs, foreign, [kl_to, reward])
+    if metric and threshold is None:
+        notes.append(f"No steps to a reward: no two stages have a curve of {metric} that rises.")
     combined = Comparison(
-        results=_one_initial(rows),
+        results=_one_initial([summarise(seeds, steps.get(name, {})) for name, seeds in models.items()]),
         kl_to=kl_to,
         reward=reward,
-        against=_compared_with(groups, lambda comparison: comparison.against),
+        against=_compared_with(groups, "against"),
         rewards=rewards,
-        show_rewards=any(comparison.show_rewards for comparison in comparisons),
-        columns=_only([run.comparison.columns for run in runs], None),
-        measured_on=_only([run.comparison.measured_on for run in runs], ""),
+        show_rewards=any(comparison.show_rewards for comparison in measured),
+        columns=_only([run.comparison.columns for run in runs]),
+        measured_on=_only([run.comparison.measured_on for run in runs]) or "",
         judged=list(dict.fromkeys(note for run in runs for note in run.comparison.judged)),
-        notes=_notes(groups, names, [kl_to, reward]),
+        notes=notes,
+        threshold=threshold,
         threshold_metric=metric,
-        threshold_value=_only([comparison.threshold_value for comparison in comparisons], None) if metric else None,
+        threshold_value=value,
         weights=runs[0].comparison.weights if len(runs) == 1 else {},
     )
-    return with_statistics(steps_to_reward(combined, logs)), logs
+    return _with_differences(combined), logs
 
 
 def with_statistics(comparison: Comparison) -> Comparison:
-    """The same with errors, intervals and differences, from what its rows measured of each prompt and seed."""
-    rows = list(map(_with_errors, comparison.results))
+    """A comparison of one seed with errors, intervals and differences, from what its rows measured of each prompt."""
+    rows = [summarise({"": row}) for row in comparison.results]
     return _with_differences(comparison.model_copy(update={"results": rows}))
 
 
-def summarise(seeds: Mapping[str, ModelResult]) -> ModelResult:
-    """The same model of one or several seeds, by their names: means, over seeds, of the metrics that every seed has."""
+def summarise(seeds: Mapping[str, ModelResult], steps: Mapping[str, float] | None = None) -> ModelResult:
+    """The same model of one or several seeds, by their names, and the steps that they took to the reward.
+
+    Of the metrics that every seed has: means over seeds, with standard errors and intervals where they are known.
+    """
     results = list(seeds.values())
-    first = results[0]
-    if len(results) == 1:
-        return first
-    shared = [name for name in first.metrics if all(name in result.metrics for result in results)]
-    columns = {name: np.array([result.metrics[name] for result in results]) for name in shared}
-    together = {
-        name: [values for result in results for values in result.values[name]]
-        for name in shared
-        if all(name in result.values for result in results)
+    reached = {seed: {STEPS: step} for seed, step in (steps or {}).items()}
+    per_seed = {seed: result.metrics | reached.get(seed, {}) for seed, result in seeds.items()}
+    table = pd.DataFrame(per_seed, dtype=float).dropna()
+    samples = {name: [[value] for value in of_seeds] for name, of_seeds in zip(table.index, table.values, strict=True)}
+    shares = set()
+    for name in samples:
+        rows = [row for result in results for row in result.values.get(name, [])]
+        if len(rows) == len(results) and len(set(map(len, rows))) == 1:
+            samples[name] = rows
+            shares |= {name} & set(SHARES)
+    found = {name: one for name, sample in samples.items() if (one := estimate(sample)).error is not None}
+    several = len(results) > 1
+    changes = {
+        "metrics": table.mean(axis="columns").to_dict(),
+        "errors": {name: one.error for name, one in found.items()},
+        "intervals": {
+            name: interval_of_share(samples[name]) if name in shares else one.interval for name, one in found.items()
+        },
+        "spread": table.std(axis="columns").to_dict() if several else {},
+        "per_seed": per_seed if several else {},
+        "train_seeds": [seed for result in results for seed in result.train_seeds],
+        "values": samples,
     }
-    return first.model_copy(
-        update={
-            "metrics": {name: float(column.mean()) for name, column in columns.items()},
-            "train_seeds": [seed for result in results for seed in result.train_seeds],
-            "spread": {name: float(column.std(ddof=1)) for name, column in columns.items()},
-            "per_seed": {
-                seed: {name: result.metrics[name] for name in result.metrics} for seed, result in seeds.items()
-            },
-            "values": {name: rows for name, rows in together.items() if len(set(map(len, rows))) == 1},
-        }
-    )
-
-
-def _with_errors(row: ModelResult) -> ModelResult:
-    """Standard errors and intervals of all that is measured of prompts or pairs, or of several seeds."""
-    errors, intervals = {}, {}
-    for name in row.metrics:
-        found = estimate(_sample(row, name))
-        if found.error is not None:
-            errors[name] = found.error
-            intervals[name] = interval_of_share(row.values[name]) if _is_share(row, name) else found.interval
-    return row.model_copy(update={"errors": errors, "intervals": intervals})
-
-
-def _sample(row: ModelResult, metric: str) -> list[list[float]]:
-    """(S, P) what a metric is the mean of; (S, 1) where it is one number of each seed."""
-    if metric in row.values:
-        return row.values[metric]
-    return [[of_seed[metric]] for of_seed in row.per_seed.values() if metric in of_seed] or [[row.metrics[metric]]]
-
-
-def _is_share(row: ModelResult, metric: str) -> bool:
-    return metric in SHARES and metric in row.values
+    return results[0].model_copy(update=changes)
 
 
 def _with_differences(comparison: Comparison) -> Comparison:
@@ -125,37 +118,38 @@ def _with_differences(comparison: Comparison) -> Comparison:
     Of the rows that were asked the same prompts and trained with the same seeds: most of them, where not all were.
     Nothing of scores by reward models that are not the same.
     """
+    kinds = {row.name: (row.measured_on, tuple(row.train_seeds)) for row in comparison.results if row.measured_on}
+    if not kinds:
+        return comparison
+    ((usual, _),) = Counter(kinds.values()).most_common(1)
+    alike = [row for row in comparison.results if kinds.get(row.name) == usual]
     found: list[Difference] = []
     best: dict[str, str] = {}
     unlike = {"reward_score"} if comparison.reward and not comparison.reward.same_in_all_runs else set()
-    alike = Counter((row.measured_on, tuple(row.train_seeds)) for row in comparison.results if row.measured_on)
-    together = max(alike, key=lambda kind: alike[kind], default=None)
-    apart = [row.label for row in comparison.results if (row.measured_on, tuple(row.train_seeds)) != together]
-    for column in COLUMNS:
-        metric = column.metric
-        rows = [row for row in comparison.results if metric in row.metrics and row.label not in apart]
-        if column.better is None or len(rows) < 2 or metric in unlike:
+    for metric, better in ((column.metric, column.better) for column in COLUMNS):
+        rows = [row for row in alike if metric in row.metrics]
+        if better is None or len(rows) < 2 or metric in unlike:
             continue
-        first = (max if column.better == "higher" else min)(rows, key=lambda row: row.metrics[metric])
-        samples = {row.name: np.array(_sample(row, metric)) for row in rows}
+        first = (max if better == "higher" else min)(rows, key=lambda row: row.metrics[metric])
+        samples = {row.name: np.array(row.values[metric]) for row in rows}
         own = samples.pop(first.name)
         if own.size < 2 or any(values.shape != own.shape for values in samples.values()):
             continue  # nothing is paired with anything
-        paired = {name: difference(values, own) for name, values in samples.items()}
-        for name, (one, _) in paired.items():
+        ps = []
+        for name, values in samples.items():
+            one, p = difference(values, own)
             low, high = one.interval
             found.append(Difference(metric=metric, name=name, best=first.name, mean=one.mean, low=low, high=high))
-        ps = [p for _, p in paired.values() if p is not None]
+            ps.append(1.0 if p is None else p)  # a single seed is no test
         # Corrected for the number of rows, the best itself among them: it was chosen by the same numbers.
-        if len(ps) == len(paired) and max(holm([*ps, 1.0])[:-1]) <= LEVEL:
+        if max(holm([*ps, 1.0])[:-1]) <= LEVEL:
             best[metric] = first.name
-    seeds = [
-        row.label for row in comparison.results if row.label in apart and together and row.measured_on == together[0]
-    ]
-    notes = [f"Not compared with the others, since its seeds are others: {', '.join(seeds)}."]
-    return comparison.model_copy(
-        update={"differences": found, "best": best, "notes": comparison.notes + (notes if found and seeds else [])}
-    )
+    notes = list(comparison.notes)
+    rows = [row for row in comparison.results if row.measured_on == usual[0]]
+    seeds_differ = [row.label for row in rows if kinds[row.name] != usual]
+    if found and seeds_differ:
+        notes.append(f"Not compared with the others, since its seeds are others: {', '.join(seeds_differ)}.")
+    return comparison.model_copy(update={"differences": found, "best": best, "notes": notes})
 
 
 def _averaged_rewards(runs: Sequence[Run], prefix: str) -> list[RewardResult]:
@@ -184,29 +178,25 @@ def _names(folders: Sequence[Path]) -> list[str]:
 def _one_initial(rows: Sequence[ModelResult]) -> list[ModelResult]:
     """Runs that began from the same model measured it alike: once is enough."""
     initial = [row for row in rows if row.name.endswith(f"/{INITIAL}")]
-    if len(initial) < 2 or len(_different([(row.metrics, row.spread) for row in initial])) > 1:
+    if len(initial) < 2 or any((row.metrics, row.spread) != (initial[0].metrics, initial[0].spread) for row in initial):
         return list(rows)
     method = initial[0].method.partition(" (")[0]
     first = initial[0].model_copy(update={"name": INITIAL, "method": method})
     return [first, *(row for row in rows if row not in initial)]
 
 
-def _compared_with(
-    groups: Sequence[Sequence[Run]], of: Callable[[Comparison], ComparedWith | None]
-) -> ComparedWith | None:
+def _compared_with(groups: Sequence[Sequence[Run]], of: Literal["kl_to", "reward", "against"]) -> ComparedWith | None:
     """The model that the runs which have one are measured with."""
-    having = [[run.comparison for run in runs] for runs in groups if of(runs[0].comparison) is not None]
-    names = _different([str(of(comparison)) for comparisons in having for comparison in comparisons])
-    if not names:
-        return None
-    if len(names) > 1:
-        return ComparedWith(name="model", same_in_all_runs=False)
-    models = _different([{comparison.weights.get(names[0]) for comparison in comparisons} for comparisons in having])
-    return ComparedWith(name=names[0], same_in_all_runs=len(models) == 1)
+    having = [[run.comparison for run in runs] for runs in groups if getattr(runs[0].comparison, of) is not None]
+    names = {str(getattr(comparison, of)) for comparisons in having for comparison in comparisons}
+    if len(names) != 1:
+        return ComparedWith(name="model", same_in_all_runs=False) if names else None
+    (name,) = names
+    models = {frozenset(comparison.weights.get(name) for comparison in comparisons) for comparisons in having}
+    return ComparedWith(name=name, same_in_all_runs=len(models) == 1)
 
 
-def _notes(groups: Sequence[Sequence[Run]], names: Sequence[str], with_: Sequence[ComparedWith | None]) -> list[str]:
-    runs = [run for group in groups for run in group]
+def _notes(runs: Sequence[Run], foreign: Sequence[str], with_: Sequence[ComparedWith | None]) -> list[str]:
     notes = [note for run in runs for note in run.comparison.notes]
     if len({run.comparison.measured_on for run in runs if run.measured}) > 1:
         notes.append(
@@ -218,17 +208,11 @@ def _notes(groups: Sequence[Sequence[Run]], names: Sequence[str], with_: Sequenc
         for model in with_
         if model is not None and not model.same_in_all_runs
     ]
-    foreign = [(name, group) for name, group in zip(names, groups, strict=True) if not group[0].measured]
     if foreign:
-        theirs = [name if len(groups) > 1 else group[0].comparison.results[0].name for name, group in foreign]
-        notes.append(f"{', '.join(theirs)}: the last values that its own trainer logged, on its own data.")
+        notes.append(f"{', '.join(foreign)}: the last values that its own trainer logged, on its own data.")
     return list(dict.fromkeys(notes))
 
 
-def _different(values: Sequence[_T]) -> list[_T]:
-    return [value for i, value in enumerate(values) if value not in values[:i]]
-
-
-def _only(values: Sequence[_T], otherwise: _T) -> _T:
-    """What all values are, or else `otherwise`."""
-    return values[0] if len(_different(values)) == 1 else otherwise
+def _only(values: Sequence[_T]) -> _T | None:
+    """What all values are."""
+    return values[0] if values and all(value == values[0] for value in values) else None

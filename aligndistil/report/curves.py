@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
+from itertools import compress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,14 +15,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aligndistil.errors import UserError, guess_and_list
-from aligndistil.report.logs import EVAL, Log, off_policy, read_logs, split_and_name, step_seconds, values_of
-from aligndistil.report.results import STEPS, Comparison, ModelResult, Threshold
+from aligndistil.report.logs import (
+    BOOKKEEPING,
+    EVAL,
+    Log,
+    off_policy,
+    read_logs,
+    split_and_name,
+    step_seconds,
+    values_of,
+)
+from aligndistil.report.results import Threshold
 
 Array = NDArray[np.float64]
 
 UNITS = {"step": "steps", "tokens": "tokens", "seconds": "seconds"}
 """What x counts; any other x is a metric."""
-BOOKKEEPING = {"step", "split"}
 WINDOWS = 12
 """By default a line averages over a twelfth of the usual curve, and a curve of fewer than 24 points is as it is."""
 SHARE = 0.9
@@ -128,17 +137,14 @@ def _names(label: str, log: Log, same_stage: bool) -> tuple[str, ...]:
 
 def _labels(methods: Sequence[Method]) -> list[str]:
     """The shortest name of each that no other has."""
-    lengths = [0] * len(methods)
+    names = [list(method.names) for method in methods]
     while True:
-        labels = [method.names[length] for method, length in zip(methods, lengths, strict=True)]
-        often = Counter(labels)
-        longer = [
-            length + (often[label] > 1 and length + 1 < len(method.names))
-            for method, label, length in zip(methods, labels, lengths, strict=True)
-        ]
-        if longer == lengths:
-            return labels
-        lengths = longer
+        often = Counter(candidates[0] for candidates in names)
+        taken = [candidates for candidates in names if often[candidates[0]] > 1 and len(candidates) > 1]
+        if not taken:
+            return [candidates[0] for candidates in names]
+        for candidates in taken:
+            del candidates[0]
 
 
 def curves_of(methods: Sequence[Method], metric: str, x: str = "step") -> Found:
@@ -148,47 +154,40 @@ def curves_of(methods: Sequence[Method], metric: str, x: str = "step") -> Found:
     another metric at the same step. A reward of given responses is left out: it does not depend on the policy.
     Raises UserError when no method gives a curve.
     """
-    notes: list[str] = []
-    drawn: list[tuple[Method, Curve]] = []
-    told_of = set()
-    for method in methods:
-        curve, why = _curve(method, metric, x)
-        notes += why
-        if curve is not None:
-            drawn.append((method, curve))
-        if curve is not None or why:
-            told_of.add(method.asked)
+    found = [(method, *_curve(method.names[2], method.logs, metric, x)) for method in methods]
+    drawn = [(method, curve) for method, curve, _ in found if curve is not None]
     if not drawn:
         raise UserError(_why_none(methods, metric, x))
+    told_of = {method.asked for method, curve, why in found if curve is not None or why}
     silent = (run for run in dict.fromkeys(method.asked for method in methods) if run not in told_of)
+    notes = [note for _, _, why in found for note in why]
     notes += [f"{run} has no `{metric}`: it is left out" for run in silent]
-    labels = _labels([method for method, _ in drawn])
     curves = []
-    for (method, curve), label in zip(drawn, labels, strict=True):
+    for (method, curve), label in zip(drawn, _labels([method for method, _ in drawn]), strict=True):
         given = split_and_name(metric)[0] == "train" and off_policy(method.logs[0].lines)
         mark = " (off-policy)" if given and metric.startswith(("kl/", "reward/")) else ""
         curves.append(replace(curve, label=label + mark))
     return Found(curves, notes)
 
 
-def _curve(method: Method, metric: str, x: str) -> tuple[Curve | None, list[str]]:
-    found = [(log, _points(log, metric, x)) for log in method.logs]
-    usable = [(log, points) for log, points in found if points]
-    name = method.names[2]
+def _curve(name: str, logs: Sequence[Log], metric: str, x: str) -> tuple[Curve | None, list[str]]:
+    found = [(log, _points(log, metric, x)) for log in logs]
+    usable = [points for _, points in found if points]
     if not usable:
-        if any(values_of(log.lines, metric) for log in method.logs):
+        split, own = split_and_name(metric)
+        if any(values_of(log.lines, metric) for log in logs):
             return None, [f"{name}: its log does not say the `{x}` of its `{metric}`: left out"]
-        if any(_is_of_given(log, metric) for log in method.logs):
+        if any(line["split"] == split and own in line for log in logs for line in log.lines):
             return None, [f"{name}: its `{metric}` is of given responses and does not depend on the policy: left out"]
         return None, []
     notes = [f"{name}: {log.seed or log.path} has no `{metric}` yet and is left out" for log, p in found if not p]
-    shared = sorted(set.intersection(*(set(points) for _, points in usable)))
-    longest = max(max(points) for _, points in usable)
+    shared = sorted(set.intersection(*map(set, usable)))
+    longest = max(map(max, usable))
     if not shared:
         return None, [*notes, f"{name}: its seeds have no step in common and are left out"]
     if shared[-1] < longest:
         notes.append(f"{name} ends at step {shared[-1]:g}, where its shortest seed does (the longest: {longest:g})")
-    pairs = np.array([[points[step] for step in shared] for _, points in usable])
+    pairs = np.array([[points[step] for step in shared] for points in usable])
     return Curve(name, np.array(shared), pairs[:, :, 0], pairs[:, :, 1]), notes
 
 
@@ -206,26 +205,18 @@ def _points(log: Log, metric: str, x: str) -> dict[float, tuple[float, float]]:
     return {step: (at[step], value) for step, value in values.items() if step in at}
 
 
-def _is_of_given(log: Log, metric: str) -> bool:
-    split, name = split_and_name(metric)
-    return not values_of(log.lines, metric) and any(line["split"] == split and name in line for line in log.lines)
-
-
 def _why_none(methods: Sequence[Method], metric: str, x: str) -> str:
     lines = [line for method in methods for log in method.logs for line in log.lines]
-    there = sorted(
-        {(EVAL if line["split"] == "eval" else "") + name for line in lines for name in line.keys() - BOOKKEEPING}
-    )
+    there = {(EVAL if line["split"] == "eval" else "") + name for line in lines for name in line.keys() - BOOKKEEPING}
     runs = ", ".join(dict.fromkeys(method.asked for method in methods))
     if not there:
         return f"{runs}: nothing has been logged yet"
-    for asked, option in ((metric, "--metric"), *([] if x in UNITS else [(x, "--x")])):
-        split, name = split_and_name(asked)
-        if (EVAL if split == "eval" else "") + name not in there:
-            known = [*(UNITS if option == "--x" else ()), *there]
+    for asked, option in ((metric, "--metric"), (x, "--x")):
+        known = sorted(there) if option == "--metric" else [*UNITS, *sorted(there)]
+        if asked.removeprefix("train/") not in known:
             nearest_first = sorted(known, key=lambda name: -SequenceMatcher(None, asked, name).ratio())
             return f"{option}: no stage of {runs} has `{asked}`{guess_and_list(asked, nearest_first, 'metrics')}"
-        if not any(values_of(log.lines, asked) for method in methods for log in method.logs):
+        if asked not in UNITS and not any(values_of(log.lines, asked) for method in methods for log in method.logs):
             return (
                 f"{option}: `{asked}` is here only of given responses, and does not depend on the policy there: "
                 "it is a curve of stages that sample"
@@ -244,22 +235,20 @@ def default_reach(curves: Sequence[Curve], windows: int = WINDOWS) -> list[float
     Half a twelfth of the steps of the curve of middle length (the shorter of two), no wider than fits into a curve's
     own steps and no narrower than to its next point. 0 for a curve of few points, which has no say in the others'.
     """
-    own = [
-        float((curve.steps[-1] - curve.steps[0]) // (2 * windows)) if len(curve.steps) >= 2 * windows else None
-        for curve in curves
-    ]
-    usual = statistics.median_low([steps for steps in own if steps is not None] or [0.0])
+    long = [len(curve.steps) >= 2 * windows for curve in curves]
+    own = [float(np.ptp(curve.steps) // (2 * windows)) for curve in curves]
+    usual = statistics.median_low(list(compress(own, long)) or [0.0])
     reaches = []
-    for curve, steps in zip(curves, own, strict=True):
-        reach = max(min(usual, steps), float(np.median(np.diff(curve.steps)))) if steps is not None and usual else 0.0
-        reaches.append(reach if (np.diff(curve.steps) <= reach).any() else 0.0)
+    for curve, is_long, steps in zip(curves, long, own, strict=True):
+        apart = np.diff(curve.steps)
+        reach = max(min(usual, steps), float(np.median(apart))) if is_long and usual else 0.0
+        reaches.append(reach if (apart <= reach).any() else 0.0)
     return reaches
 
 
-def smoothed(curves: Sequence[Curve], *, windows: int = WINDOWS, x_too: bool = False) -> list[Curve]:
+def smoothed(curves: Sequence[Curve]) -> list[Curve]:
     """All of them, as far as `default_reach` says."""
-    reaches = default_reach(curves, windows)
-    return [curve.smoothed(reach, x_too=x_too) for curve, reach in zip(curves, reaches, strict=True)]
+    return [curve.smoothed(reach) for curve, reach in zip(curves, default_reach(curves), strict=True)]
 
 
 def moving_average(at: Array, values: Array, reach: float) -> Array:
@@ -312,7 +301,7 @@ def steps_to(curves: Sequence[Curve], value: float | None = None) -> Crossing | 
     rises.
     """
     ends = [(float(curve.mean[0]), float(curve.mean[-1])) for curve in curves]
-    chosen, rising = "as asked", value is None or _rising(ends, value)
+    starts = [first for first, _ in ends]
     if value is None:
         long = max(curve.steps[-1] for curve in curves) * LONG
         risen = [
@@ -322,35 +311,29 @@ def steps_to(curves: Sequence[Curve], value: float | None = None) -> Crossing | 
         ]
         if not risen:
             return None
-        value = min(risen)
+        value, rising = min(risen), True
         chosen = f"{100 * SHARE:.0f} % of the way from start to end of the curve that gets least far"
+    else:
+        among = min(starts) <= value <= max(starts)
+        rising = sum(last - first for first, last in ends) >= 0 if among else value > max(starts)
+        chosen = "as asked"
     reached = [_reached(curve, value, rising) for curve in curves]
-    timed = [one.x for one in reached if one.x is not None and not one.from_the_start]
-    fastest = min(timed, default=0.0)
+    fastest = min((one.x for one in reached if one.x is not None), default=0.0)
     if fastest > 0 and not any(one.from_the_start for one in reached):
         reached = [one if one.x is None else replace(one, ratio=one.x / fastest) for one in reached]
     return Crossing(value, chosen, reached)
 
 
-def _rising(ends: Sequence[tuple[float, float]], value: float) -> bool:
-    starts = [first for first, _ in ends]
-    if min(starts) <= value <= max(starts):
-        return sum(last - first for first, last in ends) >= 0
-    return value > max(starts)
-
-
 def _reached(curve: Curve, value: float, rising: bool) -> Reached:
-    def first_of(values: Array) -> int | None:
-        there = np.flatnonzero(values >= value if rising else values <= value)
-        return int(there[0]) if len(there) else None
+    def first(x: Array, values: Array) -> float | None:
+        there = x[values >= value if rising else values <= value]
+        return float(there[0]) if len(there) else None
 
-    first = first_of(curve.mean)
-    at = [first_of(values) for values in curve.values]
     return Reached(
         label=curve.label,
-        x=None if first is None else float(curve.mean_x[first]),
-        seeds=tuple(None if i is None else float(x[i]) for i, x in zip(at, curve.x, strict=True)),
-        from_the_start=first == 0,
+        x=first(curve.mean_x, curve.mean),
+        seeds=tuple(map(first, curve.x, curve.values)),
+        from_the_start=bool(curve.mean[0] >= value if rising else curve.mean[0] <= value),
         last_x=float(curve.mean_x[-1]),
     )
 
@@ -364,44 +347,26 @@ Logs = Mapping[str, Mapping[str, Log]]
 
 def curves_by_row(logs: Logs, metric: str, x: str = "step") -> dict[str, Curve]:
     """The curves of the rows that have the metric in every seed."""
-    curves = {}
-    for row, seeds in logs.items():
-        curve, _ = _curve(Method((row,) * 4, tuple(seeds.values()), row), metric, x) if seeds else (None, [])
-        if curve is not None and curve.seeds == len(seeds):
-            curves[row] = curve
-    return curves
+    found = {row: _curve(row, list(seeds.values()), metric, x)[0] for row, seeds in logs.items()}
+    return {row: curve for row, curve in found.items() if curve is not None and curve.seeds == len(logs[row])}
 
 
-def steps_to_reward(comparison: Comparison, logs: Logs) -> Comparison:
-    """`steps_to_reward` of every row that has the curve, and the threshold they are counted to.
+def steps_to_reward(
+    logs: Logs, metric: str | None, value: float | None
+) -> tuple[Threshold | None, dict[str, dict[str, float]]]:
+    """The threshold that steps are counted to, and by row and seed the steps; a row that begins there has none.
 
-    Curves are moving averages. The comparison may name metric and value; without a value, `steps_to` chooses it, which
-    takes two curves. Rows of several seeds are given the mean over seeds, where all get there; a row that begins there
-    is given none. A note says so when no row has the metric that was asked for.
+    Curves are moving averages. Without `metric`, the first of REWARDS that gives a threshold is taken; without `value`,
+    `steps_to` chooses it, which takes two curves.
     """
-    metric, value = comparison.threshold_metric, comparison.threshold_value
     for candidate in (metric,) if metric else REWARDS:
         curves = curves_by_row(logs, candidate)
         found = steps_to(smoothed(list(curves.values())), value) if len(curves) >= (2 if value is None else 1) else None
         if found is not None:
-            reached = dict(zip(curves, found.reached, strict=True))
-            rows = [_with_steps(row, reached.get(row.name), logs.get(row.name, {})) for row in comparison.results]
-            threshold = Threshold(metric=candidate, value=found.value, chosen=found.chosen)
-            return comparison.model_copy(update={"results": rows, "threshold": threshold})
-    missing = [f"No steps to a reward: no two stages have a curve of {metric} that rises."] if metric else []
-    return comparison.model_copy(update={"notes": [*comparison.notes, *missing]})
-
-
-def _with_steps(row: ModelResult, reached: Reached | None, seeds: Mapping[str, Log]) -> ModelResult:
-    if reached is None or reached.from_the_start:
-        return row
-    if not row.per_seed:
-        return row if reached.x is None else row.model_copy(update={"metrics": row.metrics | {STEPS: reached.x}})
-    steps = {seed: x for seed, x in zip(seeds, reached.seeds, strict=True) if x is not None}
-    per_seed = {seed: of | ({STEPS: steps[seed]} if seed in steps else {}) for seed, of in row.per_seed.items()}
-    changes: dict[str, object] = {"per_seed": per_seed}
-    if len(steps) == len(row.per_seed):
-        values = list(steps.values())
-        changes["metrics"] = row.metrics | {STEPS: statistics.fmean(values)}
-        changes["spread"] = row.spread | {STEPS: statistics.stdev(values)}
-    return row.model_copy(update=changes)
+            steps = {
+                row: {seed: x for seed, x in zip(logs[row], reached.seeds, strict=True) if x is not None}
+                for row, reached in zip(curves, found.reached, strict=True)
+                if not reached.from_the_start
+            }
+            return Threshold(metric=candidate, value=found.value, chosen=found.chosen), steps
+    return None, {}

@@ -13,8 +13,9 @@ import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,7 +23,7 @@ from aligndistil.errors import UserError
 from aligndistil.files import write_bytes
 from aligndistil.report.curves import REWARDS, UNITS, Array, Curve, Logs, curves_by_row, smoothed
 from aligndistil.report.logs import EVAL, metric_info
-from aligndistil.report.results import INITIAL, Comparison, ModelResult
+from aligndistil.report.results import INITIAL, Comparison
 from aligndistil.report.tables import BY_METRIC
 
 if TYPE_CHECKING:
@@ -46,13 +47,9 @@ STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans", "Helvetica", "Arial"],
     "font.size": 10.5,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": "#8C8C8C",
-    "xtick.color": "#8C8C8C",
-    "ytick.color": "#8C8C8C",
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
+    **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), INK),
+    **dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), "#8C8C8C"),
+    **dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), GROUND),
     "axes.titlesize": 11.5,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
@@ -64,9 +61,6 @@ STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
     "legend.frameon": False,
     "legend.fontsize": 9.5,
-    "figure.facecolor": GROUND,
-    "axes.facecolor": GROUND,
-    "savefig.facecolor": GROUND,
     "svg.fonttype": "none",
     "svg.hashsalt": "aligndistil",
     "pdf.fonttype": 42,
@@ -97,31 +91,41 @@ CONVERGENCE = (
     "rewards/accuracies",
 )
 """The panels of convergence.png: those that some stage has."""
+CAPTION = (
+    "Lines without marks: moving averages of what training logged (light: as it was logged). Lines with marks: "
+    "evaluations, on held-out data."
+)
+"""Of convergence.png."""
 COSTS = ("kl_initial", "compute_seconds", "completions/mean_length")
 """What a reward is drawn against."""
-PICTURES = ("reward.png", "length.png", "reward-over-kl.png", "frontier.png")
-"""Those of a comparison beside convergence.png, each where there is something to draw."""
+PICTURES = ("convergence.png", "reward.png", "length.png", "reward-over-kl.png", "frontier.png")
+"""Those of a comparison, each where there is something to draw."""
 MODEL_REWARDS = ("gold_reward", "reward_score", "rewards/accuracies")
 """Of a model, the first that two have."""
 
 
-class Look(NamedTuple):
-    """How one method is drawn."""
-
-    colour: str
-    dashes: Any
-    marker: str
-    hollow: bool
+Look = dict[str, Any]
+"""What matplotlib calls colour, dashes and marker of a line."""
 
 
-def looks(methods: Sequence[str]) -> dict[str, Look]:
-    """One for each method. After seven the colours come again with other dashes and another, hollow marker."""
-    n, distinct = len(COLOURS), dict.fromkeys(methods)
+def looks(method_of: Mapping[str, str], methods: Sequence[str]) -> dict[str, Look]:
+    """By label. Trainings of one method have its colour and marker, and other dashes and fill each.
+
+    After seven methods the colours come again with other dashes and another, hollow marker.
+    """
+    n = len(COLOURS)
     # Where several runs began from different models, each is called `initial (RUN)`.
-    initial = [method for method in distinct if re.match(rf"{INITIAL}( \(|$)", method)]
-    found = dict.fromkeys(initial, Look(MUTED, "solid", "*", False))
-    for i, method in enumerate(method for method in distinct if method not in found):
-        found[method] = Look(COLOURS[i % n], DASHES[(i + i // n) % n], MARKERS[(i + i // n) % n], i // n % 2 == 1)
+    initial = {method for method in methods if re.match(rf"{INITIAL}( \(|$)", method)}
+    trained = list(dict.fromkeys(method for method in methods if method not in initial))
+    found: dict[str, Look] = {}
+    turns = Counter[str]()
+    for label, method in method_of.items():
+        i, turn = 0 if method in initial else trained.index(method), turns[method]
+        colour, marker = (MUTED, "*") if method in initial else (COLOURS[i % n], MARKERS[(i + i // n) % n])
+        filled = GROUND if (i // n + turn) % 2 else colour
+        dashes = DASHES[(i + i // n + turn) % n]
+        found[label] = {"color": colour, "ls": dashes, "marker": marker, "mfc": filled, "mec": colour}
+        turns[method] += 1
     return found
 
 
@@ -143,8 +147,7 @@ class Line:
     """What lies behind the line: values that it averages, or each seed."""
     models: bool = False
     """Whether each point is a model of its own, and not a moment of one training."""
-    marked: bool | None = None
-    """Whether the points of a training are marked; None is where they are few."""
+    marked: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,13 +158,12 @@ class Panel:
     x_label: str
     y_label: str
     lines: Sequence[Line]
-    x_percent: bool = False
-    y_percent: bool = False
-    whole: bool = False
-    """Whether x counts something."""
+    x_unit: str = ""
+    """`share`, which is written in percent, or `count`."""
+    y_unit: str = ""
     level: float | None = None
     """A value that is marked."""
-    marks: Sequence[tuple[str, float]] = field(default=())
+    marks: Mapping[str, float] = field(default_factory=dict)
     """The x at which the line of a label first reaches it."""
 
 
@@ -178,7 +180,7 @@ def draw(panels: Sequence[Panel], methods: Sequence[str], caption: str = "") -> 
 
     alone = len(panels) == 1
     order = list({line.label: line for panel in panels for line in panel.lines}.values())
-    look_of = _looks_of_lines(order, looks(methods))
+    look_of = looks({line.label: line.method for line in order}, methods)
     if alone:
         order.sort(key=lambda line: -float(line.y[-1]))
     names = ["\n".join(textwrap.wrap(line.label, NAME)) for line in order]
@@ -219,29 +221,10 @@ def draw(panels: Sequence[Panel], methods: Sequence[str], caption: str = "") -> 
     return figure
 
 
-def _looks_of_lines(lines: Sequence[Line], look_of: Mapping[str, Look]) -> dict[str, Look]:
-    """By label. Trainings of one method have its colour and marker, and other dashes and fill each."""
-    found: dict[str, Look] = {}
-    turns = Counter[str]()
-    for line in lines:
-        look, turn = look_of[line.method], turns[line.method]
-        turns[line.method] += 1
-        dashes = DASHES[(DASHES.index(look.dashes) + turn) % len(DASHES)]
-        found[line.label] = look._replace(dashes=dashes, hollow=look.hollow != bool(turn % 2)) if turn else look
-    return found
-
-
-def _style(look: Look, line: Line) -> dict[str, Any]:
-    marked = line.models or (len(line.x) < FEW if line.marked is None else line.marked)
-    return {
-        "color": look.colour,
-        "ls": ("solid" if len(line.x) > 1 else "none") if line.models else look.dashes,
-        "lw": 1.2 if line.models else 1.9,
-        "marker": look.marker if marked else None,
-        "ms": 6.0 if line.models else 4.5,
-        "mfc": GROUND if look.hollow else look.colour,
-        "mec": look.colour,
-    }
+def _style(look: Look, line: Line) -> Look:
+    if line.models:
+        return look | {"ls": "solid" if len(line.x) > 1 else "none", "lw": 1.2, "ms": 6.0}
+    return look | {"lw": 1.9, "ms": 4.5, "marker": look["marker"] if line.marked else None}
 
 
 def _draw_panel(axes: Axes, panel: Panel, look_of: Mapping[str, Look]) -> None:
@@ -249,46 +232,44 @@ def _draw_panel(axes: Axes, panel: Panel, look_of: Mapping[str, Look]) -> None:
 
     errors = sum(line.y_error is not None for line in panel.lines)
     for line in panel.lines:
-        look = look_of[line.label]
+        style = _style(look_of[line.label], line)
+        colour = style["color"]
         for x, y in line.faint:
-            axes.plot(x, y, color=look.colour, lw=0.8, alpha=0.3, zorder=2)
-        style = _style(look, line)
+            axes.plot(x, y, color=colour, lw=0.8, alpha=0.3, zorder=2)
         if line.models:  # from small to large, in the order of the settings
-            sizes = np.linspace(0.7, 1.3, len(line.x)) if len(line.x) > 1 else np.ones(1)
             axes.plot(line.x, line.y, zorder=3, **style | {"marker": None, "alpha": 0.6})
-            for i, size in enumerate(sizes):
-                axes.plot(line.x[i], line.y[i], zorder=4, clip_on=False, **style | {"ms": 7 * size, "ls": "none"})
+            sizes = np.linspace(0.7, 1.3, len(line.x)) if len(line.x) > 1 else [1.0]
+            for x, y, size in zip(line.x, line.y, sizes, strict=True):
+                axes.plot(x, y, zorder=4, clip_on=False, **style | {"ms": 7 * size, "ls": "none"})
         else:
             axes.plot(line.x, line.y, zorder=3, label=line.label, **style)
         if line.y_error is not None and not line.models and errors <= BANDS:
             low, high = line.y - line.y_error, line.y + line.y_error
-            axes.fill_between(line.x, low, high, color=look.colour, alpha=0.16, lw=0, zorder=2)
+            axes.fill_between(line.x, low, high, color=colour, alpha=0.16, lw=0, zorder=2)
         elif line.y_error is not None:
             at = slice(None) if line.models else slice(-1, None)
             across = None if line.x_error is None else line.x_error[at]
             axes.errorbar(
-                line.x[at], line.y[at], line.y_error[at], across, fmt="none", ecolor=look.colour, lw=0.9, alpha=0.5,
+                line.x[at], line.y[at], line.y_error[at], across, fmt="none", ecolor=colour, lw=0.9, alpha=0.5,
                 zorder=2,
             )  # fmt: skip
+        if line.label in panel.marks:
+            reached = panel.marks[line.label]
+            height = np.interp(reached, line.x, line.y)
+            axes.plot(reached, height, ls="none", marker="o", ms=6, mfc=GROUND, mec=colour, zorder=5)
     if panel.level is not None:
         axes.axhline(panel.level, color=MUTED, lw=0.9, ls=(0, (1, 2)), zorder=1.5)
-    by_label = {line.label: line for line in panel.lines}
-    for label, reached in panel.marks:
-        line = by_label[label]
-        height = float(np.interp(reached, line.x, line.y))
-        axes.plot(reached, height, ls="none", marker="o", ms=6, mfc=GROUND, mec=look_of[label].colour, zorder=5)
     axes.set_title(panel.title)
     axes.set_xlabel(textwrap.fill(panel.x_label, 44))
     axes.set_ylabel(textwrap.fill(panel.y_label, 30))
-    for axis, percent, whole in ((axes.xaxis, panel.x_percent, panel.whole), (axes.yaxis, panel.y_percent, False)):
-        axis.set_major_locator(MaxNLocator(integer=whole, nbins=6, steps=[1, 2, 2.5, 5, 10]))
-        if percent:
+    for axis, unit in ((axes.xaxis, panel.x_unit), (axes.yaxis, panel.y_unit)):
+        axis.set_major_locator(MaxNLocator(integer=unit == "count", nbins=6, steps=[1, 2, 2.5, 5, 10]))
+        if unit == "share":
             axis.set_major_formatter(PercentFormatter(1.0, decimals=None))
-        elif whole:
+        elif unit == "count":
             axis.set_major_formatter(EngFormatter(sep=""))
-    lowest = min(float(line.x.min()) for line in panel.lines)
-    highest = max(float(line.x.max()) for line in panel.lines)
-    if 0 <= lowest < 0.3 * highest:
+    every_x = np.concatenate([line.x for line in panel.lines])
+    if 0 <= every_x.min() < 0.3 * every_x.max():
         axes.set_xlim(left=0.0)
 
 
@@ -331,99 +312,71 @@ def curve_panel(
         row = rows.get(curve.label)
         method, label = (curve.label, curve.label) if row is None else (row.method or row.name, row.label)
         error = None if against else curve.error  # a band along a path would cross itself
-        lines.append(Line(method, label, curve.mean_x, curve.mean, y_error=error, faint=faint))
-    y, of_x = metric_info(metric), metric_info(x)
-    return Panel(
-        title=f"{y.title} by {of_x.title}".replace(" (evaluation)", "") if against else y.title,
-        x_label=of_x.axis if against else X_AXES[x],
-        y_label=y.axis,
-        lines=lines,
-        x_percent=against and of_x.unit == "share",
-        y_percent=y.unit == "share",
-        whole=x in ("step", "tokens"),
-    )
-
-
-def convergence(comparison: Comparison, logs: Logs) -> Figure | None:
-    """Each metric of training over steps, a panel each; None without any.
-
-    What only an evaluation knows of a stage (the gold reward of one that samples nothing) is drawn from that.
-    """
-    logs, chosen = _readable(comparison, logs)
-    panels = []
-    for metric in CONVERGENCE:
-        trained, evaluated = curves_by_row(logs, metric), curves_by_row(logs, EVAL + metric)
-        evaluated = {row: curve for row, curve in evaluated.items() if row not in trained}
-        curves = list((trained | evaluated).values())
-        if metric == "reward/token_mean":  # evaluations measure that of given responses
-            curves = list(trained.values())
-        if curves:
-            panel = curve_panel(curves, smoothed(curves), metric, "step", comparison)
-            lines = [replace(line, marked=i >= len(trained)) for i, line in enumerate(panel.lines)]
-            panels.append(replace(panel, lines=lines))
-    several = "Bands or bars: the standard error over seeds." if _several(comparison) else ""
-    about = " ".join(filter(None, (CAPTION, several, chosen)))
-    return draw(panels, methods_of(comparison), about) if panels else None
-
-
-CAPTION = (
-    "Lines without marks: moving averages of what training logged (light: as it was logged). Lines with marks: "
-    "evaluations, on held-out data."
-)
+        few = len(curve.steps) < FEW
+        lines.append(Line(method, label, curve.mean_x, curve.mean, y_error=error, faint=faint, marked=few))
+    y = metric_info(metric)
+    if not against:
+        return Panel(y.title, X_AXES[x], y.axis, lines, "" if x == "seconds" else "count", y.unit)
+    of_x = metric_info(x)
+    title = f"{y.title} by {of_x.title}".replace(" (evaluation)", "")
+    return Panel(title, of_x.axis, y.axis, lines, of_x.unit, y.unit)
 
 
 def pictures(comparison: Comparison, logs: Logs) -> dict[str, Figure]:
-    """The pictures of a comparison by file name: reward and length over steps, reward over KL, what reward costs."""
-    logs, chosen = _readable(comparison, logs)
-    methods, several = methods_of(comparison), _several(comparison)
-    seeds = " or ".join(map(str, sorted({result.seeds for result in comparison.results})))
-    rewards = (comparison.threshold.metric,) if comparison.threshold else REWARDS
-    wanted: list[tuple[Sequence[str], str]] = [
-        (rewards, "step"),
-        (("completions/mean_length",), "step"),
-        (("eval/gold_reward",), "eval/kl_initial"),
-    ]
+    """Those of PICTURES that there is something to draw for."""
+    results, chosen = comparison.results, ""
+    logged = [result for result in results if logs.get(result.name)]
+    last = {result.method or result.name: result.name for result in logged}
+    if len(logged) > MANY and len(last) < len(logged):  # more than can be told apart
+        logs, chosen = {name: logs[name] for name in last.values()}, "Of methods with several settings, the last."
+    several = any(result.seeds > 1 for result in results)
+    seeds = " or ".join(map(str, sorted({result.seeds for result in results})))
     found: dict[str, Figure] = {}
-    for name, (metrics, x) in zip(PICTURES, wanted, strict=False):
-        metric, raw = next(
-            ((metric, list(rows.values())) for metric in metrics if (rows := curves_by_row(logs, metric, x))), ("", [])
-        )
-        if raw:
-            drawn = smoothed(raw) if x == "step" else raw
-            what, error = "Lines of 24 points or more are moving averages.", "; bands or bars: its standard error"
-            if x != "step":
-                what, error = "Evaluations, from first to last.", ""
-            about = (what, f"Mean over {seeds} seeds{error}." if several else "", chosen)
-            found[name] = draw([curve_panel(raw, drawn, metric, x, comparison)], methods, " ".join(filter(None, about)))
+
+    def add(name: str, panels: Sequence[Panel], *caption: str) -> None:
+        if panels:
+            methods = [result.method or result.name for result in results]
+            found[name] = draw(panels, methods, " ".join(filter(None, caption)))
+
+    panels = [panel for metric in CONVERGENCE if (panel := _convergence_panel(comparison, logs, metric)) is not None]
+    add("convergence.png", panels, CAPTION, "Bands or bars: the standard error over seeds." if several else "", chosen)
+    for name, metrics, x in (
+        ("reward.png", (comparison.threshold.metric,) if comparison.threshold else REWARDS, "step"),
+        ("length.png", ("completions/mean_length",), "step"),
+        ("reward-over-kl.png", ("eval/gold_reward",), "eval/kl_initial"),
+    ):
+        curves_of_metric = ((metric, list(curves_by_row(logs, metric, x).values())) for metric in metrics)
+        metric, curves = next(filter(itemgetter(1), curves_of_metric), ("", []))
+        drawn, what, error = curves, "Evaluations, from first to last.", ""
+        if x == "step":
+            drawn, what = smoothed(curves), "Lines of 24 points or more are moving averages."
+            error = "; bands or bars: its standard error"
+        if curves:
+            panel = curve_panel(curves, drawn, metric, x, comparison)
+            add(name, [panel], what, f"Mean over {seeds} seeds{error}." if several else "", chosen)
     panels = [panel for cost in COSTS if (panel := _cost_panel(comparison, cost)) is not None]
-    if panels:
-        said = []
-        if any(result.errors for result in comparison.results):
-            said.append(
-                "Bars: standard errors, over prompts" + (f" and {seeds} seeds." if several else " (one training).")
-            )
-        if any(len(line.x) > 1 for panel in panels for line in panel.lines):
-            said.append("A line joins the models of one method, whose marks grow in the order of the legend.")
-        found[PICTURES[-1]] = draw(panels, methods, " ".join(said))
+    over = f"over prompts and {seeds} seeds" if several else "over prompts (one training)"
+    errors = f"Bars: standard errors, {over}." if any(result.errors for result in results) else ""
+    joined = any(len(line.x) > 1 for panel in panels for line in panel.lines)
+    marks = "A line joins the models of one method, whose marks grow in the order of the legend." if joined else ""
+    add("frontier.png", panels, errors, marks)
     return found
 
 
-def _readable(comparison: Comparison, logs: Logs) -> tuple[Logs, str]:
-    """Of more rows than can be told apart, the last of each method, and a sentence that says so."""
-    rows = [result for result in comparison.results if logs.get(result.name)]
-    last = {result.method or result.name: result.name for result in rows}
-    if len(rows) <= MANY or len(last) == len(rows):
-        return logs, ""
-    return {name: logs[name] for name in last.values()}, "Of methods with several settings, the last."
+def _convergence_panel(comparison: Comparison, logs: Logs, metric: str) -> Panel | None:
+    """A metric of training over steps.
 
-
-def _several(comparison: Comparison) -> bool:
-    return any(result.seeds > 1 for result in comparison.results)
-
-
-def methods_of(comparison: Comparison) -> list[str]:
-    """All methods in their order."""
-    return list(dict.fromkeys(result.method or result.name for result in comparison.results))
+    What only an evaluation knows of a stage (the gold reward of one that samples nothing) is drawn from that.
+    """
+    curves = curves_by_row(logs, metric)
+    trained = len(curves)
+    if metric != "reward/token_mean":  # evaluations measure that of given responses
+        curves |= {row: curve for row, curve in curves_by_row(logs, EVAL + metric).items() if row not in curves}
+    if not curves:
+        return None
+    raw = list(curves.values())
+    panel = curve_panel(raw, smoothed(raw), metric, "step", comparison)
+    return replace(panel, lines=[replace(line, marked=i >= trained) for i, line in enumerate(panel.lines)])
 
 
 def _cost_panel(comparison: Comparison, cost: str) -> Panel | None:
@@ -436,21 +389,13 @@ def _cost_panel(comparison: Comparison, cost: str) -> Panel | None:
             break
     else:
         return None
-    by_method: dict[str, list[ModelResult]] = {}
-    for row in rows:
-        by_method.setdefault(row.method or row.name, []).append(row)
     lines = []
-    for method, those in by_method.items():
+    for method in dict.fromkeys(row.method or row.name for row in rows):
+        those = [row for row in rows if (row.method or row.name) == method]
         settings = " / ".join(row.setting or "default" for row in those) if any(row.setting for row in those) else ""
         x, y = (np.array([row.metrics[metric] for row in those]) for metric in (cost, reward))
         dx, dy = (np.array([row.errors.get(metric, 0.0) for row in those]) for metric in (cost, reward))
         lines.append(Line(method, f"{method}: {settings}" if settings else method, x, y, dx, dy, models=True))
-    x_column, y_column = BY_METRIC[cost], BY_METRIC[reward]
-    heading = x_column.heading(comparison)
-    return Panel(
-        title=f"By {heading.partition(' (')[0]}",
-        x_label=heading,
-        y_label=y_column.heading(comparison),
-        lines=lines,
-        y_percent=reward == "rewards/accuracies",
-    )
+    across, up = (BY_METRIC[metric].heading(comparison) for metric in (cost, reward))
+    y_unit = "share" if reward == "rewards/accuracies" else ""
+    return Panel(f"By {across.partition(' (')[0]}", across, up, lines, y_unit=y_unit)

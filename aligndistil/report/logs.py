@@ -9,10 +9,12 @@ import functools
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from aligndistil.errors import UserError
 from aligndistil.objectives import registry
@@ -35,9 +37,11 @@ OURS = {
     "completions/clipped_ratio": "completions/truncated_fraction",
 }
 """What transformers and TRL call differently; the rest of their names are ours."""
+BOOKKEEPING = ("step", "split")
+"""What a line has beside metrics."""
 EVAL = "eval/"
 """What stands before the name of an evaluation's metric."""
-SUMMARY = ("train_runtime", "eval_runtime", "eval_samples_per_second", "eval_steps_per_second", "total_flos")
+SUMMARY = ("eval_runtime", "eval_samples_per_second", "eval_steps_per_second", "total_flos")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +69,8 @@ def read_logs(path: Path) -> list[Log]:
     trainer_state.json. Raises UserError when it is none of these, or cannot be read.
     """
     if path.is_file():
-        return [_theirs(path) if path.suffix == ".json" else _ours(path)]
-    logs = _in_folder(path) if path.is_dir() else []
+        return [_read(path)]
+    logs = _in_folder(path)
     for seed in () if path.exists() else seed_folders(path.parent):
         logs += _in_folder(seed / path.name)
     if logs:
@@ -80,98 +84,75 @@ def read_logs(path: Path) -> list[Log]:
 
 
 def _in_folder(path: Path) -> list[Log]:
-    if (path / METRICS).is_file():
-        return [_ours(path / METRICS)]
-    if (state := _trainer_state(path)) is not None:
-        return [_theirs(state)]
-    # A stage that was trained again is kept as STAGE.old-1; a stage's name has no dot.
-    stages = [found for found in sorted(path.glob(f"*/{METRICS}")) if "." not in found.parent.name]
+    # `Trainer.train` alone leaves no state but that of its checkpoints.
+    states = [folder / STATE for folder in (path, *reversed(_numbered(path, "checkpoint")))]
+    for file in (path / METRICS, *states):
+        if file.is_file():
+            return [_read(file)]
     seeds = seed_folders(path)
-    logs = [_ours(found) for found in stages if found.parent not in seeds]
-    for seed in seeds:
-        logs += _in_folder(seed)
-    return logs
+    # A stage that was trained again is kept as STAGE.old-1; a stage's name has no dot.
+    stages = [file for file in sorted(path.glob(f"*/{METRICS}")) if "." not in file.parent.name]
+    logs = [_read(file) for file in stages if file.parent not in seeds]
+    return logs + [log for seed in seeds for log in _in_folder(seed)]
 
 
 def seed_folders(path: Path) -> list[Path]:
     """`path`/seed-0, seed-1 ..., in order."""
-    found = [folder for folder in path.glob("seed-*") if _is_seed(folder.name) and folder.is_dir()]
-    return sorted(found, key=lambda folder: _number(folder.name))
+    return _numbered(path, "seed")
 
 
-def _is_seed(name: str) -> bool:
-    return re.fullmatch(r"seed-\d+", name) is not None
+def _numbered(path: Path, kind: str) -> list[Path]:
+    """The folders `path`/KIND-NUMBER, in the order of their numbers."""
+    found = [folder for folder in path.glob(f"{kind}-*") if _is_numbered(folder, kind) and folder.is_dir()]
+    return sorted(found, key=lambda folder: int(folder.name.rpartition("-")[2]))
 
 
-def _number(name: str) -> int:
-    return int(name.rpartition("-")[2])
+def _is_numbered(folder: Path, kind: str) -> bool:
+    return re.fullmatch(rf"{kind}-\d+", folder.name) is not None
 
 
-def _trainer_state(folder: Path) -> Path | None:
-    """Of the whole training, or of its last checkpoint: `Trainer.train` alone writes no other."""
-    checkpoints = [
-        state for state in folder.glob(f"checkpoint-*/{STATE}") if re.fullmatch(r"checkpoint-\d+", state.parent.name)
-    ]
-    last = max(checkpoints, key=lambda state: _number(state.parent.name), default=None)
-    return folder / STATE if (folder / STATE).is_file() else last
-
-
-def _ours(path: Path) -> Log:
-    folder = path.resolve().parent
+def _read(path: Path) -> Log:
+    """One file: transformers' where it ends in .json, else ours."""
+    theirs = path.suffix == ".json"
     try:
-        lines = _tidy(MetricsLog(path).read())
+        if theirs:
+            history = json.loads(path.read_bytes())["log_history"]
+            # The summary that ends a training is no step.
+            lines = _tidy([_translated(entry) for entry in history if "train_runtime" not in entry])
+        else:
+            lines = _tidy(MetricsLog(path).read())
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is not a {METRICS}: each line must be a JSON object with a `step`") from error
-    if path.name != METRICS:
+        ours = f"a {METRICS}: each line must be a JSON object with a `step`"
+        form = f"a {STATE} of transformers: it has no `log_history` of steps" if theirs else ours
+        raise UserError(f"{path} is not {form}") from error
+    folder, stage = path.resolve().parent, ""
+    if not theirs and path.name != METRICS:  # a copy, which may lie anywhere
         return Log(path, folder.name, path.stem, "", folder / path.name, lines)
-    if _is_seed(folder.name):
-        return Log(path, folder.parent.name, "", folder.name, folder.parent, lines)
-    run = folder.parent
-    seed = run.name if _is_seed(run.name) else ""
-    group = run.parent if seed else run
-    return Log(path, group.name, folder.name, seed, group, lines)
-
-
-def _theirs(path: Path) -> Log:
-    folder = path.resolve().parent
-    if re.fullmatch(r"checkpoint-\d+", folder.name):
+    if theirs and _is_numbered(folder, "checkpoint"):
         folder = folder.parent
-    try:
-        history = json.loads(path.read_bytes())["log_history"]
-        lines = _tidy([part for entry in history for part in _translated(entry)])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is not a {STATE} of transformers: it has no `log_history` of steps") from error
-    seed = folder.name if _is_seed(folder.name) else ""
-    group = folder.parent if seed else folder
-    return Log(path, group.name, "", seed, group, lines)
+    elif not theirs and not _is_numbered(folder, "seed"):
+        folder, stage = folder.parent, folder.name
+    seed, group = (folder.name, folder.parent) if _is_numbered(folder, "seed") else ("", folder)
+    return Log(path, group.name, stage, seed, group, lines)
 
 
-def _translated(entry: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
-    """One entry of `log_history` as lines of ours. The summary that ends a training is left out: it is no step's."""
-    if "train_runtime" in entry:
-        return
-    step = entry["step"]
-    told = {name: value for name, value in entry.items() if name != "step" and name not in SUMMARY}
+def _translated(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """One entry of `log_history` as a line of ours."""
+    told = {name: value for name, value in entry.items() if name not in SUMMARY}
     evaluated = {name.removeprefix("eval_"): value for name, value in told.items() if name.startswith("eval_")}
-    trained = {name: value for name, value in told.items() if not name.startswith("eval_")}
-    for split, metrics in (("eval", evaluated), ("train", {} if evaluated else trained)):
-        if metrics:
-            yield {"step": step, "split": split} | {OURS.get(name, name): value for name, value in metrics.items()}
+    metrics = {OURS.get(name, name): value for name, value in (evaluated or told).items()}
+    return metrics | {"step": entry["step"], "split": "eval" if evaluated else "train"}
 
 
 def _tidy(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Numbers only, one line a step and split: what was logged later is added to what was logged before."""
+    """Finite numbers only, one line a step and split: what was logged later is added to what was logged before."""
     kept: dict[tuple[float, str], dict[str, Any]] = {}
     for line in lines:
-        key = (float(line["step"]), line.get("split", "train"))
-        kept.setdefault(key, {"step": key[0], "split": key[1]}).update(
-            {name: float(value) for name, value in line.items() if name != "step" and _is_number(value)}
-        )
+        step, split = float(line["step"]), line.get("split", "train")
+        numbers = {name: float(value) for name, value in line.items() if type(value) in (int, float)}
+        finite = {name: value for name, value in numbers.items() if math.isfinite(value)}
+        kept.setdefault((step, split), {}).update(finite | {"step": step, "split": split})
     return [kept[key] for key in sorted(kept)]
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 # ---- what their metrics are
@@ -194,9 +175,8 @@ def metric_info(metric: str) -> MetricInfo:
     """Any metric, `eval/...` included, with title and axis; one that is not known is drawn under its own name."""
     split, name = split_and_name(metric)
     info = known_metrics().get(name, MetricInfo("", ""))
-    title = info.title or name
-    axis = info.axis or (f"{name} ({info.unit})" if info.unit else name)
-    return info._replace(title=f"{title} (evaluation)" if split == "eval" else title, axis=axis)
+    title = (info.title or name) + (" (evaluation)" if split == "eval" else "")
+    return info._replace(title=title, axis=info.axis or (f"{name} ({info.unit})" if info.unit else name))
 
 
 def sampled(line: Mapping[str, Any]) -> bool:
@@ -219,13 +199,10 @@ def values_of(lines: Sequence[Mapping[str, Any]], metric: str) -> dict[float, fl
 
 def step_seconds(lines: Sequence[Mapping[str, Any]]) -> dict[float, float]:
     """Seconds of training so far, by step: rollouts included, evaluations and checkpoints not."""
-    total, before, so_far = 0.0, 0.0, {}
-    for step, seconds in values_of(lines, "perf/step_seconds").items():
-        # A log that is not of every step stands for the steps since its last line.
-        total += seconds * (step - before)
-        so_far[step] = total
-        before = step
-    return so_far
+    seconds = values_of(lines, "perf/step_seconds")
+    # A log that is not of every step stands for the steps since its last line.
+    steps = np.diff(list(seconds), prepend=0.0)
+    return dict(zip(seconds, np.cumsum(steps * list(seconds.values())).tolist(), strict=True))
 
 
 def training_metrics(done: Done | None, lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -234,9 +211,10 @@ def training_metrics(done: Done | None, lines: Sequence[Mapping[str, Any]]) -> d
     Tokens/s are all tokens over all seconds of steps, rollouts included: where several steps share a rollout, the
     speed of a typical step says nothing of it.
     """
-    peaks = list(values_of(lines, "perf/peak_memory_gib").values())
-    tokens, seconds = list(values_of(lines, "num_tokens").values()), list(step_seconds(lines).values())
     found = {} if done is None else {"steps": float(done.step), "seconds": done.seconds}
+    tokens, seconds = list(values_of(lines, "num_tokens").values()), list(step_seconds(lines).values())
     if tokens and seconds and seconds[-1]:
         found["tokens_per_second"] = tokens[-1] / seconds[-1]
-    return found | ({"peak_memory_gib": max(peaks)} if peaks else {})
+    if peaks := values_of(lines, "perf/peak_memory_gib").values():
+        found["peak_memory_gib"] = max(peaks)
+    return found

@@ -43,14 +43,12 @@ PATH_WINDOWS = 4
 
 @dataclass(frozen=True, slots=True)
 class Plot:
-    """A picture that was written, and what it was made of."""
+    """A picture that was written, and what to say about it."""
 
     path: Path
     figure: Figure
     metric: str
     x: str
-    curves: list[Curve]
-    """Not smoothed."""
     crossing: Crossing | None
     notes: list[str]
 
@@ -104,14 +102,13 @@ def plot_runs(
         crossing = steps_to(drawn, threshold)
     panel = curve_panel(curves, drawn, metric, x)
     if crossing is not None:
-        marks = [(one.label, one.x) for one in crossing.reached if one.x is not None]
+        marks = {one.label: one.x for one in crossing.reached if one.x is not None}
         panel = replace(panel, level=crossing.value, marks=marks)
-    name = metric if not against else f"{metric}-against-{x}"
-    drawn_is = metric if not against else f"{metric} against {x}"
-    figure = draw([panel], [curve.label for curve in curves], f"{drawn_is}. {_caption(curves, reaches, crossing, x)}")
-    path = out or Path(name.replace("/", "-") + ".png")
+    what = f"{metric} against {x}" if against else metric
+    figure = draw([panel], [curve.label for curve in curves], f"{what}. {_caption(curves, reaches, crossing, x)}")
+    path = out or Path(what.replace(" against ", "-against-").replace("/", "-") + ".png")
     save_figure(figure, path)
-    return Plot(path, figure, metric, x, curves, crossing, notes)
+    return Plot(path, figure, metric, x, crossing, notes)
 
 
 def _most_common(methods: Sequence[Method], metrics: Sequence[str]) -> str:
@@ -130,7 +127,11 @@ def _caption(curves: Sequence[Curve], reaches: Sequence[float], crossing: Crossi
         some = "Curves of many points" if 0.0 in reaches else "All"
         said.append(f"{some} are moving averages over {steps} steps on either side.")
     if crossing is not None:
-        said.append(_in_words(crossing, x) + " " + "; ".join(_needed(one) for one in crossing.fastest_first) + ".")
+        needs = [
+            f"{one.label} {_when(one)}" + ("" if one.ratio is None else f" ({one.ratio:.1f}x)")
+            for one in crossing.fastest_first
+        ]
+        said.append(f"{_in_words(crossing, x)} {'; '.join(needs)}.")
     return " ".join(said)
 
 
@@ -138,29 +139,26 @@ def _in_words(crossing: Crossing, x: str) -> str:
     return f"{UNITS[x].capitalize()} to reach {crossing.value:.3g} ({crossing.chosen}):"
 
 
-def _needed(one: Reached) -> str:
-    if one.x is None:
-        return f"{one.label} never, in {_amount(one.last_x)}"
+def _when(one: Reached) -> str:
     if one.from_the_start:
-        return f"{one.label} from its first point"
-    return f"{one.label} {_amount(one.x)}" + (f" ({one.ratio:.1f}x)" if one.ratio is not None else "")
+        return "from the start"
+    return f"never in {_amount(one.last_x)}" if one.x is None else _amount(one.x)
 
 
-def _amount(x: float) -> str:
+def _amount(x: float | None) -> str:
+    if x is None:
+        return "never"
     return f"{x:,.0f}" if x >= 100 or x == int(x) else f"{x:.3g}"
 
 
 def _table(crossing: Crossing, x: str) -> Table:
-    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    table.add_column("")
-    table.add_column(UNITS[x], justify="right")
-    table.add_column("of the fastest", justify="right")
+    heads = ["", UNITS[x], "of the fastest"]
     if max(len(one.seeds) for one in crossing.reached) > 1:
-        table.add_column("each seed", justify="right")
+        heads.append("each seed")
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for head in heads:
+        table.add_column(head, justify="right" if head else "left")
     for one in crossing.fastest_first:
-        needs = f"never in {_amount(one.last_x)}" if one.x is None else _amount(one.x)
-        ratio = "-" if one.ratio is None else f"{one.ratio:.1f}x"
-        seeds = ", ".join("never" if at is None else _amount(at) for at in one.seeds)
-        cells = [one.label, "from the start" if one.from_the_start else needs, ratio, seeds]
-        table.add_row(*map(escape, cells[: len(table.columns)]))
+        ratio, seeds = "-" if one.ratio is None else f"{one.ratio:.1f}x", ", ".join(map(_amount, one.seeds))
+        table.add_row(*map(escape, [one.label, _when(one), ratio, seeds][: len(heads)]))
     return table

@@ -69,7 +69,7 @@ class ModelResult(_Closed):
     measured_on: str = ""
     """As `Comparison.measured_on`, of this row."""
     values: dict[str, list[list[float]]] = Field(default={}, exclude=True)
-    """What some metrics are the mean of, (seeds, prompts or pairs). Kept in report/models/, not in comparison.json."""
+    """What metrics are the mean of, (seeds, prompts or pairs), or (seeds, 1). Not in comparison.json."""
 
     @field_validator("metrics")
     @classmethod

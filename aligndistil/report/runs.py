@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from aligndistil.errors import UserError
-from aligndistil.report.logs import METRICS, STATE, Log, read_logs, seed_folders
+from aligndistil.report.logs import BOOKKEEPING, EVAL, METRICS, STATE, Log, read_logs, seed_folders
 from aligndistil.report.results import STEPS, Comparison, ModelResult, load_results, read_measured
-from aligndistil.run_folder import Done, RunFolder
+from aligndistil.run_folder import RunFolder
 
 REPORT = Path("report") / "comparison.json"
 ACCURACY = "rewards/accuracies"
@@ -57,12 +57,11 @@ def read_runs(paths: Sequence[Path]) -> list[list[Run]]:
                 raise UserError(f"{run.path} was given twice")
             seen.add(run.path.resolve())
             groups.setdefault(run.trained_as + run.measured_as, []).append(run)
-    # Two runs of the same seed are the same training twice, and no seeds of each other.
-    return [
-        part
-        for runs in groups.values()
-        for part in ([runs] if len({run.seeds for run in runs}) == len(runs) else [[run] for run in runs])
-    ]
+    parts: list[list[Run]] = []
+    for runs in groups.values():
+        # Two runs of the same seed are the same training twice, and no seeds of each other.
+        parts += [runs] if len({run.seeds for run in runs}) == len(runs) else [[run] for run in runs]
+    return parts
 
 
 def read_run(path: Path) -> list[Run]:
@@ -70,7 +69,15 @@ def read_run(path: Path) -> list[Run]:
     if (path / REPORT).is_file() and not seed_folders(path):
         return [_ours(path, path)]
     if found := [_ours(seed, path) for seed in seed_folders(path) if (seed / REPORT).is_file()]:
-        _refuse_unlike(path, found)
+        if len({run.trained_as for run in found}) > 1:
+            raise UserError(
+                f"{path}: its seeds were trained from different recipes; give the folders that belong together"
+            )
+        if len({run.measured_as for run in found}) > 1:
+            raise UserError(
+                f"{path}: its seeds were not measured on the same prompts and pairs with the same settings; "
+                "`aligndistil compare RECIPE --seeds N` measures them again"
+            )
         missing = [seed.name for seed in seed_folders(path) if not (seed / REPORT).is_file()]
         left_out = [f"{path}: {', '.join(missing)} is not finished, and is left out."] if missing else []
         return [replace(run, comparison=run.comparison.model_copy(update={"notes": left_out})) for run in found]
@@ -85,16 +92,6 @@ def read_run(path: Path) -> list[Run]:
     return [_theirs(log) for log in logs]
 
 
-def _refuse_unlike(path: Path, seeds: Sequence[Run]) -> None:
-    if len({run.trained_as for run in seeds}) > 1:
-        raise UserError(f"{path}: its seeds were trained from different recipes; give the folders that belong together")
-    if len({run.measured_as for run in seeds}) > 1:
-        raise UserError(
-            f"{path}: its seeds were not measured on the same prompts and pairs with the same settings; "
-            "`aligndistil compare RECIPE --seeds N` measures them again"
-        )
-
-
 def is_run(path: Path) -> bool:
     """Whether `path` is a run of ours that has been compared, or holds seeds of one."""
     return any((folder / REPORT).is_file() for folder in (path, *seed_folders(path)))
@@ -105,9 +102,12 @@ def _ours(path: Path, group: Path) -> Run:
     stages = {row.name: run.stage(row.name) for row in comparison.results if row.objective}
     logs = {name: read_logs(stage.path)[0] for name, stage in stages.items() if (stage.path / METRICS).is_file()}
     done = {name: found for name, stage in stages.items() if (found := stage.read_done()) is not None}
-    trained_as = json.dumps({name: _without_seed(one) for name, one in done.items()}, sort_keys=True)
-    seeds = json.dumps({name: one.resolved["train"]["seed"] for name, one in done.items()}, sort_keys=True)
-    seed = min((one.resolved["train"]["seed"] for one in done.values()), default=0)  # of every row of the run
+    seeds = {name: one.resolved["train"]["seed"] for name, one in done.items()}
+    trained = {
+        name: {section: value for section, value in one.resolved.items() if section not in LOOKED_AT}
+        | {"train": one.resolved["train"] | {"seed": None}}
+        for name, one in done.items()
+    }
     for name, one in done.items():
         if comparison.weights.get(name, one.weights) != one.weights:
             raise UserError(
@@ -115,14 +115,21 @@ def _ours(path: Path, group: Path) -> Run:
                 "measures them again"
             )
     measured_as = json.dumps([comparison.measured_on, str(comparison.kl_to), str(comparison.reward)])
-    rows = []
-    for row in comparison.results:
-        # The threshold of one run alone is another than that of all.
-        metrics = {name: value for name, value in row.metrics.items() if name != STEPS}
-        row = row.model_copy(update={"metrics": metrics, "measured_on": comparison.measured_on})
-        rows.append(row.model_copy(update={"values": _values(path, comparison, row), "train_seeds": [seed]}))
+    rows = [
+        row.model_copy(
+            update={
+                # The threshold of one run alone is another than that of all.
+                "metrics": {name: value for name, value in row.metrics.items() if name != STEPS},
+                "measured_on": comparison.measured_on,
+                "values": _values(path, comparison, row),
+                "train_seeds": [min(seeds.values(), default=0)],
+            }
+        )
+        for row in comparison.results
+    ]
     comparison = comparison.model_copy(update={"results": rows, "notes": []})
-    return Run(path, group, comparison, logs, trained_as, measured_as, seeds)
+    trained_as, seeds_of = (json.dumps(told, sort_keys=True) for told in (trained, seeds))
+    return Run(path, group, comparison, logs, trained_as, measured_as, seeds_of)
 
 
 def _values(path: Path, comparison: Comparison, row: ModelResult) -> dict[str, list[list[float]]]:
@@ -140,34 +147,21 @@ def _values(path: Path, comparison: Comparison, row: ModelResult) -> dict[str, l
     }
 
 
-def _without_seed(done: Done) -> dict[str, Any]:
-    kept = {name: value for name, value in done.resolved.items() if name not in LOOKED_AT}
-    return kept | {"train": {name: value for name, value in kept["train"].items() if name != "seed"}}
-
-
 def _theirs(log: Log) -> Run:
     """The last logged value of everything, under our name where we have one; `eval/...` is of an evaluation."""
-    last = {split: _last(log, split) for split in ("train", "eval")}
-    metrics = last["train"] | {f"eval/{name}": value for name, value in last["eval"].items()}
+    metrics: dict[str, float] = {}
+    for line in sorted(log.lines, key=lambda line: bool(line["split"] == "eval")):
+        prefix = EVAL if line["split"] == "eval" else ""
+        metrics |= {prefix + name: value for name, value in line.items() if name not in BOOKKEEPING}
     # Ours is of held-out pairs, and our KL is exact, of samples for held-out prompts: its own are others.
     metrics = {name: value for name, value in metrics.items() if name not in (ACCURACY, "kl")}
-    if ACCURACY in last["eval"]:
-        metrics[ACCURACY] = last["eval"][ACCURACY]
+    if EVAL + ACCURACY in metrics:
+        metrics[ACCURACY] = metrics[EVAL + ACCURACY]
     if log.lines:
         metrics["steps"] = max(line["step"] for line in log.lines)
-    metrics |= _summary(log.path)
-    row = ModelResult(name=log.run, objective="", metrics=metrics)
+    row = ModelResult(name=log.run, objective="", metrics=metrics | _summary(log.path))
     group = log.group if log.seed else log.path.parent
-    theirs = Comparison(results=[row])
-    return Run(log.path.parent, group, theirs, {log.run: log}, str(log.group), "", log.seed)
-
-
-def _last(log: Log, split: str) -> dict[str, float]:
-    values: dict[str, float] = {}
-    for line in log.lines:
-        if line["split"] == split:
-            values |= {name: value for name, value in line.items() if name not in ("step", "split")}
-    return values
+    return Run(log.path.parent, group, Comparison(results=[row]), {log.run: log}, str(log.group), "", log.seed)
 
 
 def _summary(state: Path) -> dict[str, float]:

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from aligndistil.report.logs import metric_info
-from aligndistil.report.results import Comparison, Difference, ModelResult, RewardResult, Threshold
+from aligndistil.report.results import Comparison, ModelResult, RewardResult, Threshold
 from aligndistil.report.statistics import difference, estimate, interval_of_share
 
 NOTHING = "-"
@@ -29,7 +29,8 @@ class Column(NamedTuple):
     """On a terminal."""
     title: str
     """In a document; see `heading`."""
-    write: Callable[[float], str]
+    form: str
+    """How its values are written."""
     better: Literal["higher", "lower"] | None = None
     """None for what describes a model without being good or bad: no value of it is the best."""
     rank: int = 99
@@ -47,25 +48,36 @@ class Column(NamedTuple):
         """The mean and its standard error; the interval where all prompts agree; `-` where there is no value."""
         if self.metric not in result.metrics:
             return NOTHING
-        mean, error = self.write(result.metrics[self.metric]), result.errors.get(self.metric)
-        if error:
-            return f"{mean.removesuffix('%')} ± {self.write(error)}"
-        low, high = result.intervals.get(self.metric, (0.0, 0.0))
-        if high > low:
-            return f"{mean.removesuffix('%')} [{self.write(low).removesuffix('%')}, {self.write(high)}]"
-        return mean
+        interval = result.intervals.get(self.metric, (0.0, 0.0))
+        return _with_error(self.form, result.metrics[self.metric], result.errors.get(self.metric), interval)
+
+
+def _with_error(form: str, mean: float, error: float | None, interval: tuple[float, float]) -> str:
+    low, high = interval
+    text = f"{mean:{form}}"
+    if error:
+        text += f" ± {error:{form}}"
+    elif high > low:
+        text += f" [{low:{form}}, {high:{form}}]"
+    return text.replace("%", "", text.count("%") - 1)  # the unit stands once, at the end
+
+
+def _signed(form: str, mean: float, low: float, high: float) -> str:
+    """A difference and its interval, where there is one: what is the same everywhere is no sample of anything."""
+    interval = "" if low == high else f" [{low:+{form}}, {high:+{form}}]"
+    return f"{mean:+{form}}{interval}".replace("%", "")
 
 
 SHARES = ("rewards/accuracies", "completions/truncated_fraction")
 """Metrics that are shares of pairs or prompts."""
-_PERCENT = "{:.1f}".format
-_RATING = "{:.2f}".format
+_PERCENT = ".1f"
+_RATING = ".2f"
 BENCHMARKS = (
     Column("alpaca_eval/lc_win_rate", "AE2\nLC WR", "AlpacaEval 2 LC WR (%)", _PERCENT, "higher", 1),
     Column("alpaca_eval/win_rate", "AE2\nWR", "AlpacaEval 2 WR (%)", _PERCENT, "higher", 2),
     Column("alpaca_eval/position_bias", "AE2\nfirst", "AlpacaEval 2 position bias (points)", _PERCENT, None, 12),
     Column("alpaca_eval/repeat_spread", "AE2\nspread", "AlpacaEval 2 spread over repeats (points)", _PERCENT, None, 13),
-    Column("alpaca_eval/length", "AE2\nlength", "AlpacaEval 2 mean length (characters)", "{:,.0f}".format),
+    Column("alpaca_eval/length", "AE2\nlength", "AlpacaEval 2 mean length (characters)", ",.0f"),
     Column("mt_bench/turn_1", "MT\nturn 1", "MT-Bench turn 1", _RATING, "higher", 4),
     Column("mt_bench/turn_2", "MT\nturn 2", "MT-Bench turn 2", _RATING, "higher", 4),
     Column("mt_bench/average", "MT\navg.", "MT-Bench average", _RATING, "higher", 1),
@@ -74,7 +86,7 @@ BENCHMARKS = (
     Column("arena_hard/style_controlled_win_rate", "AH\nSC WR", "Arena-Hard SC WR (%)", _PERCENT, "higher", 1),
     Column("arena_hard/position_bias", "AH\nfirst", "Arena-Hard position bias (points)", _PERCENT, None, 12),
     Column("arena_hard/repeat_spread", "AH\nspread", "Arena-Hard spread over repeats (points)", _PERCENT, None, 13),
-    Column("arena_hard/length", "AH\nlength", "Arena-Hard mean length (tokens)", "{:,.0f}".format),
+    Column("arena_hard/length", "AH\nlength", "Arena-Hard mean length (tokens)", ",.0f"),
     Column("reward_bench_2/score", "score", "RewardBench 2 (%)", _PERCENT, "higher", 1),
     Column("reward_bench_2/factuality", "factu-\nality", "factuality", _PERCENT, "higher", 2),
     Column("reward_bench_2/precise_if", "precise\nIF", "precise IF", _PERCENT, "higher", 2),
@@ -95,26 +107,24 @@ BENCHMARKS = (
 """What judges say, as `aligndistil evaluate` and a recipe's `report.benchmarks` ask them."""
 COLUMNS = (
     *BENCHMARKS,
-    Column("gold_reward", "gold\nreward", "gold reward", "{:z.2f}".format, "higher", 1),
-    Column("rewards/accuracies", "reward\naccuracy", "reward accuracy (held-out pairs)", "{:.1%}".format, "higher", 3),
-    Column("reward_score", "reward\nscore", "score by {reward}", "{:z.2f}".format, "higher", 5),
-    Column("kl_initial", "KL to\ninitial", "KL to initial (nats per response)", "{:.2f}".format, None, 2),
-    Column("kl", "KL", "KL to {kl_to} (nats per response)", "{:.2f}".format, None, 6),
-    Column("kl_data", "KL on\ndata", "KL to {kl_to} on the data's responses (nats)", "{:.2f}".format),
-    Column("kl_initial_data", "initial,\non data", "KL to initial on the data's responses (nats)", "{:.2f}".format),
-    Column("completions/mean_length", "length", "mean length (tokens)", "{:.1f}".format, None, 4),
-    Column("length_characters", "charac-\nters", "mean length (characters)", "{:.0f}".format),
-    Column("completions/truncated_fraction", "trun-\ncated", "truncated", "{:.1%}".format, None, 11),
-    Column("distinct_1", "distinct\n1", "distinct-1", "{:.3f}".format),
-    Column("distinct_2", "distinct\n2", "distinct-2", "{:.3f}".format, None, 7),
-    Column("steps_to_reward", "steps to\nreward", "steps to {reached}", "{:,.0f}".format, "lower", 8),
-    Column("steps", "steps", "steps", "{:,.0f}".format, None, 10),
-    Column("seconds", "secs", "seconds", "{:,.0f}".format, None, 9),
-    Column(
-        "compute_seconds", "compute\nsecs", "compute (seconds of steps, with the stages it needs)", "{:,.0f}".format
-    ),
-    Column("tokens_per_second", "tokens/s", "tokens/s", "{:,.0f}".format),
-    Column("peak_memory_gib", "GiB", "peak memory (GiB)", "{:.2f}".format),
+    Column("gold_reward", "gold\nreward", "gold reward", "z.2f", "higher", 1),
+    Column("rewards/accuracies", "reward\naccuracy", "reward accuracy (held-out pairs)", ".1%", "higher", 3),
+    Column("reward_score", "reward\nscore", "score by {reward}", "z.2f", "higher", 5),
+    Column("kl_initial", "KL to\ninitial", "KL to initial (nats per response)", ".2f", None, 2),
+    Column("kl", "KL", "KL to {kl_to} (nats per response)", ".2f", None, 6),
+    Column("kl_data", "KL on\ndata", "KL to {kl_to} on the data's responses (nats)", ".2f"),
+    Column("kl_initial_data", "initial,\non data", "KL to initial on the data's responses (nats)", ".2f"),
+    Column("completions/mean_length", "length", "mean length (tokens)", ".1f", None, 4),
+    Column("length_characters", "charac-\nters", "mean length (characters)", ".0f"),
+    Column("completions/truncated_fraction", "trun-\ncated", "truncated", ".1%", None, 11),
+    Column("distinct_1", "distinct\n1", "distinct-1", ".3f"),
+    Column("distinct_2", "distinct\n2", "distinct-2", ".3f", None, 7),
+    Column("steps_to_reward", "steps to\nreward", "steps to {reached}", ",.0f", "lower", 8),
+    Column("steps", "steps", "steps", ",.0f", None, 10),
+    Column("seconds", "secs", "seconds", ",.0f", None, 9),
+    Column("compute_seconds", "compute\nsecs", "compute (seconds of steps, with the stages it needs)", ",.0f"),
+    Column("tokens_per_second", "tokens/s", "tokens/s", ",.0f"),
+    Column("peak_memory_gib", "GiB", "peak memory (GiB)", ".2f"),
 )
 BY_METRIC = {column.metric: column for column in COLUMNS}
 
@@ -131,6 +141,13 @@ class Cells:
     bold: set[tuple[int, int]] = field(default_factory=set)
     """(row, column)"""
 
+    def texts(self, escaped: Callable[[str], str], bold: str) -> list[list[str]]:
+        """The heads and then the rows, as a format wants them; `bold` has a `{}` for the cell."""
+        texts = [[escaped(cell) for cell in row] for row in (self.heads, *self.rows)]
+        for i, j in self.bold:
+            texts[i + 1][j] = bold.format(texts[i + 1][j])
+        return texts
+
 
 def label_of(comparison: Comparison, model: object) -> str:
     """What a table calls a model that others are compared with: by the label of its row, where it is one."""
@@ -138,39 +155,36 @@ def label_of(comparison: Comparison, model: object) -> str:
     return labels.get(str(model), str(model or ""))
 
 
-def columns_of(comparison: Comparison) -> list[Column]:
-    """What the recipe asks for, in its order, or else all: those of them that a model has a value for."""
-    asked = COLUMNS if comparison.columns is None else [BY_METRIC[metric] for metric in comparison.columns]
-    there = [column for column in asked if any(column.metric in result.metrics for result in comparison.results)]
-    # Where `kl` is to the initial model, it is not shown beside `kl_initial`.
-    same = [result.metrics.get("kl") == result.metrics.get("kl_initial") for result in comparison.results]
-    return [column for column in there if not (column.metric == "kl" and all(same) and comparison.columns is None)]
-
-
-def main_columns(comparison: Comparison) -> list[Column]:
-    """Those of them that a page has room for."""
-    return [column for column in columns_of(comparison) if comparison.columns is not None or column.rank < 99]
+def columns_of(comparison: Comparison, *, main: bool = False) -> list[Column]:
+    """What the recipe asks for, in its order, or else all, or those that a page has room for; without empty ones."""
+    results = comparison.results
+    if comparison.columns is None:
+        # Where `kl` is to the initial model, it is not shown beside `kl_initial`.
+        same = all(result.metrics.get("kl") == result.metrics.get("kl_initial") for result in results)
+        asked = [column for column in COLUMNS if not ((main and column.rank == 99) or (same and column.metric == "kl"))]
+    else:
+        asked = [BY_METRIC[metric] for metric in comparison.columns]
+    return [column for column in asked if any(column.metric in result.metrics for result in results)]
 
 
 def comparison_cells(comparison: Comparison, columns: Sequence[Column], *, short: bool = False) -> Cells:
     """A row for each model. `short` has the headings of a terminal, and leaves the stages' names out."""
     results = comparison.results
-    stages = not short and any(result.label != result.name for result in results)
-    seeds = len({result.seeds for result in results}) > 1
-    heads = ["model", *(["stage"] if stages else []), *(["seeds"] if seeds else [])]
-    text = len(heads)
-    rows = []
-    for result in results:
-        head = [result.label, *([result.name] if stages else []), *([str(result.seeds)] if seeds else [])]
-        rows.append([*head, *(column.cell(result) for column in columns)])
-    heads += [column.short if short else column.heading(comparison) for column in columns]
+    words = {"model": [result.label for result in results]}
+    if not short and any(result.label != result.name for result in results):
+        words["stage"] = [result.name for result in results]
+    if len({result.seeds for result in results}) > 1:
+        words["seeds"] = [str(result.seeds) for result in results]
+    heads = [*words, *(column.short if short else column.heading(comparison) for column in columns)]
+    numbers = [[column.cell(result) for result in results] for column in columns]
+    rows = [list(row) for row in zip(*words.values(), *numbers, strict=True)]
     bold = {
-        (i, text + j)
+        (i, len(words) + j)
         for i, result in enumerate(results)
         for j, column in enumerate(columns)
         if comparison.best.get(column.metric) == result.name
     }
-    return Cells(heads, rows, text, _notes(comparison, columns), bold)
+    return Cells(heads, rows, len(words), _notes(comparison, columns), bold)
 
 
 def _notes(comparison: Comparison, columns: Sequence[Column]) -> list[str]:
@@ -184,17 +198,31 @@ def _notes(comparison: Comparison, columns: Sequence[Column]) -> list[str]:
         "kl": f"KL is to {label_of(comparison, comparison.kl_to)}, in nats, summed over a response of the model's own.",
         "kl_initial": "KL to initial: to the model that training began from, in nats per response of the model's own.",
         "completions/mean_length": "Length is in tokens.",
-        "steps_to_reward": ""
-        if threshold is None
-        else f"Steps to reward: the first logged step at which the {_of_threshold(threshold)} (a moving average, where "
-        f"there are 24 points or more) is {threshold.value:.3g} "
-        f"({threshold.chosen}); - where there is no such curve, where it begins there, or where a seed does not get "
-        "there.",
     }
-    said = [line for metric, line in lines.items() if metric in there and line]
+    if threshold is not None:
+        lines["steps_to_reward"] = (
+            f"Steps to reward: the first logged step at which the {_of_threshold(threshold)} (a moving average, where "
+            f"there are 24 points or more) is {threshold.value:.3g} ({threshold.chosen}); - where there is no such "
+            "curve, where it begins there, or where a seed does not get there."
+        )
+    said = [line for metric, line in lines.items() if metric in there]
     if comparison.show_rewards and not comparison.rewards:
         said.append("No rewards to compare: the eval data have no pairs, or no model has a reward of its own.")
-    return [*said, *_about_errors(comparison), *comparison.judged, *comparison.notes]
+    counts = {result.seeds for result in comparison.results}
+    has_errors = any(result.errors for result in comparison.results)
+    if has_errors and counts == {1}:
+        said.append(
+            "± is the standard error over prompts (or pairs): of these trained models, not of another training."
+        )
+    elif has_errors:
+        seeds = f"{counts.pop()} seeds" if len(counts) == 1 else "the seeds of each row"
+        said.append(f"Mean ± standard error over {seeds}, and over prompts (or pairs) where it is measured on them.")
+        if comparison.differences:
+            said.append(
+                "Bold: better than every other row, paired by seed and prompt, at the 5 % level after Holm's "
+                "correction for the number of rows."
+            )
+    return [*said, *comparison.judged, *comparison.notes]
 
 
 def _of_threshold(threshold: Threshold) -> str:
@@ -203,86 +231,53 @@ def _of_threshold(threshold: Threshold) -> str:
     return title[:1].lower() + title[1:]
 
 
-def _about_errors(comparison: Comparison) -> list[str]:
-    results = comparison.results
-    if not any(result.errors for result in results):
-        return []
-    counts = {result.seeds for result in results}
-    if counts == {1}:
-        return ["± is the standard error over prompts (or pairs): of these trained models, not of another training."]
-    seeds = f"{counts.pop()} seeds" if len(counts) == 1 else "the seeds of each row"
-    said = [f"Mean ± standard error over {seeds}, and over prompts (or pairs) where it is measured on them."]
-    if comparison.differences:
-        said.append(
-            "Bold: better than every other row, paired by seed and prompt, at the 5 % level after Holm's correction "
-            "for the number of rows."
-        )
-    return said
-
-
 def difference_cells(comparison: Comparison, columns: Sequence[Column]) -> Cells | None:
     """How far each model is from the best of a column, with a 95 % interval; None where nothing can be compared."""
-    by_metric: dict[str, dict[str, Difference]] = {}
-    for one in comparison.differences:
-        by_metric.setdefault(one.metric, {})[one.name] = one
-    shown = [column for column in columns if column.metric in by_metric]
+    best = {one.metric: label_of(comparison, one.best) for one in comparison.differences}
+    found = {(one.metric, one.name): one for one in comparison.differences}
+    shown = [column for column in columns if column.metric in best]
     if not shown:
         return None
-    best = {metric: comparison.row(next(iter(those.values())).best) for metric, those in by_metric.items()}
-    heads = ["model", *(f"{column.heading(comparison)}, less {best[column.metric].label}" for column in shown)]
+    heads = ["model", *(f"{column.heading(comparison)}, less {best[column.metric]}" for column in shown)]
     rows = []
     for result in comparison.results:
-        found = [by_metric[column.metric].get(result.name) for column in shown]
-        if any(found):
-            rows.append([result.label, *(_signed(column, one) for column, one in zip(shown, found, strict=True))])
-    several = max(result.seeds for result in comparison.results) > 1
-    notes = [
-        "Difference to the best mean of the column, paired by prompt"
-        + (" and seed" if several else "")
-        + ", each with its own 95 % interval. The best was chosen by the same numbers, which makes differences to it"
-        + " look somewhat larger than they are."
-        + ("" if several else " Of these trained models, not of another training.")
-    ]
-    return Cells(heads, rows, 1, notes)
+        ones = {column: found.get((column.metric, result.name)) for column in shown}
+        cells = [_signed(column.form, one.mean, one.low, one.high) if one else NOTHING for column, one in ones.items()]
+        if any(ones.values()):
+            rows.append([result.label, *cells])
+    several = any(result.seeds > 1 for result in comparison.results)
+    note = (
+        f"Difference to the best mean of the column, paired by prompt{' and seed' if several else ''}, each with its "
+        "own 95 % interval. The best was chosen by the same numbers, which makes differences to it look somewhat "
+        f"larger than they are.{'' if several else ' Of these trained models, not of another training.'}"
+    )
+    return Cells(heads, rows, 1, [note])
 
 
-def _signed(column: Column, one: Difference | None) -> str:
-    if one is None:
-        return NOTHING
-    mean, low, high = (column.write(value).removesuffix("%") for value in (one.mean, one.low, one.high))
-    if one.low == one.high:  # the same everywhere: not a sample of anything
-        return _with_sign(mean)
-    return f"{_with_sign(mean)} [{_with_sign(low)}, {_with_sign(high)}]"
+def reward_cells(rewards: Sequence[RewardResult], *, short: bool = False) -> Cells:
+    """A row for each reward: its accuracy on either split, and the difference to the one that all are compared with.
 
-
-def _with_sign(number: str) -> str:
-    return number if number.startswith("-") else f"+{number}"
-
-
-def reward_cells(rewards: Sequence[RewardResult]) -> Cells:
-    """A row for each reward: its accuracy on either split, and the difference to the one that all are compared with."""
-    other = next((reward for reward in rewards if reward.kind == "contrastive"), rewards[0])
+    `short` leaves the differences on the training pairs out.
+    """
     splits = [split for split in SPLITS if any(reward.shares(split) for reward in rewards)]
     heads = ["reward", "kind", *(f"{SPLITS[split]} (%)" for split in splits)]
-    if len(rewards) > 1:
-        heads += [f"difference, {SPLITS[split]}" for split in splits]
-    rows = []
-    for reward in rewards:
-        row = [reward.name, reward.kind, *(_accuracy(reward, split) for split in splits)]
-        if len(rewards) > 1:
-            row += [NOTHING if reward is other else _accuracy_difference(reward, other, split) for split in splits]
-        rows.append(row)
+    rows = [[reward.name, reward.kind, *(_accuracy(reward, split) for split in splits)] for reward in rewards]
     seeds = max(len(marks) for reward in rewards for marks in reward.right.values())
-    notes = [
-        "Share of pairs whose chosen response has the larger reward; a tie counts as half. ± is the standard error"
-    ]
-    notes[0] += f" over pairs and {seeds} seeds." if seeds > 1 else " over pairs: of these trained models."
     counts = [
-        f"{len(next(shares for reward in rewards if (shares := reward.shares(split)))[0]):,} {SPLITS[split]}"
+        f"{next(len(shares[0]) for reward in rewards if (shares := reward.shares(split))):,} {SPLITS[split]}"
         for split in splits
     ]
-    notes.append(f"Of {' and '.join(counts)}.")
+    notes = [
+        "Share of pairs whose chosen response has the larger reward; a tie counts as half. ± is the standard error "
+        + (f"over pairs and {seeds} seeds." if seeds > 1 else "over pairs: of these trained models."),
+        f"Of {' and '.join(counts)}.",
+    ]
     if len(rewards) > 1:
+        other = next((reward for reward in rewards if reward.kind == "contrastive"), rewards[0])
+        compared = [split for split in splits if split == "eval" or not short]
+        heads += [f"difference, {SPLITS[split]}" for split in compared]
+        for reward, row in zip(rewards, rows, strict=True):
+            row += [_accuracy_difference(reward, other, split) for split in compared]
         notes.append(f"Differences to {other.name} are in points, of the same pairs, with their 95 % intervals.")
     return Cells(heads, rows, 2, notes)
 
@@ -292,20 +287,16 @@ def _accuracy(reward: RewardResult, split: str) -> str:
     if not shares:
         return NOTHING
     found = estimate(shares)
-    if found.error:
-        return f"{100 * found.mean:.1f} ± {100 * found.error:.1f}"
-    low, high = interval_of_share(shares)
-    return f"{100 * found.mean:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+    return _with_error(".1%", found.mean, found.error, interval_of_share(shares)).replace("%", "")
 
 
 def _accuracy_difference(reward: RewardResult, other: RewardResult, split: str) -> str:
     ours, theirs = reward.shares(split), other.shares(split)
     same = reward.measured_on == other.measured_on and [*map(len, ours)] == [*map(len, theirs)]
-    if not (ours and theirs and same):
+    if reward is other or not ours or not same:
         return NOTHING
     found, _ = difference(ours, theirs)
-    low, high = found.interval
-    return f"{100 * found.mean:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+    return _signed(".1%", found.mean, *found.interval)
 
 
 # ---- as text
@@ -332,52 +323,39 @@ def markdown(comparison: Comparison) -> str:
 
 def summary(comparison: Comparison) -> str:
     """The main columns, with their notes: for a model card."""
-    cells = comparison_cells(comparison, main_columns(comparison))
+    cells = comparison_cells(comparison, columns_of(comparison, main=True))
     return markdown_table(cells) + "\n" + " ".join(cells.notes) + "\n"
 
 
 def markdown_table(cells: Cells) -> str:
-    rule = ["---" if i < cells.text else "---:" for i in range(len(cells.heads))]
-    rows = [
-        [f"**{cell}**" if (i, j) in cells.bold else cell for j, cell in enumerate(row)]
-        for i, row in enumerate(cells.rows)
-    ]
-    lines = [cells.heads, rule, *rows]
-    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+    head, *rows = cells.texts(lambda cell: cell.replace("|", "\\|"), "**{}**")
+    rule = ["---" if i < cells.text else "---:" for i in range(len(head))]
+    return "".join(f"| {' | '.join(line)} |\n" for line in (head, rule, *rows))
 
 
 def latex(comparison: Comparison) -> str:
     """A `table` for each of the tables, with the main columns; needs booktabs and graphicx."""
-    text = "% Needs \\usepackage{booktabs} and \\usepackage{graphicx}.\n"
-    tables = all_cells(comparison, main_columns(comparison))
-    return text + "\n".join(_latex_table(cells, name) for name, cells in tables.items())
-
-
-def _latex_table(cells: Cells, label: str) -> str:
-    """Made smaller where it is wider than the page."""
-
-    def line(row: Sequence[str], i: int | None = None) -> str:
-        texts = [cell.translate(_LATEX) for cell in row]
-        return (
-            " & ".join(rf"\textbf{{{text}}}" if (i, j) in cells.bold else text for j, text in enumerate(texts)) + r" \\"
-        )
-
-    lines = [
-        r"\begin{table}",
-        r"\centering",
-        rf"\caption{{{' '.join(cells.notes).translate(_LATEX)}}}",
-        rf"\label{{tab:{label}}}",
-        r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
-        rf"\begin{{tabular}}{{{'l' * cells.text + 'r' * (len(cells.heads) - cells.text)}}}",
-        r"\toprule",
-        line(cells.heads),
-        r"\midrule",
-        *(line(row, i) for i, row in enumerate(cells.rows)),
-        r"\bottomrule",
-        r"\end{tabular}}",
-        r"\end{table}",
-    ]
-    return "\n".join(lines) + "\n"
+    lines = [r"% Needs \usepackage{booktabs} and \usepackage{graphicx}."]
+    for name, cells in all_cells(comparison, columns_of(comparison, main=True)).items():
+        texts = cells.texts(lambda cell: cell.translate(_LATEX), r"\textbf{{{}}}")
+        head, *rows = (" & ".join(row) + r" \\" for row in texts)
+        lines += [
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{' '.join(cells.notes).translate(_LATEX)}}}",
+            rf"\label{{tab:{name}}}",
+            r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",  # no wider than the page
+            rf"\begin{{tabular}}{{{'l' * cells.text + 'r' * (len(cells.heads) - cells.text)}}}",
+            r"\toprule",
+            head,
+            r"\midrule",
+            *rows,
+            r"\bottomrule",
+            r"\end{tabular}}",
+            r"\end{table}",
+            "",
+        ]
+    return "\n".join(lines)
 
 
 _LATEX = str.maketrans(
@@ -394,11 +372,9 @@ def csv(comparison: Comparison) -> str:
     `METRIC_se` is the standard error, `METRIC_low` and `METRIC_high` the 95 % interval, `METRIC_std` the standard
     deviation over seeds.
     """
-    results = comparison.results
-    names = list(dict.fromkeys(name for result in results for name in result.metrics))
-    names.sort(key=lambda name: list(BY_METRIC).index(name) if name in BY_METRIC else len(BY_METRIC))
+    names = dict.fromkeys([*BY_METRIC, *(name for result in comparison.results for name in result.metrics)])
     rows = []
-    for result in results:
+    for result in comparison.results:
         row: dict[str, object] = {"name": result.name, "label": result.label, "objective": result.objective}
         row["seeds"] = result.seeds
         for name in names:
@@ -429,9 +405,8 @@ def differences_csv(comparison: Comparison) -> str:
 
 
 def _csv(rows: Sequence[dict[str, object]]) -> str:
-    frame = pd.DataFrame(rows)
-    text: str = frame.dropna(axis="columns", how="all").to_csv(index=False)
-    return text
+    """Without the columns that nothing is in; empty without rows."""
+    return str(pd.DataFrame(rows).dropna(axis="columns", how="all").to_csv(index=False)) if rows else ""
 
 
 # ---- on the terminal
@@ -443,7 +418,7 @@ def rich_table(comparison: Comparison, width: int | None = None) -> Group:
     The recipe's own choice of columns is kept; the terminal then wraps them.
     """
     room = width or Console().width
-    columns = main_columns(comparison)
+    columns = columns_of(comparison, main=True)
     while True:
         cells = comparison_cells(comparison, columns, short=True)
         fits = Console(width=1000).measure(_table(cells)).maximum <= room
@@ -453,22 +428,16 @@ def rich_table(comparison: Comparison, width: int | None = None) -> Group:
 
 
 def rich_differences(comparison: Comparison) -> Group | None:
-    """For the terminal: of the most important column that has a better side."""
-    columns = [column for column in columns_of(comparison) if column.better]
-    measured = {one.metric for one in comparison.differences}
-    columns = [column for column in columns if column.metric in measured]
-    if not columns:
-        return None
-    cells = difference_cells(comparison, [min(columns, key=lambda column: column.rank)])
+    """For the terminal: of the most important column."""
+    compared = {one.metric for one in comparison.differences}
+    columns = [column for column in columns_of(comparison) if column.metric in compared]
+    cells = difference_cells(comparison, sorted(columns, key=lambda column: column.rank)[:1])
     return None if cells is None else _rich(cells)
 
 
 def rich_rewards(rewards: Sequence[RewardResult]) -> Group:
     """For the terminal: without the differences on the training pairs."""
-    cells = reward_cells(rewards)
-    shown = [i for i, head in enumerate(cells.heads) if not (head.startswith("difference") and "training" in head)]
-    heads, rows = [cells.heads[i] for i in shown], [[row[i] for i in shown] for row in cells.rows]
-    return _rich(Cells(heads, rows, cells.text, cells.notes))
+    return _rich(reward_cells(rewards, short=True))
 
 
 def _rich(cells: Cells) -> Group:
@@ -477,11 +446,11 @@ def _rich(cells: Cells) -> Group:
 
 
 def _table(cells: Cells) -> Table:
+    heads, *rows = cells.texts(lambda cell: escape(cell.replace(" ± ", "±")), "[bold]{}[/]")
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
-    for i, head in enumerate(cells.heads):
+    for i, head in enumerate(heads):
         words = i < cells.text
-        table.add_column(escape(head), justify="left" if words else "right", vertical="bottom", no_wrap=not words)
-    for i, row in enumerate(cells.rows):
-        shown = [escape(cell.replace(" ± ", "±")) for cell in row]
-        table.add_row(*(f"[bold]{cell}[/]" if (i, j) in cells.bold else cell for j, cell in enumerate(shown)))
+        table.add_column(head, justify="left" if words else "right", vertical="bottom", no_wrap=not words)
+    for row in rows:
+        table.add_row(*row)
     return table

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from aligndistil.errors import UserError
-from aligndistil.report import curves_of, read_logs, read_methods, steps_to
+from aligndistil.report import curves_of, read_methods, steps_to
 from aligndistil.report.curves import Curve, default_reach, moving_average, smoothed
+from aligndistil.report.logs import read_logs
 
 Lines = list[dict[str, Any]]
 

@@ -21,15 +21,14 @@ from aligndistil.errors import UserError
 from aligndistil.report import (
     ComparedWith,
     Comparison,
-    Curve,
-    Log,
     ModelResult,
-    convergence,
     pictures,
     plot_runs,
     save_figure,
 )
+from aligndistil.report.curves import Curve
 from aligndistil.report.figures import COLOURS, GROUND, INK, MUTED, Panel, curve_panel, draw, looks
+from aligndistil.report.logs import Log
 
 REWARD = "reward/token_mean"
 
@@ -199,10 +198,11 @@ def test_lines_and_words_stand_out_from_an_opaque_ground():
 
 
 def test_in_grey_print_fourteen_methods_differ_in_dashes_or_marks():
-    found = list(looks([f"{i}" for i in range(14)]).values())
-    assert len({(look.marker, look.hollow) for look in found}) == 14
-    assert len({str(look.dashes) for look in found[:7]}) == 7
-    assert len({(look.colour, str(look.dashes)) for look in found}) == 14
+    methods = [f"{i}" for i in range(14)]
+    found = list(looks(dict(zip(methods, methods, strict=True)), methods).values())
+    assert len({(look["marker"], look["mfc"] == GROUND) for look in found}) == 14
+    assert len({str(look["ls"]) for look in found[:7]}) == 7
+    assert len({(look["color"], str(look["ls"])) for look in found}) == 14
 
 
 @pytest.mark.parametrize("suffix", [".png", ".svg", ".pdf"])
@@ -230,7 +230,8 @@ def test_another_suffix_is_refused(tmp_path):
 def test_drawing_leaves_no_warning_and_no_global_state(tmp_path):
     code = (
         "import warnings; warnings.simplefilter('error'); import sys; from pathlib import Path; import numpy as np\n"
-        "from aligndistil.report import Curve, save_figure\n"
+        "from aligndistil.report import save_figure\n"
+        "from aligndistil.report.curves import Curve\n"
         "assert 'matplotlib' not in sys.modules\n"
         "from aligndistil.report.figures import curve_panel, draw\n"
         "one = [Curve('a', np.arange(3.0), np.ones((2, 3)), np.ones((2, 3)))]\n"
@@ -288,7 +289,7 @@ MODELS = Comparison(
 
 
 def test_convergence_has_a_panel_for_each_metric_and_a_line_for_each_method_that_knows_it():
-    figure = convergence(MODELS, {"dpo": OFF, "on": ON})
+    figure = pictures(MODELS, {"dpo": OFF, "on": ON})["convergence.png"]
     titles = [axes.get_title(loc="left") for axes in figure.axes if axes.axison]
     assert titles == [
         "Gold reward",
@@ -303,12 +304,11 @@ def test_convergence_has_a_panel_for_each_metric_and_a_line_for_each_method_that
     reward = next(axes for axes in figure.axes if axes.get_title(loc="left") == "Reward of the policy's samples")
     drawn = {one.get_label() for one in reward.lines if not one.get_label().startswith("_")}
     assert drawn == {"AlignDistil"}  # that of given responses does not depend on the policy
-    assert convergence(MODELS, {"dpo": log_of([at(1, loss=1.0)])}) is None
+    assert "convergence.png" not in pictures(MODELS, {"dpo": log_of([at(1, loss=1.0)])})
 
 
 def test_a_method_has_one_colour_in_all_pictures_of_a_report():
-    logs = {"dpo": OFF, "on": ON}
-    figures = [convergence(MODELS, logs), *pictures(MODELS, logs).values()]
+    figures = list(pictures(MODELS, {"dpo": OFF, "on": ON}).values())
     assert len(figures) == 5
     colours: dict[str, set[str]] = {}
     for figure in figures:
@@ -342,7 +342,7 @@ def test_scores_of_reward_models_that_differ_are_not_drawn_on_one_axis():
 
 
 def test_lines_of_evaluations_are_marked_in_convergence_and_lines_of_training_are_not():
-    figure = convergence(MODELS, {"dpo": OFF, "on": ON})
+    figure = pictures(MODELS, {"dpo": OFF, "on": ON})["convergence.png"]
     marks = {one.get_label(): one.get_marker() for one in figure.axes[0].lines if not one.get_label().startswith("_")}
     assert marks["AlignDistil"] == "None"
     assert marks["DPO, 1 epoch"] != "None"

@@ -8,7 +8,6 @@ import pytest
 
 from aligndistil.errors import UserError
 from aligndistil.report import RewardResult, combine, pictures, read_runs, training_metrics
-from aligndistil.report.curves import steps_to_reward
 from aligndistil.run_folder import RunFolder
 from support.finished_runs import STEPS, finished_run, table, trl_run
 
@@ -162,7 +161,7 @@ def test_the_pictures_are_of_the_table_s_own_numbers(tmp_path: Path) -> None:
         finished_run(tmp_path / "run" / f"seed-{k}", seed=k, gold=gold)
     combined, logs = combine(read_runs([tmp_path / "run"]))
     drawn = pictures(combined, logs)
-    assert list(drawn) == ["reward.png", "length.png", "frontier.png"]
+    assert list(drawn) == ["convergence.png", "reward.png", "length.png", "frontier.png"]
     by_kl, by_length = drawn["frontier.png"].axes[:2]
     points = [line.get_xydata().tolist()[0] for line in by_kl.lines if line.get_linestyle() == "None"]
     assert [0.0, 0.0] in points  # the initial model
@@ -171,11 +170,9 @@ def test_the_pictures_are_of_the_table_s_own_numbers(tmp_path: Path) -> None:
 
 
 def test_an_asked_metric_that_no_run_has_is_a_note(tmp_path: Path) -> None:
-    combined, logs = combine(read_runs([finished_run(tmp_path / "run")]))
-    asked = steps_to_reward(
-        combined.model_copy(update={"threshold_metric": "reward/none", "threshold_value": 1.0}), logs
-    )
-    assert asked.notes == ["No steps to a reward: no two stages have a curve of reward/none that rises."]
-    wanted = {"threshold_metric": "reward/token_mean", "threshold_value": 0.195}
-    given = steps_to_reward(combined.model_copy(update=wanted), logs)
-    assert given.row("policy").metrics["steps_to_reward"] == 20
+    run = finished_run(tmp_path / "none", threshold_metric="reward/none", threshold_value=1.0)
+    assert combine(read_runs([run]))[0].notes == [
+        "No steps to a reward: no two stages have a curve of reward/none that rises."
+    ]
+    run = finished_run(tmp_path / "given", threshold_metric="reward/token_mean", threshold_value=0.195)
+    assert table(run)["policy"].metrics["steps_to_reward"] == 20

@@ -17,7 +17,7 @@ from aligndistil.errors import UserError
 from aligndistil.recipe.sections import _RENAMED, ReportColumn
 from aligndistil.report import ComparedWith, Comparison, ModelResult, RewardResult, load_results, rich_rewards
 from aligndistil.report import rich_table as table_of
-from aligndistil.report.combine import _with_differences, _with_errors, summarise
+from aligndistil.report.combine import _with_differences, summarise
 from aligndistil.report.figures import CONVERGENCE
 from aligndistil.report.tables import (
     BENCHMARKS,
@@ -58,7 +58,7 @@ def trained(name: str, **values: Any) -> ModelResult:
         kept = {metric: [row] for metric, row in own.items()}
         asked = {"measured_on": "abc", "train_seeds": [k]}
         seeds[f"seed-{k}"] = ModelResult(name=name, objective="dpo", metrics=means, values=kept, **asked)
-    return _with_errors(summarise(seeds))
+    return summarise(seeds)
 
 
 def compared(*rows: ModelResult, **more: Any) -> Comparison:

@@ -9,7 +9,6 @@ import pytest
 
 from aligndistil.errors import UserError
 from aligndistil.report import Comparison, RewardResult, combine, read_runs, write_report
-from aligndistil.report.curves import steps_to_reward
 from aligndistil.report.tables import BY_METRIC
 from support.finished_runs import STEPS, finished_run, table, trl_run
 
@@ -118,14 +117,14 @@ def test_a_row_without_the_log_of_a_seed_has_no_steps(tmp_path: Path) -> None:
 
 
 def test_a_row_that_begins_beyond_the_threshold_has_no_steps(tmp_path: Path) -> None:
-    runs = [
-        finished_run(tmp_path / name, beta=beta, rises=rises) for name, beta, rises in (("a", 1, 0.01), ("b", 2, 1))
-    ]
-    table, logs = combine(read_runs(runs))
     wanted = {"threshold_metric": "reward/token_mean", "threshold_value": 0.1}
-    rows = {row.name: row.metrics for row in steps_to_reward(table.model_copy(update=wanted), logs).results}
-    assert rows["a/policy"]["steps_to_reward"] == pytest.approx(10, abs=1)
-    assert "steps_to_reward" not in rows["b/policy"]
+    runs = [
+        finished_run(tmp_path / name, beta=beta, rises=rises, **wanted)
+        for name, beta, rises in (("a", 1, 0.01), ("b", 2, 1))
+    ]
+    rows = table(*runs)
+    assert rows["a/policy"].metrics["steps_to_reward"] == pytest.approx(10, abs=1)
+    assert "steps_to_reward" not in rows["b/policy"].metrics
 
 
 def test_what_the_recipe_asked_to_count_is_kept(tmp_path: Path) -> None:

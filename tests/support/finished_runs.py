@@ -57,7 +57,8 @@ def finished_run(path: Path, *, seed: int = 0, gold: float = 0.5, rises: float =
         measured = {"gold_reward": reward, "kl": 2.0, "kl_initial": 1.0, "completions/mean_length": 30.0}
         metrics = measured | training_metrics(folder.read_done(), folder.metrics.read())
         rows.append(ModelResult(name=name, objective="dpo", metrics=metrics))
-    told = {key: settings[key] for key in ("measured_on", "rewards", "columns")}
+    own = ("measured_on", "rewards", "columns", "threshold_metric", "threshold_value")
+    told = {key: settings[key] for key in own if key in settings}
     told["kl_to"] = ComparedWith(name=settings["kl_to"])
     told["weights"] = settings.get("weights", {name: f"{name} {seed}" for name in ("dpo", "policy")})
     if "reward" in settings:
