@@ -184,6 +184,9 @@ def judge_answers(
     for k in range(repeats):
         of_repeat = {name: JudgedAnswers(answers[name], judged[name].verdicts[k]) for name in asks}
         scored.append(benchmark.scores(of_repeat))
+        if judge.scores_only:  # it sees no order
+            for of_model in scored[-1].values():
+                of_model.pop("position_bias", None)
         for candidate in candidates:
             name = candidate.name
             place = folder if repeats == 1 else folder / f"repeat-{k + 1}"

@@ -273,6 +273,9 @@ def _new_name(column: Any) -> Any:
 Benchmark: TypeAlias = Literal["alpaca_eval", "mt_bench", "arena_hard", "pairwise"]
 """What a judge can be asked of a recipe's models."""
 ReportColumn: TypeAlias = Literal[
+    "gold_reward",
+    "rewards/accuracies",
+    "reward_score",
     "alpaca_eval/lc_win_rate",
     "alpaca_eval/win_rate",
     "alpaca_eval/position_bias",
@@ -291,9 +294,6 @@ ReportColumn: TypeAlias = Literal[
     "pairwise/tie_rate",
     "pairwise/position_bias",
     "pairwise/repeat_spread",
-    "gold_reward",
-    "rewards/accuracies",
-    "reward_score",
     "kl_initial",
     "kl",
     "kl_data",

@@ -24,7 +24,7 @@ from aligndistil.files import write_bytes
 from aligndistil.report.curves import REWARDS, UNITS, Array, Curve, Logs, curves_by_row, smoothed
 from aligndistil.report.logs import EVAL, metric_info
 from aligndistil.report.results import INITIAL, Comparison
-from aligndistil.report.tables import BY_METRIC
+from aligndistil.report.tables import BENCHMARKS, BY_METRIC
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -98,7 +98,7 @@ CAPTION = (
 """Of convergence.png."""
 COSTS = ("kl_initial", "compute_seconds", "completions/mean_length")
 """What a reward is drawn against."""
-PICTURES = ("convergence.png", "reward.png", "length.png", "reward-over-kl.png", "frontier.png")
+PICTURES = ("convergence.png", "reward.png", "length.png", "reward-over-kl.png", "frontier.png", "judged.png")
 """Those of a comparison, each where there is something to draw."""
 MODEL_REWARDS = ("gold_reward", "reward_score", "rewards/accuracies")
 """Of a model, the first that two have."""
@@ -360,7 +360,45 @@ def pictures(comparison: Comparison, logs: Logs) -> dict[str, Figure]:
     joined = any(len(line.x) > 1 for panel in panels for line in panel.lines)
     marks = "A line joins the models of one method, whose marks grow in the order of the legend." if joined else ""
     add("frontier.png", panels, errors, marks)
+    if (judged := _judged(comparison)) is not None:
+        found["judged.png"] = judged
     return found
+
+
+def _judged(comparison: Comparison) -> Figure | None:
+    """What judges say of each model: a row of dots with their 95 % intervals for each model, a panel for each score."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    columns = [column for column in BENCHMARKS if column.better and column.rank <= 2]
+    measured = {column: [row for row in comparison.results if column.metric in row.metrics] for column in columns}
+    columns = [column for column in columns if measured[column]]
+    if not columns:
+        return None
+    rows = [row for row in comparison.results if any(row in measured[column] for column in columns)]
+    names = ["\n".join(textwrap.wrap(row.label, NAME)) for row in rows]
+    look_of = looks({row.label: row.method or row.name for row in rows}, [row.method or row.name for row in rows])
+    across = min(len(columns), 3)
+    down = math.ceil(len(columns) / across)
+    size = (1.2 + across * 0.75 * WIDTH, down * (0.9 + 0.27 * sum(name.count("\n") + 1 for name in names)))
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=size, dpi=100, layout="constrained")
+        grid = figure.subplots(down, across, squeeze=False, sharey=True).flatten().tolist()
+        for axes, column in zip(grid, columns, strict=False):
+            for place, row in enumerate(rows):
+                if row in measured[column]:
+                    mean = row.metrics[column.metric]
+                    low, high = row.intervals.get(column.metric, (mean, mean))
+                    look = {**look_of[row.label], "ls": "none", "ecolor": look_of[row.label]["color"]}
+                    axes.errorbar(mean, place, xerr=[[mean - low], [high - mean]], capsize=3, **look)
+            axes.set_xlabel(column.heading(comparison))
+            axes.set_yticks(range(len(rows)), names)
+        grid[0].set_ylim(len(rows) - 0.5, -0.5)
+        for axes in grid[len(columns) :]:
+            axes.axis("off")
+        for text in figure.findobj(matplotlib.text.Text):
+            text.set_parse_math(False)
+    return figure
 
 
 def _convergence_panel(comparison: Comparison, logs: Logs, metric: str) -> Panel | None:

@@ -106,10 +106,10 @@ BENCHMARKS = (
 )
 """What judges say, as `aligndistil evaluate` and a recipe's `report.benchmarks` ask them."""
 COLUMNS = (
-    *BENCHMARKS,
     Column("gold_reward", "gold\nreward", "gold reward", "z.2f", "higher", 1),
     Column("rewards/accuracies", "reward\naccuracy", "reward accuracy (held-out pairs)", ".1%", "higher", 3),
     Column("reward_score", "reward\nscore", "score by {reward}", "z.2f", "higher", 5),
+    *BENCHMARKS,
     Column("kl_initial", "KL to\ninitial", "KL to initial (nats per response)", ".2f", None, 2),
     Column("kl", "KL", "KL to {kl_to} (nats per response)", ".2f", None, 6),
     Column("kl_data", "KL on\ndata", "KL to {kl_to} on the data's responses (nats)", ".2f"),
