@@ -94,7 +94,7 @@ def evaluate(given: Sequence[str], options: Options) -> None:
     try:
         if other is not None:
             benchmarks.append(_against(other, candidates, options, processes))
-        notes = check_training_data(candidates, benchmarks, allowed=options.allow_contaminated)
+        notes = [*files.notes, *check_training_data(candidates, benchmarks, allowed=options.allow_contaminated)]
         answers = [
             collect_answers(
                 benchmark, candidates, options.out / benchmark.name, _decoding(benchmark, options), processes

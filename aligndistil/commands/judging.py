@@ -37,6 +37,8 @@ class Judging:
     config: JudgeConfig
     benchmarks: list[Benchmark]
     """All but `pairwise`, which needs a model's answers."""
+    notes: list[str]
+    """On files that are not the pinned ones."""
 
 
 def judging_of(recipe: Recipe, run: RunFolder) -> Judging | None:
@@ -60,9 +62,10 @@ def judging_of(recipe: Recipe, run: RunFolder) -> Judging | None:
     files = Files(None if report.benchmark_files is None else Path(report.benchmark_files))
     names = [name for name in report.benchmarks if name != Pairwise.name]
     try:
-        return Judging(config, [benchmark_of(name, files, report.benchmark_limit, config) for name in names])
+        benchmarks = [benchmark_of(name, files, report.benchmark_limit, config) for name in names]
     except UserError as error:
         raise type(error)(f"{recipe.where('report', 'benchmarks')}: {error}") from None
+    return Judging(config, benchmarks, files.notes)
 
 
 def judge_models(
@@ -99,7 +102,10 @@ def judge_models(
         against = collect_answers(asked, [other], folder / asked.name, decoding(asked), processes)
         benchmarks.append(Pairwise(questions, against[name], name))
     # The questions of `pairwise` are held out from training by the recipe itself.
-    notes = check_training_data(candidates, judging.benchmarks, allowed=report.allow_contaminated)
+    notes = [
+        *judging.notes,
+        *check_training_data(candidates, judging.benchmarks, allowed=report.allow_contaminated),
+    ]
     answers = [
         collect_answers(benchmark, candidates, folder / benchmark.name, decoding(benchmark), processes)
         for benchmark in benchmarks

@@ -41,7 +41,7 @@ def rank_rewards(
     rankers = [ranker for path in given for ranker in rankers_of(path, Model(path=path))]
     if not rankers:
         raise UserError("give what ranks responses: a run, a stage, or a reward model")
-    rows, notes = [], list(benchmark.notes)
+    rows, notes = [], [*files.notes, *benchmark.notes]
     for ranker in rankers:
         total = sum(len(row.responses) for row in benchmark.rows) * (1 if ranker.against is None else 2)
         with Steps(f"reward_bench_2: {ranker.name}", total, unit="responses") as steps:
@@ -76,7 +76,8 @@ def judge_beside_people(
     notes = [
         f"AlpacaEval's human annotations: {len(asks) // 2} pairs with four verdicts each, {date.today()}. Judge: "
         f"{judge.about}, asked {repeats} times, in both orders ({config.alpaca_eval}). Rows called published are those "
-        "of AlpacaEval's own table of evaluators."
+        "of AlpacaEval's own table of evaluators.",
+        *files.notes,
     ]
     if judged.missing:
         key, why = next(iter(judged.missing.items()))

@@ -138,6 +138,12 @@ def test_three_benchmarks_of_one_judge(
     assert len(server.answered) == 2 * 2 * 2 * 6 * 3
     for said in ("a part of its own (not comparable", "asked 2 times, in both orders", "scripted at 127.0.0.1"):
         assert said in out
+    assert "arena_hard_judge_config.yaml is not the pinned edition" in out
+    # The standard error over questions, by hand: 90, 90, 10, 10, 50, 50.
+    row = json.loads(Path("evaluation/comparison.json").read_text())["results"][0]
+    spread = math.sqrt(sum((value - 50) ** 2 for value in (90, 90, 10, 10, 50, 50)) / 5 / 6)
+    assert row["errors"]["alpaca_eval/win_rate"] == pytest.approx(spread)
+    assert row["intervals"]["alpaca_eval/win_rate"][0] == pytest.approx(50 - 2.570581835636314 * spread)  # t, 5 df
     for said in ("MT-Bench", "Arena-Hard", "2971e34", "FastChat", "were cut at 8 tokens", "is not known here"):
         assert said in out
     outputs = json.loads(Path("evaluation/alpaca_eval/mine/model_outputs.json").read_text())
