@@ -442,7 +442,7 @@ def rich_rewards(rewards: Sequence[RewardResult]) -> Group:
 
 def _rich(cells: Cells) -> Group:
     """A table, and its notes as wide as the terminal."""
-    return Group(_table(cells), Text(" ".join(cells.notes), style="dim italic"))
+    return Group(_table(cells), Text("\n".join(cells.notes), style="dim italic"))
 
 
 def _table(cells: Cells) -> Table:
