@@ -269,6 +269,7 @@ class _Pool:
         self.usage += Usage(input_tokens=tokens[0], output_tokens=tokens[1], dollars=dollars)
         if not isinstance(text, str):
             raise Unreadable("the reply has no text")
+        text = _answered(text)
         if "top_logprobs" in request and text and not top:
             raise ServiceError(
                 f"{self.what}: the judge {self.config.name} at {self.config.host} gives no log-probabilities, which "
@@ -307,6 +308,16 @@ class _Pool:
             f"{self.what}: the judge {self.config.name} at {self.config.host} {why}; {there} of "
             f"{len(self.asks) * self.repeats} verdicts are there, and the same command goes on from them"
         )
+
+
+def _answered(text: str) -> str:
+    """What follows a model's thinking, which may weigh several verdicts; nothing where it was cut while it thought.
+
+    Servers that know of thinking have taken it out already.
+    """
+    if not text.lstrip().startswith("<think>"):
+        return text
+    return text.partition("</think>")[2].lstrip()
 
 
 def _likeliest(choice: Mapping[str, Any]) -> dict[str, float]:

@@ -438,3 +438,18 @@ def test_what_is_needed_is_said_before_anything_is_asked(cache: VerdictCache, mo
     with pytest.raises(MissingError, match=re.escape('pip install "aligndistil[eval]"')) as error:
         EndpointJudge(JudgeConfig(base_url="http://localhost:8000/v1", model="m"), cache)
     assert error.value.exit_code == EXIT_MISSING
+
+
+@pytest.mark.parametrize(
+    ("reply", "verdict"),
+    [
+        ("<think>Perhaps [[1]], or [[9]].</think>\n\nI say [[4]]", 4.0),
+        ("\n<think>[[9]]</think>[[5]]", 5.0),
+        ("I <think> it is [[6]]", 6.0),  # no thinking, but a word
+        ("<think>Perhaps [[1]], or", None),  # cut while it thought
+    ],
+)
+def test_what_a_judge_thinks_is_no_verdict(cache: VerdictCache, reply: str, verdict: float | None) -> None:
+    with JudgeServer(lambda body: reply) as server:
+        judged = EndpointJudge(config_of(server, attempts=1), cache).ask(questions(1), 1, "test")
+    assert judged.verdicts[0].get("q0") == verdict
