@@ -7,6 +7,7 @@ since the package leaves out questions whose verdict it could not read.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import io
 import json
@@ -183,6 +184,7 @@ class AlpacaEval(Benchmark):
             self.protocol += ", without length control"
             self.notes.append(f"No length-controlled win rate: {error}.")
             return
+        self.edition = hashlib.sha256(self._gamed).hexdigest()
         table = pd.read_csv(io.BytesIO(self._gamed))
         # The difficulty of a question is looked up by its number among the first lines, which are one a question.
         if not {*COLUMNS} <= {*table} or table["index"][:QUESTIONS].nunique() < QUESTIONS:

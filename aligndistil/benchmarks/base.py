@@ -78,6 +78,8 @@ class Benchmark(ABC):
     """Whether answers are compared with a baseline's, so that a judge that scores can judge it too."""
     baseline: str = ""
     """Whose answers those of a model are compared with."""
+    edition: str = ""
+    """A hash of what its scores depend on beside questions, answers and verdicts; empty where that is nothing."""
     protocol: str = ""
     """The edition of the benchmark and the prompt of its judge, in words that stand under a table."""
     max_new_tokens: ClassVar[int]

@@ -21,6 +21,7 @@ from aligndistil.engine.processes import Processes
 from aligndistil.errors import ServiceError, UserError, listed
 from aligndistil.files import write_text
 from aligndistil.judge import Judge, Judged, Usage
+from aligndistil.models import check_language_model, load_tokenizer
 from aligndistil.objectives.base import MetricInfo
 from aligndistil.progress import Steps
 from aligndistil.recipe import Model
@@ -121,6 +122,23 @@ def collect_answers(
     return found
 
 
+def check_candidates(candidates: Sequence[Candidate], benchmarks: Sequence[Benchmark]) -> None:
+    """Refuse models that cannot be asked, before the first of them is.
+
+    Raises UserError for one with a scalar head, or without the chat template that conversations need.
+    """
+    for candidate in candidates:
+        if candidate.identity:
+            check_language_model(candidate.path, candidate.section)
+            tokenizer = load_tokenizer(candidate.path, candidate.section)
+            for benchmark in benchmarks:
+                if tokenizer.chat_template is None and any(len(q.turns) > 1 or q.opening for q in benchmark.questions):
+                    raise UserError(
+                        f"{candidate.name} has no chat template, and questions of {benchmark.title} are conversations: "
+                        "leave it out, or give its tokenizer one"
+                    )
+
+
 def check_training_data(
     candidates: Sequence[Candidate], benchmarks: Sequence[Benchmark], *, allowed: bool
 ) -> list[str]:
@@ -161,14 +179,15 @@ def judge_answers(
     verdicts are missing and that is not allowed; what it has said so far is kept.
     """
     repeats = 1 if judge.scores_only else repeats
+    asks = {candidate.name: benchmark.asks(answers[candidate.name]) for candidate in candidates}
+    # What the judge is shown holds the baseline's answers, and the prompt.
+    shown = {name: [(ask.key, ask.messages) for ask in of_model] for name, of_model in asks.items()}
     plain = {name: {key: asdict(answer) for key, answer in of_model.items()} for name, of_model in answers.items()}
-    questions = [question.key() for question in benchmark.questions]
-    depends_on = [benchmark.name, benchmark.baseline, benchmark.protocol, questions, judge.about, repeats, plain]
-    key = hashlib.sha256(json.dumps(depends_on).encode()).hexdigest()
+    about = [benchmark.name, benchmark.baseline, benchmark.protocol, benchmark.edition, decoding.max_new_tokens]
+    key = hashlib.sha256(json.dumps([about, judge.key, repeats, plain, shown]).encode()).hexdigest()
     file = folder / "results.json"
     if (known := _read(file)) is not None and known.key == key and (allow_missing or not _missing(known.models)):
-        return known
-    asks = {candidate.name: benchmark.asks(answers[candidate.name]) for candidate in candidates}
+        return known.model_copy(update={"usage": "nothing was asked that was not known"})
     # One pool for all models: a slow question of one does not hold up the others.
     pool = [replace(ask, key=f"{name}\x1f{ask.key}") for name, of_model in asks.items() for ask in of_model]
     with Steps(f"{benchmark.name}: judging", len(pool) * repeats, unit="verdicts") as steps:
@@ -204,10 +223,12 @@ def judge_answers(
         benchmark=benchmark.name,
         title=benchmark.title,
         models=models,
-        notes=_notes(benchmark, answers, models, judge, repeats, decoding),
+        notes=_notes(benchmark, candidates, answers, models, judge, repeats, decoding),
         usage=_used(whole.usage),
     )
     write_text(file, results.model_dump_json() + "\n")
+    if empty := [name for name in asks if not models[name].metrics]:
+        raise ServiceError(f"{benchmark.name}: there is no verdict at all on {empty[0]}: {_missing(models)}")
     if not allow_missing and (sentence := _missing(models)):
         raise ServiceError(
             f"{benchmark.name}: {sentence}; the same command asks for them again, and --allow-missing makes a table "
@@ -218,7 +239,7 @@ def judge_answers(
 
 def file_name(name: str) -> str:
     """The name of a model or judge, as a file may be called."""
-    return re.sub(r"[^\w.@-]+", "--", name)
+    return re.sub(r"[^\w.@-]+", "--", name).lstrip(".") or "model"
 
 
 def _of_model(judged: Judged, name: str) -> Judged:
@@ -260,6 +281,7 @@ def _missing(models: Mapping[str, ModelScores]) -> str:
 
 def _notes(
     benchmark: Benchmark,
+    candidates: Sequence[Candidate],
     answers: Mapping[str, Answers],
     models: Mapping[str, ModelScores],
     judge: Judge,
@@ -271,15 +293,18 @@ def _notes(
     asked += ", a part of its own (not comparable with published numbers)" if part else ""
     asked += f"; {benchmark.protocol}" if benchmark.protocol else ""
     asked += f"; against {benchmark.baseline}" if benchmark.baseline else ""
-    temperatures = " or ".join(f"{t:g}" for t in sorted({question.temperature for question in benchmark.questions}))
-    asked += f". Answers: temperature {temperatures}, at most {decoding.max_new_tokens} tokens"
-    own = benchmark.max_new_tokens
-    asked += f" (the benchmark's own: {own})" if decoding.max_new_tokens != own and benchmark.protocol else ""
+    if any(candidate.identity for candidate in candidates):
+        temperatures = {f"{question.temperature:g}" for question in benchmark.questions}
+        asked += f". Answers: temperature {' or '.join(sorted(temperatures))}, at most {decoding.max_new_tokens} tokens"
+        own = benchmark.max_new_tokens
+        asked += f" (the benchmark's own: {own})" if decoding.max_new_tokens != own and benchmark.protocol else ""
     asked += f". Judge: {judge.about}"
     asked += f", asked {repeats} times" if repeats > 1 else ""
     asked += ", in both orders" if benchmark.pairwise and not judge.scores_only else ""
     asked += f", {date.today()}."
     notes = [asked, *benchmark.notes]
+    if elsewhere := [candidate.name for candidate in candidates if not candidate.identity]:
+        notes.append(f"{benchmark.title}: the answers of {listed(elsewhere)} were made elsewhere.")
     for name, of_model in answers.items():
         cut = [answer for answer in of_model.values() if not answer.finished]
         if 100 * len(cut) >= len(of_model):

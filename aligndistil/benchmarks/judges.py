@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
 from aligndistil.batch import Row
+from aligndistil.benchmarks.base import Benchmark
 from aligndistil.data import Encoder, Record
 from aligndistil.data.records import Unusable
 from aligndistil.data.reviews import gold_rewards
@@ -31,7 +32,7 @@ from aligndistil.judge import (
     VerdictCache,
     load_judge,
 )
-from aligndistil.models import load_scalar_model, load_tokenizer, model_hash, stop_ids
+from aligndistil.models import check_scalar_model, load_scalar_model, load_tokenizer, model_hash, stop_ids
 from aligndistil.recipe import Model
 
 Responses: TypeAlias = Sequence[tuple[Sequence[Message], str]]
@@ -45,6 +46,7 @@ class ScoringJudge:
 
     name: str
     about: str
+    key: str
     score: Score
     scores_only: bool = True
 
@@ -86,6 +88,16 @@ def judge_config(given: str) -> JudgeConfig:
     return JudgeConfig(reward_model=str(folder), name=given) if folder.is_dir() else load_judge(given)
 
 
+def check_judge(config: JudgeConfig, benchmarks: Iterable[type[Benchmark] | Benchmark]) -> None:
+    """Refuse a judge that cannot judge one of the benchmarks, before anything is sampled for it."""
+    for benchmark in benchmarks:
+        if (config.gold or config.reward_model) and not benchmark.pairwise:
+            raise UserError(
+                f"the judge {config.name} only says which of two answers is better, and {benchmark.title} asks for "
+                "ratings: give a judge behind an endpoint, or leave it out"
+            )
+
+
 def open_judge(config: JudgeConfig, processes: Processes, batch_size: int) -> Judge:
     """Who judges. Raises MissingError when a package or a key is missing."""
     if config.gold:
@@ -99,19 +111,21 @@ def open_judge(config: JudgeConfig, processes: Processes, batch_size: int) -> Ju
 def gold_judge() -> ScoringJudge:
     """The gold reward of the embedded reviews, which is known exactly."""
     about = "the gold reward of builtin:reviews (the mean sentiment of the opinion words)"
-    return ScoringJudge("gold", about, lambda responses: gold_rewards(answer for _, answer in responses))
+    return ScoringJudge("gold", about, about, lambda responses: gold_rewards(answer for _, answer in responses))
 
 
 def reward_model_judge(name: str, path: str, section: Model, processes: Processes, batch_size: int) -> ScoringJudge:
     """A model with a scalar head; `path` is its folder or Hub id. It is loaded when it is first asked.
 
-    Raises UserError when it cannot be loaded or has no scalar head.
+    Raises UserError when it is not there, or is a language model.
     """
+    check_scalar_model(path, section)
 
     def score(responses: Responses) -> list[float]:
         return reward_scores(path, section, responses, processes, batch_size)
 
-    return ScoringJudge(name, f"the reward model {path} ({model_hash(path)[:8]})", score)
+    identity = model_hash(path)
+    return ScoringJudge(name, f"the reward model {path} ({identity[:8]})", identity, score)
 
 
 def reward_scores(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -12,7 +11,7 @@ from typing import ClassVar
 import numpy as np
 
 from aligndistil.benchmarks.base import Answer, Answers, Benchmark, JudgedAnswers, Question, Values
-from aligndistil.benchmarks.formats import write_json_lines
+from aligndistil.benchmarks.formats import read_json_lines, write_json_lines
 from aligndistil.data import read_prompts
 from aligndistil.errors import UserError
 from aligndistil.judge import Ask, Compared, Reply, Unreadable, Verdict
@@ -151,20 +150,23 @@ def read_answers(path: Path, questions: Sequence[Question]) -> dict[str, Answer]
 
     Raises UserError when the file cannot be read, or lacks the answer to a question.
     """
-    by_text = {question.turns[-1]: question.id for question in questions}
+    asked = {question.id: question.turns[-1] for question in questions}
+    by_text = {text: id for id, text in asked.items()}
     found: dict[str, Answer] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, row in enumerate(read_json_lines(path), 1):
         try:
-            row = json.loads(line)
             prompt = row.get("prompt")
             text = prompt[-1]["content"] if isinstance(prompt, list) else prompt
-            question = row["question_id"] if "question_id" in row else by_text.get(text, "")
-            found[str(question)] = Answer((str(row["response"]),))
-        except (ValueError, LookupError, TypeError, AttributeError):
+            question = str(row["question_id"]) if "question_id" in row else by_text.get(str(text), "")
+            found[question] = Answer((str(row["response"]),))
+        except (LookupError, TypeError):
             raise UserError(
-                f"{path}:{number}: this is no answer; a line is a JSON object with `response`, and `question_id` or "
-                "`prompt`"
+                f"{path}: answer {number} has no `response`, or neither `question_id` nor `prompt`; give it both"
             ) from None
+        if text is not None and text != asked.get(question, text):
+            raise UserError(
+                f"{path}: answer {number} is to another prompt than question {question}; give its own answers"
+            )
     missing = [question.id for question in questions if question.id not in found]
     if missing:
         raise UserError(

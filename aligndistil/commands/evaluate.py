@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import rich
+from filelock import FileLock, Timeout
 from rich.markup import escape
 
 from aligndistil.benchmarks import BENCHMARKS, Benchmark, Files, Pairwise, benchmark_of
@@ -14,11 +17,13 @@ from aligndistil.benchmarks.answers import Decoding
 from aligndistil.benchmarks.evaluate import (
     BenchmarkResults,
     Candidate,
+    check_candidates,
     check_training_data,
     collect_answers,
+    file_name,
     judge_answers,
 )
-from aligndistil.benchmarks.judges import judge_config, open_judge
+from aligndistil.benchmarks.judges import check_judge, judge_config, open_judge
 from aligndistil.benchmarks.pairwise import questions_of
 from aligndistil.commands.compare import show
 from aligndistil.commands.rank import judge_beside_people, rank_rewards
@@ -32,6 +37,7 @@ from aligndistil.run_folder.outputs import check_folder
 from aligndistil.token_view.trained import stage_folder
 
 REWARD_BENCH, HUMAN_AGREEMENT = "reward_bench_2", "human_agreement"
+OF_A_RUN = ("environment.json", "done.json")
 RANKING = (REWARD_BENCH, HUMAN_AGREEMENT)
 """What is about rewards and judges instead of answers."""
 
@@ -85,49 +91,96 @@ def evaluate(given: Sequence[str], options: Options) -> None:
     if options.answers_only == (options.judge is not None):
         raise UserError("say who judges (--judge JUDGE.yaml), or give --answers-only to write the answers alone")
     check_folder(options.out)
-    config = None if options.judge is None else judge_config(options.judge)
     candidates = find_candidates(given, options.answers)
-    other = None if options.against is None else find_candidates([options.against], [])[0]
+    other = None if options.against is None else _find(options.against)
     files = Files(options.data_dir)
+    config = None if options.judge is None else judge_config(options.judge)
     benchmarks = [benchmark_of(name, files, options.limit, config) for name in names if name != Pairwise.name]
+    _refuse_same_names([*candidates, *([other] if other else [])], benchmarks)
+    if config is not None:
+        check_judge(config, [BENCHMARKS[name] for name in names])
     processes = start_processes()
-    try:
-        if other is not None:
-            benchmarks.append(_against(other, candidates, options, processes))
-        notes = [*files.notes, *check_training_data(candidates, benchmarks, allowed=options.allow_contaminated)]
-        answers = [
-            collect_answers(
-                benchmark, candidates, options.out / benchmark.name, _decoding(benchmark, options), processes
+    judge = None if config is None else open_judge(config, processes, options.batch_size)
+    with _alone(options.out, processes):
+        try:
+            if other is not None:
+                benchmarks.append(_against(other, candidates, options, processes))
+            notes = [*files.notes, *check_training_data(candidates, benchmarks, allowed=options.allow_contaminated)]
+            check_candidates(candidates, benchmarks)
+            answers = [
+                collect_answers(
+                    benchmark, candidates, options.out / benchmark.name, _decoding(benchmark, options), processes
+                )
+                for benchmark in benchmarks
+            ]
+        finally:
+            processes.stop()
+        if not processes.is_main:
+            return
+        console = rich.get_console()
+        if judge is None:
+            for benchmark in benchmarks:
+                console.print(escape(f"answers  {options.out / benchmark.name}/"), soft_wrap=True)
+            return
+        results = [
+            judge_answers(
+                benchmark,
+                candidates,
+                of_models,
+                judge,
+                options.repeats,
+                options.out / benchmark.name,
+                _decoding(benchmark, options),
+                allow_missing=options.allow_missing,
             )
-            for benchmark in benchmarks
+            for benchmark, of_models in zip(benchmarks, answers, strict=True)
         ]
-    finally:
-        processes.stop()
+        table = results_table([candidate.name for candidate in candidates], results, notes, other)
+        show(table, options.out, write_report(options.out, table, {}))
+        for result in results:
+            if result.usage:
+                console.print(escape(f"judging {result.benchmark}: {result.usage}"), soft_wrap=True)
+
+
+@contextmanager
+def _alone(folder: Path, processes: Processes) -> Iterator[None]:
+    """Keep other evaluations out of the folder: they would write over each other's tables.
+
+    Raises UserError when another process works in it. What ends here by Ctrl-C says how to go on.
+    """
     if not processes.is_main:
+        yield
         return
-    if config is None:
-        for benchmark in benchmarks:
-            rich.get_console().print(escape(f"answers  {options.out / benchmark.name}/"), soft_wrap=True)
-        return
-    judge = open_judge(config, processes, options.batch_size)
-    results = [
-        judge_answers(
-            benchmark,
-            candidates,
-            of_models,
-            judge,
-            options.repeats,
-            options.out / benchmark.name,
-            _decoding(benchmark, options),
-            allow_missing=options.allow_missing,
-        )
-        for benchmark, of_models in zip(benchmarks, answers, strict=True)
-    ]
-    table = results_table([candidate.name for candidate in candidates], results, notes, other)
-    show(table, options.out, write_report(options.out, table, {}))
-    for result in results:
-        if result.usage:
-            rich.get_console().print(f"judging {result.benchmark}: {result.usage}", soft_wrap=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(f"--out: another process is working in {folder}; wait for it, or give another folder") from None
+    try:
+        yield
+    except KeyboardInterrupt:
+        rich.print("stopped; the same command goes on from here", file=sys.stderr)
+        raise
+    finally:
+        lock.release()
+
+
+def _refuse_same_names(candidates: Sequence[Candidate], benchmarks: Sequence[Benchmark]) -> None:
+    """Files are called after the models: two of one name would be written over each other."""
+    taken = {benchmark.baseline: benchmark.title for benchmark in benchmarks if benchmark.baseline}
+    for i, candidate in enumerate(candidates):
+        name = file_name(candidate.name)
+        if name in taken:
+            raise UserError(
+                f"{candidate.path} would be called {name}, as the baseline of {taken[name]}: name it, as in OTHER=PATH"
+            )
+        for before in candidates[:i]:
+            same = before.name == candidate.name and before.identity and before.identity == candidate.identity
+            if file_name(before.name) == name and not same:
+                raise UserError(
+                    f"{before.path} and {candidate.path} would both be called {name}: give one another name, as in "
+                    "OTHER=PATH"
+                )
 
 
 def _ranking(name: str, given: Sequence[str], options: Options) -> Comparison:
@@ -171,16 +224,15 @@ def find_candidates(models: Sequence[str], answers: Sequence[str]) -> list[Candi
     Raises UserError for what is none of these, and for two of the same name.
     """
     found = [_candidate(*_labelled(text)) for text in models]
-    for label, path in map(_labelled, answers):
+    for text in answers:
+        label, path = _labelled(text)
         if not Path(path).is_file():
             raise UserError(f"--answers {path}: there is no such file")
-        found.append(Candidate(label or Path(path).stem, path, Model(path=path)))
+        found.append(_elsewhere(label, path))
     if not found:
         raise UserError("give a model to evaluate: a run, a stage, a model folder or a Hub id; or --answers FILE")
-    names = [candidate.name for candidate in found]
-    for name in names:
-        if names.count(name) > 1:
-            raise UserError(f"two models would be called {name}: give one of them another name, as in OTHER=PATH")
+    if twice := [one.name for one in found if [other.name for other in found].count(one.name) > 1]:
+        raise UserError(f"two models would be called {twice[0]}: give one of them another name, as in OTHER=PATH")
     return found
 
 
@@ -189,10 +241,20 @@ def _labelled(text: str) -> tuple[str, str]:
     return (label, path) if equals and not Path(text).exists() else ("", text)
 
 
+def _find(text: str) -> Candidate:
+    """What `--against` names: a model, or a file of answers."""
+    label, path = _labelled(text)
+    return _elsewhere(label, path) if Path(path).is_file() else _candidate(label, path)
+
+
+def _elsewhere(label: str, path: str) -> Candidate:
+    return Candidate(label or Path(path).stem, path, Model(path=path))
+
+
 def _candidate(label: str, path: str) -> Candidate:
     folder = Path(path)
-    if (folder / "environment.json").is_file() or (folder / "done.json").is_file():
-        folder = stage_folder(folder)
+    if any(folder.glob("seed-*/environment.json")) or any((folder / name).is_file() for name in OF_A_RUN):
+        folder = stage_folder(folder).resolve()
         stage = StageFolder(folder)
         done = stage.read_done()
         if done is None or not stage.final.is_dir():
@@ -204,9 +266,8 @@ def _candidate(label: str, path: str) -> Candidate:
         name = label or f"{folder.parent.name}/{folder.name}"
         return Candidate(name, str(stage.final), section, model_hash(str(stage.final)))
     model_exists(path)
-    return Candidate(
-        label or folder.name if folder.is_dir() else label or path, path, Model(path=path), model_hash(path)
-    )
+    name = label or (folder.resolve().name if folder.is_dir() else path)
+    return Candidate(name, path, Model(path=path), model_hash(path))
 
 
 def _against(other: Candidate, candidates: Sequence[Candidate], options: Options, processes: Processes) -> Benchmark:

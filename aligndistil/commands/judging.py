@@ -8,16 +8,17 @@ from pathlib import Path
 
 import torch
 
-from aligndistil.benchmarks import Benchmark, Files, Pairwise, benchmark_of
+from aligndistil.benchmarks import BENCHMARKS, Benchmark, Files, Pairwise, benchmark_of
 from aligndistil.benchmarks.answers import Decoding
 from aligndistil.benchmarks.evaluate import (
     BenchmarkResults,
     Candidate,
+    check_candidates,
     check_training_data,
     collect_answers,
     judge_answers,
 )
-from aligndistil.benchmarks.judges import judge_config, open_judge
+from aligndistil.benchmarks.judges import check_judge, judge_config, open_judge
 from aligndistil.benchmarks.pairwise import questions_of
 from aligndistil.engine.processes import Processes
 from aligndistil.errors import UserError
@@ -41,7 +42,20 @@ class Judging:
     """On files that are not the pinned ones."""
 
 
-def judging_of(recipe: Recipe, run: RunFolder) -> Judging | None:
+def judge_of(recipe: Recipe) -> JudgeConfig:
+    """Who judges, and that it can judge what the recipe names. Raises UserError when it cannot, or is not there."""
+    report = recipe.report
+    assert report.judge is not None
+    stage = stage_of(report.judge)
+    if stage is None:
+        config = judge_config(report.judge)
+    else:  # trained later, perhaps
+        config = JudgeConfig(reward_model=str(RunFolder(recipe.output_dir).stage(stage).final), name=stage)
+    check_judge(config, [BENCHMARKS[name] for name in report.benchmarks])
+    return config
+
+
+def judging_of(recipe: Recipe) -> Judging | None:
     """The judge and the benchmarks' files; None when the recipe names no benchmark.
 
     Raises UserError, with its place in the recipe, for a judge or a file that is not there; as `Files.get` does where
@@ -51,11 +65,8 @@ def judging_of(recipe: Recipe, run: RunFolder) -> Judging | None:
     if not report.benchmarks or report.judge is None:
         return None
     try:
-        stage = stage_of(report.judge)
-        if stage is not None:  # trained later, perhaps
-            config = JudgeConfig(reward_model=str(run.stage(stage).final), name=stage)
-        else:
-            config = judge_config(report.judge)
+        config = judge_of(recipe)
+        if stage_of(report.judge) is None:
             open_judge(config, Processes(0, 1, torch.device("cpu")), report.batch_size)
     except UserError as error:
         raise type(error)(f"{recipe.where('report', 'judge')}: {error}") from None
@@ -106,6 +117,7 @@ def judge_models(
         *judging.notes,
         *check_training_data(candidates, judging.benchmarks, allowed=report.allow_contaminated),
     ]
+    check_candidates(candidates, benchmarks)
     answers = [
         collect_answers(benchmark, candidates, folder / benchmark.name, decoding(benchmark), processes)
         for benchmark in benchmarks

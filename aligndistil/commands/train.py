@@ -12,7 +12,7 @@ import torch
 from rich.markup import escape
 
 from aligndistil.commands.compare import show
-from aligndistil.commands.judging import judging_of
+from aligndistil.commands.judging import judge_of, judging_of
 from aligndistil.commands.measure import WrittenComparison, compare_models, locate
 from aligndistil.data import content_hash
 from aligndistil.engine.config import user_config
@@ -69,7 +69,7 @@ def run_recipe(recipe: Recipe, *, stage: str | None = None, fresh: bool = False,
     _check_code(recipe, allow_code)
     wanted = stages_wanted(recipe, stage)
     run = RunFolder(recipe.output_dir)
-    judging = None if stage else judging_of(recipe, run)
+    judging = None if stage else judging_of(recipe)
     with ExitStack() as stack:
         if launched_rank() == 0:
             stack.enter_context(run.alone(recipe.name))
@@ -130,6 +130,8 @@ def check_recipe(recipe: Recipe, processes: int) -> None:
             raise UserError(f"{recipe.where('report', key)}: name a model; a Python function scores only in training")
         if given is not None and stage_of(given) is None:
             _with_position(recipe.where("report", key), given)
+    if report.judge is not None and report.benchmarks:
+        _with_position(recipe.where("report", "judge"), report.judge, lambda _: judge_of(recipe))
 
 
 def _check_code(recipe: Recipe, allowed: bool) -> None:

@@ -107,6 +107,10 @@ class Judge(Protocol):
         """One line that says which model judges, and how it decodes: it stands under every table."""
 
     @property
+    def key(self) -> str:
+        """All that its verdicts depend on beside the questions."""
+
+    @property
     def scores_only(self) -> bool:
         """Whether it can only tell which of two answers is better, always says the same, and in either order."""
 

@@ -66,6 +66,13 @@ class EndpointJudge:
         decoding = f"decoding as the benchmark says, but {', '.join(own)}" if own else "decoding as the benchmark says"
         return f"{model or f'{config.model} at {config.host}'}, {decoding}"
 
+    @property
+    def key(self) -> str:
+        """Everything in its file that changes a request."""
+        config = self.config
+        parts = config.base_url, config.model, config.decoding.model_dump(), config.extra_body, config.max_tokens_as
+        return json.dumps(parts, sort_keys=True)
+
     def ask(
         self, asks: Sequence[Ask], repeats: int, what: str, on_progress: OnProgress = lambda done, usage: None
     ) -> Judged:
@@ -123,11 +130,14 @@ class _Pool:
         self.locks: dict[tuple[str, int], asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def judged(self) -> Judged:
-        from openai import AsyncOpenAI
+        from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
         questions = iter([(ask, repeat) for repeat in range(self.repeats) for ask in self.asks])
         key, url = self.config.api_key(), self.config.base_url
-        async with AsyncOpenAI(api_key=key, base_url=url, max_retries=0, timeout=None) as self.client:
+        # A server of one's own is not behind the proxy that leads outside.
+        own = DefaultAsyncHttpxClient(trust_env=False) if self.config.is_local else None
+        client = AsyncOpenAI(api_key=key, base_url=url, max_retries=0, timeout=None, http_client=own)
+        async with client as self.client:
             try:
                 async with asyncio.TaskGroup() as group:
                     for _ in range(self.config.concurrency):
@@ -207,8 +217,7 @@ class _Pool:
             try:
                 sent, tokens = await self._send(request)
                 text = sent.text
-                reply = Reply(f"{begun}\n{text}" if begun else text, sent.logprobs)
-                verdict = ask.read(reply)
+                reply, verdict = _read(ask, begun, sent)
             except _Failed as error:
                 failed, wait = str(error), max(wait, error.wait)
                 continue
@@ -318,6 +327,17 @@ def _answered(text: str) -> str:
     if not text.lstrip().startswith("<think>"):
         return text
     return text.partition("</think>")[2].lstrip()
+
+
+def _read(ask: Ask, begun: str, sent: Reply) -> tuple[Reply, Verdict]:
+    """The verdict in a reply; in one to a reminder, which may only end what was `begun`, in both together as well."""
+    try:
+        return sent, ask.read(sent)
+    except Unreadable:
+        if not begun:
+            raise
+        whole = Reply(f"{begun}\n{sent.text}", sent.logprobs)
+        return whole, ask.read(whole)
 
 
 def _likeliest(choice: Mapping[str, Any]) -> dict[str, float]:

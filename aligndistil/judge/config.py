@@ -88,7 +88,8 @@ class JudgeConfig(Section):
     def _named(cls, given: Any) -> Any:
         if not isinstance(given, dict) or "name" in given:
             return given
-        return {"name": given.get("model") or given.get("reward_model") or "gold", **given}
+        name = given.get("model") or given.get("reward_model")
+        return {"name": name if isinstance(name, str) else "gold", **given}
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
@@ -121,6 +122,11 @@ class JudgeConfig(Section):
         """Host and port of the endpoint."""
         return urlsplit(self.base_url or "").netloc
 
+    @property
+    def is_local(self) -> bool:
+        """Whether the endpoint is this machine, or one beside it."""
+        return _is_local(urlsplit(self.base_url or "").hostname or "")
+
     def api_key(self) -> str:
         """The endpoint's key, which a server of one's own does without. Raises MissingError when it is not set.
 
@@ -129,7 +135,7 @@ class JudgeConfig(Section):
         key = os.environ.get(self.key_env, "").strip()
         if not (key.isascii() and key.isprintable()) or " " in key:
             raise UserError(f"the environment variable {self.key_env} holds no key: there are spaces or accents in it")
-        if key or _is_local(urlsplit(self.base_url or "").hostname or ""):
+        if key or self.is_local:
             return key or NO_KEY
         raise MissingError(
             f"the judge {self.name} at {self.host} needs a key, and the environment variable {self.key_env} is not "

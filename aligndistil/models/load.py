@@ -31,6 +31,7 @@ def load_model(path: str, section: recipe.Model, *, trained: bool) -> PreTrained
     loading it needs is not installed, ServiceError when the Hub cannot be reached.
     """
     place, options = _options(path, section)
+    _refuse_classifier(path, options["config"])
     loaded: Any = from_hub(path, lambda: AutoModelForCausalLM.from_pretrained(place, **options))
     model: PreTrainedModel = loaded[0]
     if missing := sorted(loaded[1]["missing_keys"]):
@@ -71,6 +72,26 @@ def load_scalar_model(path: str, section: recipe.Model, *, trained: bool, seed: 
         spread = getattr(options["config"].get_text_config(), "initializer_range", 0.02)
         head.weight.data.copy_(spread * torch.randn(head.weight.shape, generator=generator))
     return _ready(model, section, trained=trained)
+
+
+def check_language_model(path: str, section: recipe.Model) -> None:
+    """Refuse a model with a scalar head, before any weight is loaded. Raises as `load_model` does."""
+    _refuse_classifier(path, _options(path, section)[1]["config"])
+
+
+def check_scalar_model(path: str, section: recipe.Model) -> None:
+    """Refuse a language model where one with a scalar head is meant, before any weight is loaded."""
+    architectures = _options(path, section)[1]["config"].architectures or []
+    if heads := [name for name in architectures if "CausalLM" in name or "LMHead" in name]:
+        raise UserError(
+            f"model {path!r} is a {heads[0]}, which scores nothing; give a model with a trained scalar head"
+        )
+
+
+def _refuse_classifier(path: str, config: Any) -> None:
+    # With tied embeddings transformers would make a language model of it without a word.
+    if heads := [name for name in config.architectures or [] if "SequenceClassification" in name]:
+        raise UserError(f"model {path!r} is a {heads[0]}, which writes no text; give a language model")
 
 
 def _options(path: str, section: recipe.Model) -> tuple[str, dict[str, Any]]:

@@ -387,7 +387,7 @@ def test_control_c_ends_at_once_and_the_cache_goes_on(cache: VerdictCache) -> No
     folders = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
     with JudgeServer(rating) as server:
         server.delay = 0.1
-        code = f"import sys; sys.path[:0] = {folders}; import test_client as t; t.verdicts_on({server.url!r}, {{!r}})"
+        code = f"import sys; sys.path[:0] = {folders}; import test_judge_client as t; t.verdicts_on({server.url!r}, {{!r}})"
         process = subprocess.Popen(
             [sys.executable, "-c", code.format(str(cache.path))], stderr=subprocess.PIPE, text=True
         )
