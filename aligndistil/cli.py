@@ -133,7 +133,7 @@ def evaluate(
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
         seed=seed,
-        answers=[str(path) for path in answers or ()],
+        answers=tuple(map(str, answers or ())),
         answers_only=answers_only,
         allow_contaminated=allow_contaminated,
         allow_missing=allow_missing,

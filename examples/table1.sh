@@ -11,10 +11,13 @@ RECIPE=$1
 VLLM=${VLLM:-vllm}
 PORT=${PORT:-8000}
 
-# Exit code 4: all is trained, measured and answered, and the judge is not there yet.
+# It ends with exit code 4 when all is trained, measured and answered, and the judge is not there yet.
 aligndistil train "$RECIPE" --processes 8
 code=$?
-[ "$code" -eq 4 ] || exit "$code"
+run=$(aligndistil recipes show "$RECIPE" | sed -n 's/^output_dir: //p')
+if [ "$code" -ne 4 ] || ! grep -q "is not judged yet" "$run/report/comparison.json"; then
+    exit "$code"
+fi
 
 "$VLLM" serve Qwen/Qwen2.5-72B-Instruct --tensor-parallel-size 8 --max-model-len 16384 --port "$PORT" \
     --generation-config vllm &

@@ -169,6 +169,7 @@ class AlpacaEval(Benchmark):
                 f"{BASELINE.name} has {len(self._rows)} instructions and AlpacaEval has {QUESTIONS}; "
                 f"it is to be had at {BASELINE.address}"
             )
+        self.limit = None if limit is None or limit >= QUESTIONS else limit
         self._questions = [
             Question(str(i), (row["instruction"],), temperature=0.7, category=row.get("dataset", ""))
             for i, row in enumerate(self._rows[:limit])

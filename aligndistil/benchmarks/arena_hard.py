@@ -118,6 +118,7 @@ class ArenaHard(Benchmark):
             raise UserError(
                 f"{QUESTIONS.name} is not that of Arena-Hard ({error}); it is to be had at {QUESTIONS.address}"
             ) from None
+        self.limit = None if limit is None or limit >= COUNT else limit
         self._questions = every[:limit]
         answers = _answers(json_lines(files.get(BASELINE), BASELINE.name), BASELINE.name)
         self._baseline = complete(answers, self._ids, self, BASELINE.name)

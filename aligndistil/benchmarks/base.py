@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,6 +63,17 @@ class JudgedAnswers:
     answers: Answers
     verdicts: Mapping[str, Verdict]
     """By the keys of `Benchmark.asks`; a question without a verdict is not in it."""
+
+
+class HasQuestions(Protocol):
+    """Whatever a model may have met in training."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def title(self) -> str: ...
+    @property
+    def questions(self) -> Sequence[Question]: ...
 
 
 class Benchmark(ABC):

@@ -18,7 +18,7 @@ import yaml
 from pydantic import ValidationError
 
 from aligndistil.benchmarks.base import Question
-from aligndistil.data import read_prompts
+from aligndistil.data import content_hash, read_prompts
 from aligndistil.errors import UserError
 from aligndistil.recipe import Data, Source, stage_of
 from aligndistil.run_folder import RunFolder, StageFolder
@@ -128,6 +128,34 @@ def find(data: TrainingData, questions: Sequence[Question], benchmark: str) -> C
     All rows of every source are read; one that cannot be is in `unknown`. A source that is the benchmark itself
     (`PUBLISHED`) holds all questions, whatever its rows look like.
     """
+    found: set[int] = set()
+    where: list[str] = []
+    unknown = list(data.unknown)
+    for source in data.sources:
+        name = f"{source.path}, split {source.split}"
+        try:
+            if source.path.lower().startswith(tuple(map(str.lower, PUBLISHED.get(benchmark, ())))):
+                here = set(range(len(questions)))
+            else:
+                # The stages of a run share their data, which is read once.
+                key = source.model_dump_json(), content_hash(source), tuple(question.key() for question in questions)
+                if key not in _SEARCHED:
+                    _SEARCHED[key] = _search(source, questions)
+                here = _SEARCHED[key]
+        except UserError as error:
+            unknown.append(f"{name} ({error})")
+            continue
+        if here:
+            where.append(name)
+            found |= here
+    return Contamination([questions[i].id for i in sorted(found)], len(questions), where, unknown)
+
+
+_SEARCHED: dict[tuple[object, ...], set[int]] = {}
+
+
+def _search(source: Source, questions: Sequence[Question]) -> set[int]:
+    """The places of the questions that are found in a source. Raises UserError when it cannot be read."""
     grams: dict[tuple[str, ...], set[int]] = {}
     wholes: dict[tuple[str, ...], set[int]] = {}
     for i, question in enumerate(questions):
@@ -139,27 +167,14 @@ def find(data: TrainingData, questions: Sequence[Question], benchmark: str) -> C
             if number == 0 and SHORTEST <= len(words) < GRAM:
                 wholes.setdefault(tuple(words), set()).add(i)
     found: set[int] = set()
-    where: list[str] = []
-    unknown = list(data.unknown)
     known_grams = frozenset(grams)
-    for source in data.sources:
-        here: set[int] = set()
-        if source.path.lower().startswith(tuple(name.lower() for name in PUBLISHED.get(benchmark, ()))):
-            here.update(range(len(questions)))
-        else:
-            try:
-                for text in _user_turns(source):
-                    words = _words(text)
-                    for gram in known_grams.intersection(_grams(words)):
-                        here |= grams[gram]
-                    if len(words) < GRAM:
-                        here |= wholes.get(tuple(words), set())
-            except UserError as error:
-                unknown.append(f"{source.path}, split {source.split} ({error})")
-        if here:
-            where.append(f"{source.path}, split {source.split}")
-            found |= here
-    return Contamination([questions[i].id for i in sorted(found)], len(questions), where, unknown)
+    for text in _user_turns(source):
+        words = _words(text)
+        for gram in known_grams.intersection(_grams(words)):
+            found |= grams[gram]
+        if len(words) < GRAM:
+            found |= wholes.get(tuple(words), set())
+    return found
 
 
 def _words(text: str) -> list[str]:
@@ -185,7 +200,7 @@ def refusal(found: Contamination, benchmark: str, model: str) -> str | None:
     return (
         f"{model} was trained on {_counts(found)} questions of {benchmark}, {found.questions[0]} for one (in "
         f"{'; '.join(found.sources)}), and its score would not be comparable: leave it out, or give "
-        "--allow-contaminated, which marks it in the table"
+        "--allow-contaminated (in a recipe `report.allow_contaminated`), which marks it in the table"
     )
 
 

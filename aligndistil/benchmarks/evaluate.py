@@ -15,13 +15,13 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from aligndistil.benchmarks.answers import Answerer, AnswerStore, Decoding
-from aligndistil.benchmarks.base import Answers, Benchmark, JudgedAnswers, Values
+from aligndistil.benchmarks.base import Answers, Benchmark, HasQuestions, JudgedAnswers, Values
 from aligndistil.benchmarks.contamination import find, note, refusal, training_data
 from aligndistil.engine.processes import Processes
 from aligndistil.errors import ServiceError, UserError, listed
 from aligndistil.files import write_text
 from aligndistil.judge import Judge, Judged, Usage
-from aligndistil.models import check_language_model, load_tokenizer
+from aligndistil.models import check_language_model, load_tokenizer, pick_dtype
 from aligndistil.objectives.base import MetricInfo
 from aligndistil.progress import Steps
 from aligndistil.recipe import Model
@@ -109,9 +109,9 @@ def collect_answers(
             continue
         answerer = Answerer(candidate.path, candidate.section, decoding, processes)
         template = hashlib.sha256(str(answerer.tokenizer.chat_template).encode()).hexdigest()
-        store = AnswerStore(
-            folder / "sampled" / f"{file_name(candidate.name)}.jsonl", f"{candidate.identity} {template}", decoding
-        )
+        dtype, attention = pick_dtype(candidate.section.dtype), candidate.section.attn_implementation
+        depends_on = f"{candidate.identity} {template} {dtype} {attention}"
+        store = AnswerStore(folder / "sampled" / f"{file_name(candidate.name)}.jsonl", depends_on, decoding)
         what = f"{benchmark.name}: {candidate.name} answers"
         done = len(store.read(benchmark.questions))
         total = len(benchmark.questions)
@@ -140,7 +140,7 @@ def check_candidates(candidates: Sequence[Candidate], benchmarks: Sequence[Bench
 
 
 def check_training_data(
-    candidates: Sequence[Candidate], benchmarks: Sequence[Benchmark], *, allowed: bool
+    candidates: Sequence[Candidate], benchmarks: Sequence[HasQuestions], *, allowed: bool
 ) -> list[str]:
     """Look for the questions in what the models were trained on; what has to stand under a table.
 
@@ -231,8 +231,8 @@ def judge_answers(
         raise ServiceError(f"{benchmark.name}: there is no verdict at all on {empty[0]}: {_missing(models)}")
     if not allow_missing and (sentence := _missing(models)):
         raise ServiceError(
-            f"{benchmark.name}: {sentence}; the same command asks for them again, and --allow-missing makes a table "
-            "without them that says so"
+            f"{benchmark.name}: {sentence}; the same command asks for them again, and --allow-missing (in a recipe "
+            "`report.allow_missing`) makes a table without them that says so"
         )
     return results
 
@@ -289,8 +289,7 @@ def _notes(
     decoding: Decoding,
 ) -> list[str]:
     asked = f"{benchmark.title}: {len(benchmark.questions)} questions"
-    part = benchmark.limit is not None and benchmark.limit <= len(benchmark.questions)
-    asked += ", a part of its own (not comparable with published numbers)" if part else ""
+    asked += "" if benchmark.limit is None else ", a part of its own (not comparable with published numbers)"
     asked += f"; {benchmark.protocol}" if benchmark.protocol else ""
     asked += f"; against {benchmark.baseline}" if benchmark.baseline else ""
     if any(candidate.identity for candidate in candidates):

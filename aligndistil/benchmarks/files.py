@@ -11,6 +11,7 @@ import urllib.request
 from pathlib import Path
 from typing import NamedTuple
 
+from filelock import FileLock
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # httpx's or httpx2's, whichever it uses
 
@@ -89,8 +90,11 @@ class Files:
         # The pin is in the name: an edition that is pinned later does not meet the older one.
         pin = hashlib.sha256(f"{file.source} {file.sha256}".encode()).hexdigest()[:16]
         path = cache_root() / "benchmarks" / pin / file.name
-        if path.is_file():
-            return path.read_bytes()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{path}.lock"):  # one process fetches, and the others wait for it
+            return path.read_bytes() if path.is_file() else self._fetch(file, path)
+
+    def _fetch(self, file: BenchmarkFile, path: Path) -> bytes:
         content = _fetched(file)
         digest = hashlib.sha256(content).hexdigest()
         if file.sha256 and digest != file.sha256:

@@ -32,7 +32,7 @@ from aligndistil.judge import (
     VerdictCache,
     load_judge,
 )
-from aligndistil.models import check_scalar_model, load_scalar_model, load_tokenizer, model_hash, stop_ids
+from aligndistil.models import check_scalar_model, config_of, load_scalar_model, load_tokenizer, model_hash, stop_ids
 from aligndistil.recipe import Model
 
 Responses: TypeAlias = Sequence[tuple[Sequence[Message], str]]
@@ -153,6 +153,13 @@ def reward_scores(
             rows[i] = encoded.rows[0]
         elif record.responses[0].strip():
             raise UserError(f"the reward model {path} cannot read an answer to {str(record.prompt)[:60]!r}: {encoded}")
+    context = getattr(config_of(path, section).get_text_config(), "max_position_embeddings", None) or 2**31
+    longest = max((len(row.prompt_ids) + len(row.response_ids) for row in rows.values()), default=0)
+    if longest > context:
+        raise UserError(
+            f"the reward model {path} reads {context} tokens, and the longest prompt with its answer has {longest}: "
+            "give --max-new-tokens, or another judge"
+        )
     model = ScalarModel(on_device(load_scalar_model(path, section, trained=False), processes.device))
     found = read_rows(
         list(rows.values()),
@@ -162,6 +169,8 @@ def reward_scores(
         device=processes.device,
         on_progress=on_progress,
     )
+    if broken := sum(not math.isfinite(score) for (score,) in found):
+        raise UserError(f"the reward model {path} gives {broken} of {len(found)} answers no finite score; try float32")
     scores = dict(zip(rows, found, strict=True))
     return [scores[i][0] if i in scores else -math.inf for i in range(len(records))]
 

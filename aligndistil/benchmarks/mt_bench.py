@@ -93,6 +93,7 @@ class MTBench(Benchmark):
             ) from None
         self._ids = {question.id for question in every}
         place = [sum(other.category == one.category for other in every[:i]) for i, one in enumerate(every)]
+        self.limit = None if limit is None or limit >= len(every) else limit
         self._questions = [every[i] for i in sorted(sorted(range(len(every)), key=place.__getitem__)[:limit])]
         if len(self._questions) < len(every):
             self.notes.append(f"MT-Bench: its {len(self._questions)} questions are taken evenly over the categories.")

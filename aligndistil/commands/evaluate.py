@@ -27,7 +27,7 @@ from aligndistil.benchmarks.judges import check_judge, judge_config, open_judge
 from aligndistil.benchmarks.pairwise import questions_of
 from aligndistil.commands.compare import show
 from aligndistil.commands.rank import judge_beside_people, rank_rewards
-from aligndistil.engine.processes import Processes, start_processes
+from aligndistil.engine.processes import Processes, launched_world, start_processes
 from aligndistil.errors import UserError, guess_and_list
 from aligndistil.models import model_exists, model_hash
 from aligndistil.recipe import Data, Model, Source
@@ -40,6 +40,11 @@ REWARD_BENCH, HUMAN_AGREEMENT = "reward_bench_2", "human_agreement"
 OF_A_RUN = ("environment.json", "done.json")
 RANKING = (REWARD_BENCH, HUMAN_AGREEMENT)
 """What is about rewards and judges instead of answers."""
+READ_BY = {
+    REWARD_BENCH: {"benchmarks", "out", "limit", "data_dir", "batch_size", "allow_contaminated"},
+    HUMAN_AGREEMENT: {"benchmarks", "judge", "out", "repeats", "data_dir", "batch_size", "allow_missing"},
+}
+"""The options that they read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +93,10 @@ def evaluate(given: Sequence[str], options: Options) -> None:
         raise UserError(f"say what to evaluate on: --benchmark {', '.join(known)}; or --against ANOTHER_MODEL")
     if Pairwise.name in names and options.against is None:
         raise UserError("--benchmark pairwise: say whose answers they are compared with: --against MODEL_OR_ANSWERS")
+    if options.against is None and (options.prompts is not None or options.temperature != Options().temperature):
+        raise UserError(
+            "--prompts and --temperature are of --against: name the model that the answers are compared with"
+        )
     if options.answers_only == (options.judge is not None):
         raise UserError("say who judges (--judge JUDGE.yaml), or give --answers-only to write the answers alone")
     check_folder(options.out)
@@ -184,19 +193,31 @@ def _refuse_same_names(candidates: Sequence[Candidate], benchmarks: Sequence[Ben
 
 
 def _ranking(name: str, given: Sequence[str], options: Options) -> Comparison:
-    files, alone = Files(options.data_dir), start_processes()
-    if name == REWARD_BENCH:
-        if options.judge is not None or options.answers or options.against:
-            raise UserError(f"--benchmark {name} ranks given responses: leave out --judge, --answers and --against")
-        check_folder(options.out)
-        return rank_rewards(given, files, options.limit, options.out, alone, options.batch_size)
-    if given or options.judge is None or options.limit is not None:
-        raise UserError(f"--benchmark {name} is of a judge, on all pairs: give --judge, no model and no --limit")
+    unread = [key for key in Options.__slots__ if key not in READ_BY[name]]
+    if ignored := [key for key in unread if getattr(options, key) != getattr(Options(), key)]:
+        given_as = ignored[0].replace("repeats", "repeat").replace("_", "-")
+        raise UserError(f"--benchmark {name} does not read --{given_as}: leave it out")
+    if launched_world() > 1:
+        raise UserError(f"--benchmark {name} is one process's work: leave --processes out")
     check_folder(options.out)
-    config = judge_config(options.judge)
-    return judge_beside_people(
-        config, files, options.repeats, alone, options.batch_size, allow_missing=options.allow_missing
-    )
+    files, alone = Files(options.data_dir), start_processes()
+    with _alone(options.out, alone):
+        if name == REWARD_BENCH:
+            return rank_rewards(
+                given,
+                files,
+                options.limit,
+                options.out,
+                alone,
+                options.batch_size,
+                allow_contaminated=options.allow_contaminated,
+            )
+        if given or options.judge is None:
+            raise UserError(f"--benchmark {name} is of a judge: give --judge, and no model")
+        config = judge_config(options.judge)
+        return judge_beside_people(
+            config, files, options.repeats, alone, options.batch_size, allow_missing=options.allow_missing
+        )
 
 
 def results_table(

@@ -10,6 +10,7 @@ import torch
 
 from aligndistil.benchmarks import BENCHMARKS, Benchmark, Files, Pairwise, benchmark_of
 from aligndistil.benchmarks.answers import Decoding
+from aligndistil.benchmarks.contamination import TrainingData, find, refusal
 from aligndistil.benchmarks.evaluate import (
     BenchmarkResults,
     Candidate,
@@ -21,7 +22,7 @@ from aligndistil.benchmarks.evaluate import (
 from aligndistil.benchmarks.judges import check_judge, judge_config, open_judge
 from aligndistil.benchmarks.pairwise import questions_of
 from aligndistil.engine.processes import Processes
-from aligndistil.errors import UserError
+from aligndistil.errors import ServiceError, UserError
 from aligndistil.evaluation.measurements import Measurements
 from aligndistil.files import write_text
 from aligndistil.judge import JudgeConfig
@@ -58,8 +59,9 @@ def judge_of(recipe: Recipe) -> JudgeConfig:
 def judging_of(recipe: Recipe) -> Judging | None:
     """The judge and the benchmarks' files; None when the recipe names no benchmark.
 
-    Raises UserError, with its place in the recipe, for a judge or a file that is not there; as `Files.get` does where
-    files are to be fetched; MissingError where a package or a key is missing.
+    Raises UserError, with its place in the recipe, for a judge or a file that is not there, and for training data that
+    hold a benchmark's questions; as `Files.get` does where files are to be fetched; MissingError where a package or a
+    key is missing.
     """
     report = recipe.report
     if not report.benchmarks or report.judge is None:
@@ -76,13 +78,23 @@ def judging_of(recipe: Recipe) -> Judging | None:
         benchmarks = [benchmark_of(name, files, report.benchmark_limit, config) for name in names]
     except UserError as error:
         raise type(error)(f"{recipe.where('report', 'benchmarks')}: {error}") from None
+    if not report.allow_contaminated:
+        # What a model has met, its teachers' data included, is in the data of some stage.
+        data = TrainingData([source for stage in recipe.stages.values() for source in stage.data.train])
+        for benchmark in benchmarks:
+            if (
+                why := refusal(find(data, benchmark.questions, benchmark.name), benchmark.title, recipe.name)
+            ) is not None:
+                raise UserError(f"{recipe.where('report', 'benchmarks')}: {why}")
     return Judging(config, benchmarks, files.notes)
 
 
 def judge_models(
     measurements: Measurements, run: RunFolder, weights: Mapping[str, str], judging: Judging, processes: Processes
-) -> tuple[list[BenchmarkResults], list[str]]:
+) -> tuple[list[BenchmarkResults], list[str], ServiceError | None]:
     """What the judge says of every language model of the comparison, and what has to stand under the table.
+
+    Last, why a benchmark has no verdicts, where one has none; the others have theirs.
 
     The answers are sampled by all processes; only the first one judges, and the others are given nothing. Raises as
     `collect_answers` and `judge_answers` do.
@@ -123,23 +135,31 @@ def judge_models(
         for benchmark in benchmarks
     ]
     if not processes.is_main:
-        return [], []
+        return [], [], None
     judge = open_judge(judging.config, processes, report.batch_size)
-    results = [
-        judge_answers(
-            benchmark,
-            candidates,
-            of_models,
-            judge,
-            report.judge_repeats,
-            folder / benchmark.name,
-            decoding(benchmark),
-        )
-        for benchmark, of_models in zip(benchmarks, answers, strict=True)
-    ]
+    results: list[BenchmarkResults] = []
+    failed: ServiceError | None = None
+    for benchmark, of_models in zip(benchmarks, answers, strict=True):
+        place, how = folder / benchmark.name, decoding(benchmark)
+        try:
+            results.append(
+                judge_answers(
+                    benchmark,
+                    candidates,
+                    of_models,
+                    judge,
+                    report.judge_repeats,
+                    place,
+                    how,
+                    allow_missing=report.allow_missing,
+                )
+            )
+        except ServiceError as error:  # what the others gave is kept
+            failed = error
+            notes.append(f"{benchmark.title} is not judged yet: {error}.")
     for name in models:
         metrics = {metric: value for result in results for metric, value in result.metrics(name).items()}
         values = {metric: value for result in results for metric, value in result.values(name).items()}
         judged = Measured(key="", metrics=metrics, values=values, pairs={})
         write_text(run.report / "models" / f"{name}.judged.json", judged.model_dump_json() + "\n")
-    return results, notes
+    return results, notes, failed

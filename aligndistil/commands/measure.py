@@ -15,7 +15,7 @@ from aligndistil.commands.judging import Judging, judge_models
 from aligndistil.engine.policy import on_device
 from aligndistil.engine.processes import Processes
 from aligndistil.engine.scalar import ScalarModel
-from aligndistil.errors import ServiceError
+from aligndistil.errors import UserError
 from aligndistil.evaluation.measurements import INITIAL, EvalSet, Measurements, measurements_of, read_eval_set, sha256
 from aligndistil.evaluation.model import EvalResult, Evaluator
 from aligndistil.evaluation.rewards import contrastive_rewards, own_reward
@@ -66,7 +66,7 @@ def compare_models(
     """Measure what has not been measured yet and write `report/`. Collective.
 
     `weights` are the hashes of the stages' final models. None when no stage has eval data, and on all processes but the
-    first. Raises ServiceError when the judge cannot be reached, after it has written everything else.
+    first. Raises UserError when something cannot be judged, after it has written everything else.
     """
     measurements = measurements_of(recipe)
     if measurements is None:
@@ -78,13 +78,13 @@ def compare_models(
     if waiting:
         _measure(measurements, eval_set, run, waiting, processes)
     processes.barrier()
-    failed: ServiceError | None = None
+    failed: UserError | None = None
     judged: list[BenchmarkResults] = []
     notes: list[str] = []
     if judging is not None:
         try:
-            judged, notes = judge_models(measurements, run, weights, judging, processes)
-        except ServiceError as error:  # of the judge, whom only the first process asks
+            judged, notes, failed = judge_models(measurements, run, weights, judging, processes)
+        except UserError as error:
             failed, notes = error, [f"Not judged yet: {error}."]
     if not processes.is_main:
         return None

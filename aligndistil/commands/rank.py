@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from aligndistil.benchmarks.evaluate import file_name
+from aligndistil.benchmarks.evaluate import Candidate, check_training_data, file_name
 from aligndistil.benchmarks.files import Files
 from aligndistil.benchmarks.human_agreement import Agreement, HumanAgreement, published
 from aligndistil.benchmarks.judges import open_judge
@@ -19,7 +19,7 @@ from aligndistil.benchmarks.reward_bench import RewardBench2
 from aligndistil.engine.processes import Processes
 from aligndistil.errors import ServiceError, UserError
 from aligndistil.files import write_text
-from aligndistil.judge import JudgeConfig
+from aligndistil.judge import JudgeConfig, Price
 from aligndistil.progress import Steps
 from aligndistil.recipe import Model
 from aligndistil.report import Comparison, ModelResult, with_statistics
@@ -31,17 +31,27 @@ PAPER = ("alpaca_eval_gpt4", "alpaca_eval_gpt4_turbo_fn", "weighted_alpaca_eval_
 
 
 def rank_rewards(
-    given: Sequence[str], files: Files, limit: int | None, out: Path, processes: Processes, batch_size: int
+    given: Sequence[str],
+    files: Files,
+    limit: int | None,
+    out: Path,
+    processes: Processes,
+    batch_size: int,
+    *,
+    allow_contaminated: bool,
 ) -> Comparison:
     """RewardBench 2 of every reward that the runs, stages and reward models stand for.
 
-    Raises UserError as `rankers_of` and `Ranker.rank` do.
+    Raises UserError as `rankers_of` and `Ranker.rank` do, and for a model that was trained on the prompts.
     """
     benchmark = RewardBench2(files, limit)
     rankers = [ranker for path in given for ranker in rankers_of(path, Model(path=path))]
     if not rankers:
         raise UserError("give what ranks responses: a run, a stage, or a reward model")
     rows, notes = [], [*files.notes, *benchmark.notes]
+    paths = dict.fromkeys(path for one in rankers for path in (one.model, one.against) if path is not None)
+    models = [Candidate(path, path, Model(path=path)) for path in paths]
+    notes += check_training_data(models, [benchmark], allowed=allow_contaminated)
     for ranker in rankers:
         total = sum(len(row.responses) for row in benchmark.rows) * (1 if ranker.against is None else 2)
         with Steps(f"reward_bench_2: {ranker.name}", total, unit="responses") as steps:
@@ -89,7 +99,10 @@ def judge_beside_people(
             )
         notes.append(f"{sentence}; they are left out.")
     found = [people.scores(verdicts) for verdicts in judged.verdicts]
-    own = {"human_agreement/price": 1000 * judged.usage.dollars / (len(asks) // 2 * repeats)}
+    own = {}
+    if config.price != Price():
+        paid = judged.usage.dollars + judged.usage.saved
+        own["human_agreement/price"] = 1000 * paid / (len(asks) // 2 * repeats)
     if repeats > 1:
         spread = [one.agreement for one in found]
         own["human_agreement/repeat_spread"] = max(spread) - min(spread)

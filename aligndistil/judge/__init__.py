@@ -3,7 +3,7 @@
 from aligndistil.judge.asks import Ask, Compared, Judge, Judged, Message, OnProgress, Reply, Unreadable, Usage, Verdict
 from aligndistil.judge.cache import VerdictCache
 from aligndistil.judge.client import EndpointJudge
-from aligndistil.judge.config import JudgeConfig, load_judge, shipped_judges
+from aligndistil.judge.config import JudgeConfig, Price, load_judge, shipped_judges
 
 __all__ = [
     "Ask",
@@ -14,6 +14,7 @@ __all__ = [
     "Judged",
     "Message",
     "OnProgress",
+    "Price",
     "Reply",
     "Unreadable",
     "Usage",

@@ -69,6 +69,8 @@ class Usage:
     input_tokens: int = 0
     output_tokens: int = 0
     dollars: float = 0.0
+    saved: float = 0.0
+    """Dollars that the verdicts out of the cache had cost."""
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(*(getattr(self, name) + getattr(other, name) for name in self.__slots__))

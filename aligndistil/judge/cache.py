@@ -28,15 +28,19 @@ class VerdictCache:
         self.path = path if path is not None else cache_root() / "judge" / "verdicts.sqlite"
         self._connection: sqlite3.Connection | None = None
 
-    def get(self, key: str, repeat: int) -> Reply | None:
-        """The reply to a request, or None. `key` is a SHA-256 of the whole of it. Raises UserError as `put` does."""
+    def get(self, key: str, repeat: int) -> tuple[Reply, tuple[int, int]] | None:
+        """The reply to a request, with its tokens in and out; None where there is none.
+
+        `key` is a SHA-256 of the whole request. Raises UserError as `put` does.
+        """
         with self._opened() as connection:
             select = "SELECT reply FROM replies WHERE key = ? AND repeat = ?"
             row = connection.execute(select, (key, repeat)).fetchone()
         if row is None:
             return None
         stored = json.loads(row[0])
-        return Reply(stored["text"], stored["logprobs"])
+        into, out = stored["usage"]
+        return Reply(stored["text"], stored["logprobs"]), (into, out)
 
     def put(self, key: str, repeat: int, reply: Reply, usage: tuple[int, int]) -> None:
         """Store a reply, in place of another one; `usage` are tokens in and out.

@@ -23,6 +23,8 @@ LONGEST_PAUSE = 60.0
 """Seconds, unless the server asks for more."""
 LONGEST_RETRY_AFTER = 600.0
 """Seconds that a server may ask to wait; what asks for more is not waited for."""
+HOPELESS = 20
+"""Questions that a judge refuses before any other reply; then it would refuse all."""
 SEEDS = 1000
 """Seeds between two attempts at one question; those of its repeats lie in between."""
 
@@ -125,6 +127,8 @@ class _Pool:
         self.usage = Usage()
         self.done = 0
         self.refusals: list[str] = []
+        self.answered = 0
+        self.given_up = 0  # since the last answer
         self.jitter = random.Random()
         # Two questions may be one request (both orders of two equal answers, say): the second waits for the first.
         self.locks: dict[tuple[str, int], asyncio.Lock] = defaultdict(asyncio.Lock)
@@ -165,6 +169,8 @@ class _Pool:
             except (_GivenUp, _Refused) as error:
                 if isinstance(error, _Refused):
                     self.refusals.append(str(error))
+                    if len(self.refusals) >= HOPELESS and len(self.refusals) > self.done:
+                        raise self._stopped(f"refuses every question ({self.refusals[0]})") from None
                 self.missing[repeat][ask.key] = f"repeat {repeat + 1}: {error}" if self.repeats > 1 else str(error)
             self.done += 1
             self.on_progress(self.done, self.usage)
@@ -174,14 +180,15 @@ class _Pool:
         whole = {"base_url": self.config.base_url, "request": self._request(ask, repeat), "reminder": ask.reminder}
         key = hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
         async with self.locks[key, repeat]:
-            stored = self.cache.get(key, repeat)
-            if stored is not None:
+            found = self.cache.get(key, repeat)
+            if found is not None:
+                stored, tokens = found
                 try:
                     verdict = ask.read(stored)
                 except Unreadable:
                     pass  # by what reads it now: it is asked again, and the new reply takes its place
                 else:
-                    self.usage += Usage(cached=1)
+                    self.usage += Usage(cached=1, saved=self._dollars(tokens))
                     return stored, verdict
             return await self._judge(ask, repeat, key)
 
@@ -236,12 +243,17 @@ class _Pool:
                     continue
             else:
                 self.cache.put(key, repeat, reply, tokens)
+                self.answered += 1
+                self.given_up = 0
                 return reply, verdict
             anew, begun = anew + 1, ""
             request = self._request(ask, repeat, anew)
         times = f"{self.config.attempts} {'attempt' if self.config.attempts == 1 else 'attempts'}"
         if unreadable:
             raise _GivenUp(f"no verdict in {times}: {unreadable}")
+        self.given_up += 1
+        if self.answered and self.given_up == 1:  # it answers others: the fault may be this question's
+            raise _GivenUp(f"no reply in {times}: {failed}")
         raise self._stopped(f"has not answered one question in {times} ({failed})")
 
     async def _send(self, request: Mapping[str, Any]) -> tuple[Reply, tuple[int, int]]:
@@ -273,9 +285,7 @@ class _Pool:
         except (ValueError, KeyError, TypeError, AttributeError):
             sent = self._said(answer.content.decode(errors="replace"))
             raise _Failed(f"what it sends is no completion: {sent}") from None
-        price = self.config.price
-        dollars = (tokens[0] * price.input + tokens[1] * price.output) / 1e6
-        self.usage += Usage(input_tokens=tokens[0], output_tokens=tokens[1], dollars=dollars)
+        self.usage += Usage(input_tokens=tokens[0], output_tokens=tokens[1], dollars=self._dollars(tokens))
         if not isinstance(text, str):
             raise Unreadable("the reply has no text")
         text = _answered(text)
@@ -286,6 +296,10 @@ class _Pool:
                 "file to have the text read instead"
             )
         return Reply(text, top), tokens
+
+    def _dollars(self, tokens: tuple[int, int]) -> float:
+        price = self.config.price
+        return (tokens[0] * price.input + tokens[1] * price.output) / 1e6
 
     def _of_status(self, status: int, body: object, headers: Mapping[str, str]) -> Exception:
         """What a status that is no success means."""
@@ -330,14 +344,22 @@ def _answered(text: str) -> str:
 
 
 def _read(ask: Ask, begun: str, sent: Reply) -> tuple[Reply, Verdict]:
-    """The verdict in a reply; in one to a reminder, which may only end what was `begun`, in both together as well."""
-    try:
+    """The verdict in a reply, with the text that has it.
+
+    A reply to a reminder ends what was begun, and is kept with it; but where both together say something else (several
+    verdicts, say, of which the reminder asked for one), it counts alone.
+    """
+    if not begun:
         return sent, ask.read(sent)
+    whole = Reply(f"{begun}\n{sent.text}", sent.logprobs)
+    try:
+        verdict = ask.read(sent)
     except Unreadable:
-        if not begun:
-            raise
-        whole = Reply(f"{begun}\n{sent.text}", sent.logprobs)
         return whole, ask.read(whole)
+    try:
+        return (whole if ask.read(whole) == verdict else sent), verdict
+    except Unreadable:
+        return sent, verdict
 
 
 def _likeliest(choice: Mapping[str, Any]) -> dict[str, float]:

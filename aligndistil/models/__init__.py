@@ -1,7 +1,14 @@
 """Models and tokenizers: where a role's folder is, loading it, and checking that models fit each other."""
 
 from aligndistil.models.export import export_model
-from aligndistil.models.load import check_language_model, check_scalar_model, load_model, load_scalar_model, pick_dtype
+from aligndistil.models.load import (
+    check_language_model,
+    check_scalar_model,
+    config_of,
+    load_model,
+    load_scalar_model,
+    pick_dtype,
+)
 from aligndistil.models.places import builtin_model, from_hub, located, model_exists, model_hash
 from aligndistil.models.tokenizers import check_same_tokenizer, load_tokenizer, shared_vocab, stop_ids
 
@@ -10,6 +17,7 @@ __all__ = [
     "check_language_model",
     "check_same_tokenizer",
     "check_scalar_model",
+    "config_of",
     "export_model",
     "from_hub",
     "load_model",

@@ -74,14 +74,19 @@ def load_scalar_model(path: str, section: recipe.Model, *, trained: bool, seed: 
     return _ready(model, section, trained=trained)
 
 
+def config_of(path: str, section: recipe.Model) -> Any:
+    """A model's configuration, before any weight is loaded. Raises as `load_model` does."""
+    return _options(path, section)[1]["config"]
+
+
 def check_language_model(path: str, section: recipe.Model) -> None:
     """Refuse a model with a scalar head, before any weight is loaded. Raises as `load_model` does."""
-    _refuse_classifier(path, _options(path, section)[1]["config"])
+    _refuse_classifier(path, config_of(path, section))
 
 
 def check_scalar_model(path: str, section: recipe.Model) -> None:
     """Refuse a language model where one with a scalar head is meant, before any weight is loaded."""
-    architectures = _options(path, section)[1]["config"].architectures or []
+    architectures = config_of(path, section).architectures or []
     if heads := [name for name in architectures if "CausalLM" in name or "LMHead" in name]:
         raise UserError(
             f"model {path!r} is a {heads[0]}, which scores nothing; give a model with a trained scalar head"

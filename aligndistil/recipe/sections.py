@@ -359,6 +359,8 @@ class Report(Section):
     """A folder with the benchmarks' files; null fetches them once."""
     allow_contaminated: bool = False
     """Also score models that were trained on the questions, and say so."""
+    allow_missing: bool = False
+    """Also score without the verdicts that could not be had, and say so."""
     threshold: float | None = None
     """The value that `steps_to_reward` counts the steps to; null is 90 % of the way to the lowest final value."""
     threshold_metric: Text | None = None
@@ -392,7 +394,8 @@ class Report(Section):
         if self.benchmarks != [] and self.against is not None and "pairwise" not in self.benchmarks:
             raise refusal("against", "only `pairwise` reads this; name it in `benchmarks`, or remove the line")
         if "benchmarks" not in self.model_fields_set:
-            read = ("judge", "judge_repeats", "against", "benchmark_limit", "benchmark_files", "allow_contaminated")
+            read = ["judge", "judge_repeats", "against", "benchmark_limit", "benchmark_files"]
+            read += ["allow_contaminated", "allow_missing"]
             for key in read:
                 if key in self.model_fields_set:
                     raise refusal(key, "there is nothing to judge; name `benchmarks`, or remove the line")

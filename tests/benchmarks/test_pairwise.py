@@ -101,7 +101,7 @@ def test_answers_are_read_as_they_were_written(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="1 of 3 questions have no answer in it, 0 for one"):
         benchmark.read_answers(by_prompt)
     by_prompt.write_text('{"text": 1}\n')
-    with pytest.raises(UserError, match=r"elsewhere\.jsonl:1: this is no answer"):
+    with pytest.raises(UserError, match=r"elsewhere\.jsonl: answer 1 has no `response`"):
         benchmark.read_answers(by_prompt)
 
 

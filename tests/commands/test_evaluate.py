@@ -257,9 +257,9 @@ def test_a_win_rate_with_the_gold_judge(evaluate: Evaluate) -> None:
         (["a=builtin:tiny", "a=builtin:tiny", "-b", "mt_bench", "--judge", "gold"], "two models would be called a"),
         (["builtin:tiny", "-b", "mt_bench", "--judge", "golt"], "no judge `golt`; did you mean `gold`?"),
         (["builtin:tiny", "-b", "mt_bench", "--judge", "gold", "--data-dir", "."], "has no mt_bench_questions.jsonl"),
-        (["builtin:tiny", "-b", "reward_bench_2", "--judge", "gold"], "ranks given responses"),
+        (["builtin:tiny", "-b", "reward_bench_2", "--judge", "gold"], "reward_bench_2 does not read --judge"),
         (["builtin:tiny", "-b", "reward_bench_2", "-b", "mt_bench"], "has a table of its own"),
-        (["-b", "human_agreement"], "is of a judge, on all pairs"),
+        (["-b", "human_agreement"], "is of a judge: give --judge, and no model"),
         (
             ["--answers", "none.jsonl", "-b", "mt_bench", "--judge", "gold"],
             "--answers none.jsonl: there is no such file",

@@ -111,7 +111,7 @@ def test_without_its_judge_a_run_is_trained_and_measured_and_says_what_is_missin
         assert "the same command goes on" in err
         report = json.loads(Path("runs/toy/report/comparison.json").read_text())
         assert {"kl", "kl_initial"} <= report["results"][1]["metrics"].keys()
-        assert "Not judged yet" in report["judged"][0]
+        assert "is not judged yet" in report["judged"][0]
         server.revive()
         server.faults = {}
         code, out, err = run("train", recipe)
@@ -119,7 +119,7 @@ def test_without_its_judge_a_run_is_trained_and_measured_and_says_what_is_missin
         assert out.count("finished and unchanged, skipped") == 4
         report = json.loads(Path("runs/toy/report/comparison.json").read_text())
         assert "pairwise/win_rate" in report["results"][1]["metrics"]
-        assert "Not judged yet" not in " ".join(report["judged"])
+        assert "is not judged yet" not in " ".join(report["judged"])
 
 
 def test_a_reward_model_of_the_same_recipe_can_judge(run: Run, write: Callable[..., Path]) -> None:
@@ -151,7 +151,8 @@ def test_a_reward_model_of_the_same_recipe_can_judge(run: Run, write: Callable[.
         ),
         ({"benchmarks": ["pairwise"], "judge": "gold", "against": "./none"}, "report.against"),
         ({"benchmarks": ["pairwise"], "judge": "stage:dpo", "against": "stage:dpo"}, "has no scalar head"),
-        ({"benchmarks": ["mt_bench"], "judge": "gold", "benchmark_files": "."}, "report.benchmarks: --data-dir"),
+        ({"benchmarks": ["mt_bench"], "judge": "gold"}, "report.judge: the judge gold only says which of two answers"),
+        ({"benchmarks": ["arena_hard"], "judge": "gold", "benchmark_files": "."}, "report.benchmarks: --data-dir"),
     ],
 )
 def test_what_cannot_be_judged_is_refused_before_anything_is_trained(

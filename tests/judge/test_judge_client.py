@@ -387,7 +387,8 @@ def test_control_c_ends_at_once_and_the_cache_goes_on(cache: VerdictCache) -> No
     folders = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
     with JudgeServer(rating) as server:
         server.delay = 0.1
-        code = f"import sys; sys.path[:0] = {folders}; import test_judge_client as t; t.verdicts_on({server.url!r}, {{!r}})"
+        call = f"import test_judge_client as t; t.verdicts_on({server.url!r}, {{!r}})"
+        code = f"import sys; sys.path[:0] = {folders}; {call}"
         process = subprocess.Popen(
             [sys.executable, "-c", code.format(str(cache.path))], stderr=subprocess.PIPE, text=True
         )
@@ -453,3 +454,51 @@ def test_what_a_judge_thinks_is_no_verdict(cache: VerdictCache, reply: str, verd
     with JudgeServer(lambda body: reply) as server:
         judged = EndpointJudge(config_of(server, attempts=1), cache).ask(questions(1), 1, "test")
     assert judged.verdicts[0].get("q0") == verdict
+
+
+def test_a_reminder_mends_a_reply_that_said_too_much(cache: VerdictCache) -> None:
+    def read_one(reply: Reply) -> float:
+        found = re.findall(r"\[\[([\d.]+)\]\]", reply.text)
+        if len(set(found)) != 1:
+            raise Unreadable("not one [[rating]]")
+        return float(found[0])
+
+    ask = Ask("q0", [{"role": "user", "content": "q0"}], read_one, 100, reminder="One rating.")
+    replies = iter(["[[1]] or [[2]]", "[[2]]"])
+    with JudgeServer(lambda body: next(replies)) as server:
+        for _ in range(2):  # the second time out of the cache
+            judged = EndpointJudge(config_of(server), cache).ask([ask], 1, "test")
+            assert (judged.verdicts, judged.texts) == ([{"q0": 2.0}], [{"q0": "[[2]]"}])
+    assert len(server.requests) == 2
+
+
+def test_one_question_that_always_fails_is_missing_where_others_are_answered(cache: VerdictCache) -> None:
+    with JudgeServer(rating) as server:
+        real = server.reply
+        bad: list[int] = []
+
+        def reply(body: dict[str, Any]) -> Any:
+            if body["messages"][0]["content"] == "q3":
+                bad.append(1)
+            return real(body)
+
+        class Always500(dict[int, Any]):
+            def get(self, number: Any, default: Any = None) -> Any:
+                return 500 if server.requests[-1]["messages"][0]["content"] == "q3" else None
+
+        server.faults = Always500()
+        judged = EndpointJudge(config_of(server, attempts=3, concurrency=1), cache).ask(questions(), 1, "test")
+    assert not bad
+    assert list(judged.missing) == ["q3"]
+    assert "no reply in 3 attempts: status 500" in judged.missing["q3"]
+    assert len(judged.verdicts[0]) == N - 1
+
+
+def test_what_the_cache_saved_is_known(cache: VerdictCache) -> None:
+    price = {"input": 10.0, "output": 20.0}
+    with JudgeServer(rating) as server:
+        first = EndpointJudge(config_of(server, price=price), cache).ask(questions(), 1, "test").usage
+        second = EndpointJudge(config_of(server, price=price), cache).ask(questions(), 1, "test").usage
+    assert first.dollars == pytest.approx((N * 1 * 10 + N * 3 * 20) / 1e6)  # words: one in, three out
+    assert (first.saved, second.dollars) == (0, 0)
+    assert second.saved == pytest.approx(first.dollars)

@@ -17,12 +17,12 @@ def test_a_reply_is_kept_by_request_and_repeat(tmp_path: Path) -> None:
     cache.put("a", 1, Reply("no"), (3, 1))
     cache.close()
     again = VerdictCache(path)
-    assert again.get("a", 0) == Reply("yes", {"m": -0.1})
-    assert again.get("a", 1) == Reply("no")
+    assert again.get("a", 0) == (Reply("yes", {"m": -0.1}), (3, 1))
+    assert again.get("a", 1) == (Reply("no"), (3, 1))
     assert again.get("a", 2) is None
     assert again.get("b", 0) is None
     again.put("a", 0, Reply("perhaps"), (3, 1))
-    assert VerdictCache(path).get("a", 0) == Reply("perhaps")
+    assert VerdictCache(path).get("a", 0) == (Reply("perhaps"), (3, 1))
 
 
 def test_usage_and_date_stand_beside_a_reply(tmp_path: Path) -> None:
