@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -274,3 +275,149 @@ def test_what_cannot_be_evaluated_is_refused_in_one_sentence(
     assert sentence in err
     assert err.count("error:") == 1
     assert not Path("evaluation/comparison.json").exists()
+
+
+def test_a_judge_that_says_something_else_the_second_time_is_seen(
+    evaluate: Evaluate, model_folder: Callable[..., str], tmp_path: Path
+) -> None:
+    """Both orders of three prompts, asked twice: first always for the model, then always for what is first."""
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"prompt": f"w0{i}"}) + "\n" for i in range(3)))
+    asked = [f"mine={model_folder(seed=1)}", "--against", f"base={model_folder(seed=2)}", "--prompts", "prompts.jsonl"]
+    asked += ["--max-new-tokens", 6]
+    seen: dict[str, int] = {}
+
+    assert evaluate(*asked, "--answers-only")[0] == 0
+    lines = Path("evaluation/pairwise/answers/mine.jsonl").read_text().splitlines()
+    answers = [json.loads(line)["response"] for line in lines]
+
+    def first_time(request: dict[str, Any]) -> str:
+        text = request["messages"][1]["content"]
+        seen[text] = seen.get(text, 0) + 1
+        if seen[text] == 2:
+            return "[[A]]"
+        return "[[A]]" if any(f"<answer A>\n{answer}\n" in text for answer in answers) else "[[B]]"
+
+    with JudgeServer(first_time) as server:
+        code, _, err = evaluate(*asked, "--judge", judge_file(tmp_path, server.url, concurrency=1))
+    assert code == 0, err
+    assert metrics()["mine"]["pairwise/win_rate"] == pytest.approx(75)  # 100 and 50
+    assert metrics()["mine"]["pairwise/repeat_spread"] == pytest.approx(50)
+    assert metrics()["mine"]["pairwise/position_bias"] == pytest.approx(25)
+
+
+def test_another_judge_or_another_baseline_is_not_the_table_of_before(
+    evaluate: Evaluate, model_folder: Callable[..., str], tmp_path: Path
+) -> None:
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"prompt": f"w0{i}"}) + "\n" for i in range(4)))
+    models = [f"mine={model_folder(seed=1)}", "--prompts", "prompts.jsonl", "--max-new-tokens", 6]
+
+    def longest(request: dict[str, Any]) -> str:
+        parts = [request["messages"][1]["content"].split(f"answer {name}>\n")[1].split("\n</")[0] for name in "AB"]
+        a, b = map(len, parts)
+        return "[[A]]" if a > b else "[[B]]" if b > a else "[[tie]]"
+
+    with JudgeServer(longest) as server, JudgeServer(lambda request: "[[tie]]") as other:
+        judge = judge_file(tmp_path, server.url)
+        assert evaluate(*models, "--against", f"base={model_folder(seed=2)}", "--judge", judge)[0] == 0
+        before = metrics()
+        assert evaluate(*models, "--against", f"base={model_folder(seed=3)}", "--judge", judge)[0] == 0
+        assert len(server.answered) > 16  # the other model's answers are judged anew
+        judge = judge_file(tmp_path, other.url)
+        assert evaluate(*models, "--against", f"base={model_folder(seed=2)}", "--judge", judge)[0] == 0
+        assert len(other.answered) == 16
+        assert metrics()["mine"]["pairwise/win_rate"] == 50.0
+        judge = judge_file(tmp_path, server.url)
+        requests = len(server.requests)
+        assert evaluate(*models, "--against", f"base={model_folder(seed=2)}", "--judge", judge)[0] == 0
+        assert metrics() == before
+        assert len(server.requests) == requests  # all of it was in the cache
+
+
+def test_another_model_at_the_same_place_answers_anew(
+    evaluate: Evaluate, model_folder: Callable[..., str], tmp_path: Path
+) -> None:
+    place = tmp_path / "model"
+    asked = ["mine=model", "--against", "builtin:tiny", "--prompts", "prompts.jsonl", "--max-new-tokens", 6]
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "w01"}\n{"prompt": "w02"}\n')
+    found = []
+    for seed in (1, 2):
+        shutil.rmtree(place, ignore_errors=True)
+        shutil.copytree(model_folder(seed=seed), place)
+        assert evaluate(*asked, "--judge", "gold")[0] == 0
+        found.append(Path("evaluation/pairwise/answers/mine.jsonl").read_text())
+    config = json.loads((place / "tokenizer_config.json").read_text())
+    template = place / "chat_template.jinja"
+    if template.exists():
+        template.write_text(template.read_text().replace("<user> ", "<user> w05 "))
+    else:
+        config["chat_template"] = config["chat_template"].replace("<user> ", "<user> w05 ")
+        (place / "tokenizer_config.json").write_text(json.dumps(config))
+    assert evaluate(*asked, "--judge", "gold")[0] == 0
+    found.append(Path("evaluation/pairwise/answers/mine.jsonl").read_text())
+    assert len(set(found)) == 3
+
+
+@pytest.mark.parametrize(
+    ("models", "sentence"),
+    [
+        (["a b=builtin:tiny", "a/b=builtin:tiny"], "would both be called a--b"),
+        (["gpt-4-0314=builtin:tiny"], "would be called gpt-4-0314, as the baseline of Arena-Hard"),
+        (["SCALAR"], "which writes no text; give a language model"),
+    ],
+)
+@needs_files
+def test_models_that_cannot_be_told_apart_or_asked_are_refused_before_the_first_answers(
+    evaluate: Evaluate, data_dir: Path, model_folder: Callable[..., str], models: list[str], sentence: str
+) -> None:
+    models = [model_folder(seed=4, scalar=True) if model == "SCALAR" else model for model in models]
+    code, _, err = evaluate(*models, "-b", "arena_hard", "--data-dir", data_dir, "--judge", "gold", "--limit", 2)
+    assert code == 2, err
+    assert sentence in err
+    assert not any(Path("evaluation").rglob("*.jsonl"))
+
+
+@needs_files
+def test_a_model_that_was_trained_on_the_questions_gets_no_score_unless_it_is_allowed(
+    evaluate: Evaluate,
+    recipe_file: Callable[..., Path],
+    model_folder: Callable[..., str],
+    data_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    questions = [row["turns"][0] for row in rows("mt_bench_questions")]
+    pairs = Path("pairs.jsonl")
+    pairs.write_text(
+        "".join(json.dumps({"prompt": q, "chosen": "w01 w02", "rejected": "w03"}) + "\n" for q in questions[:16])
+    )
+    content = {
+        "name": "met",
+        "model": {"path": model_folder(seed=0)},
+        "data": {"train": {"path": "pairs.jsonl"}, "eval": {"path": "pairs.jsonl"}, "max_prompt_length": 64},
+        "train": {"max_steps": 1, "batch_size": 2},
+        "engine": {"zero_stage": 0},
+        "report": {"samples": 2},
+        "stages": {"dpo": {"objective": {"name": "dpo"}, "models": {"reference": model_folder(seed=0)}}},
+    }
+    recipe = recipe_file(content)
+    monkeypatch.setattr(sys, "argv", ["aligndistil", "train", str(recipe)])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert not stop.value.code
+    asked = ["runs/met/dpo", "-b", "mt_bench", "--data-dir", data_dir, "--max-new-tokens", 4]
+    with JudgeServer(lambda request: "[[5]]") as server:
+        judge = judge_file(Path.cwd(), server.url)
+        code, _, err = evaluate(*asked, "--judge", judge)
+        assert code == 2
+        assert "met/dpo was trained on 16 of the 80 questions of MT-Bench" in err
+        assert not server.requests
+        code, _, err = evaluate(*asked, "--judge", judge, "--allow-contaminated", "--repeat", 1)
+        assert code == 0, err
+        assert "scored because of --allow-contaminated" in Path("evaluation/comparison.md").read_text()
+        content["report"] = {"samples": 2, "benchmarks": ["mt_bench"], "judge": str(judge)}
+        content["report"]["benchmark_files"] = str(data_dir)
+        content["name"] = "again"
+        monkeypatch.setattr(sys, "argv", ["aligndistil", "train", str(recipe_file(content, "again.yaml"))])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        assert stop.value.code == 2
+        assert not Path("runs/again").exists()
