@@ -94,6 +94,26 @@ def recipe_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[di
 
 
 @pytest.fixture
+def command_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Calls `aligndistil ARGUMENT ...` in this process: exit code, stdout and stderr, each without line breaks."""
+    from aligndistil.cli import main
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["aligndistil", *map(str, arguments)])
+        try:
+            main()
+            code = 0
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        captured = capsys.readouterr()
+        return code, " ".join(captured.out.split()), " ".join(captured.err.split())
+
+    return call
+
+
+@pytest.fixture
 def processes() -> Iterator[Any]:
     """This process as a group of one."""
     from aligndistil.engine.processes import start_processes

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import yaml
 
-from aligndistil.cli import main
 from aligndistil.judge import client
 from aligndistil.rollout import LoadedModel
 from support.benchmark_files import ARENA_JUDGE, STORE, Script, rows
@@ -27,23 +26,12 @@ Evaluate = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def evaluate(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Evaluate:
-    """Exit code, stdout and stderr, each without line breaks; in an empty folder, with pauses of no length."""
+def evaluate(monkeypatch: pytest.MonkeyPatch, command_line: Evaluate, tmp_path: Path) -> Evaluate:
+    """`aligndistil evaluate`, in an empty folder and with pauses of no length."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(client, "FIRST_PAUSE", 0.001)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["aligndistil", "evaluate", *map(str, arguments)])
-        try:
-            main()
-            code = 0
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        captured = capsys.readouterr()
-        return code, " ".join(captured.out.split()), " ".join(captured.err.split())
-
-    return call
+    return functools.partial(command_line, "evaluate")
 
 
 @pytest.fixture
@@ -342,7 +330,7 @@ def test_a_model_that_was_trained_on_the_questions_gets_no_score_unless_it_is_al
     recipe_file: Callable[..., Path],
     model_folder: Callable[..., str],
     data_dir: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    command_line: Evaluate,
 ) -> None:
     questions = [row["turns"][0] for row in rows("mt_bench_questions")]
     pairs = Path("pairs.jsonl")
@@ -359,10 +347,7 @@ def test_a_model_that_was_trained_on_the_questions_gets_no_score_unless_it_is_al
         "stages": {"dpo": {"objective": {"name": "dpo"}, "models": {"reference": model_folder(seed=0)}}},
     }
     recipe = recipe_file(content)
-    monkeypatch.setattr(sys, "argv", ["aligndistil", "train", str(recipe)])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    assert not stop.value.code
+    assert command_line("train", recipe)[0] == 0
     asked = ["runs/met/dpo", "-b", "mt_bench", "--data-dir", data_dir, "--max-new-tokens", 4]
     with JudgeServer(lambda request: "[[5]]") as server:
         judge = judge_file(Path.cwd(), server.url)
@@ -376,8 +361,7 @@ def test_a_model_that_was_trained_on_the_questions_gets_no_score_unless_it_is_al
         content["report"] = {"samples": 2, "benchmarks": ["mt_bench"], "judge": str(judge)}
         content["report"]["benchmark_files"] = str(data_dir)
         content["name"] = "again"
-        monkeypatch.setattr(sys, "argv", ["aligndistil", "train", str(recipe_file(content, "again.yaml"))])
-        with pytest.raises(SystemExit) as stop:
-            main()
-        assert stop.value.code == 2
+        code, _, err = command_line("train", recipe_file(content, "again.yaml"))
+        assert code == 2
+        assert "report.benchmarks: again was trained on 16 of the 80 questions of MT-Bench" in err
         assert not Path("runs/again").exists()
