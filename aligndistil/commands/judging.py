@@ -82,9 +82,8 @@ def judging_of(recipe: Recipe) -> Judging | None:
         # What a model has met, its teachers' data included, is in the data of some stage.
         data = TrainingData([source for stage in recipe.stages.values() for source in stage.data.train])
         for benchmark in benchmarks:
-            if (
-                why := refusal(find(data, benchmark.questions, benchmark.name), benchmark.title, recipe.name)
-            ) is not None:
+            found = find(data, benchmark.questions, benchmark.name)
+            if (why := refusal(found, benchmark.title, recipe.name)) is not None:
                 raise UserError(f"{recipe.where('report', 'benchmarks')}: {why}")
     return Judging(config, benchmarks, files.notes)
 
