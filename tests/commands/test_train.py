@@ -518,8 +518,10 @@ def test_two_processes_give_the_losses_of_one(three: Path, on_processes: Callabl
         ours, theirs = lines(one / stage), lines(two / stage)
         assert [line.pop("split") for line in ours] == [line.pop("split") for line in theirs]
         for a, b in zip(ours, theirs, strict=True):
-            assert a == pytest.approx(b, abs=1e-5, rel=1e-4)
-            assert a.get("loss", 0) == pytest.approx(b.get("loss", 0), abs=1e-5)
+            # Adam divides a gradient by its own size: where that is almost 0, rounding becomes a whole step.
+            early = a.get("step", 0) < 2
+            assert a == pytest.approx(b, abs=1e-5, rel=1e-4 if early else 2e-3)
+            assert a.get("loss", 0) == pytest.approx(b.get("loss", 0), abs=1e-5 if early else 1e-4)
     for samples in ("eval-000004.jsonl", "step-000004.jsonl"):
         drawn = [(folder / "policy" / "samples" / samples).read_text().splitlines() for folder in (one, two)]
         assert drawn[0][: len(drawn[1])] == drawn[1]  # rank 0 writes its own share of a rollout
