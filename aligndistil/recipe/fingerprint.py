@@ -15,8 +15,11 @@ SECTIONS_OF_RESULT = ("objective", "model", "models", "data", "rollout", "train"
 A trained reward is more than weights: its scale is measured on eval data, see `_of_result`.
 """
 
-NOT_OF_RESULT = {"data": {"eval"}, "engine": {"teacher_cache"}}
-"""Their fields that do not. Frozen models say the same from the disk: a sweep may be cached and its teachers not."""
+NOT_OF_RESULT = {"data": {"eval", "workers"}, "engine": {"teacher_cache"}}
+"""Their fields that do not. Frozen models say the same from the disk: a sweep may be cached and its teachers not.
+
+Eval data that are held out of the training data do change it, see `_of_result`.
+"""
 
 _ABSENT = object()
 
@@ -54,6 +57,9 @@ def _of_result(resolved: Mapping[str, Any], scalar: bool) -> dict[str, Any]:
         section = sections[name]
         if section is not None:
             sections[name] = {key: value for key, value in section.items() if key not in others}
+    data = resolved.get("data") or {}
+    if isinstance(data.get("eval"), Mapping):  # a share of the training data
+        sections["data"] = {**(sections["data"] or {}), "eval": data["eval"]}
     if scalar:
         sections["data"] = {**(sections["data"] or {}), "eval": resolved["data"]["eval"]}
         sections["evaluation"] = {"limit": resolved["evaluation"]["limit"]}

@@ -35,11 +35,19 @@ def merge(base: Node, over: Node) -> Node:
         if key not in merged:
             merged[key] = child
             continue
-        old, new = merged[key].child("name"), child.child("name")
-        # The hyperparameters of another objective are nobody's defaults.
-        another = key == "objective" and old is not None and new is not None and old.value != new.value
-        merged[key] = child if another else merge(merged[key], child)
+        merged[key] = child if _of_another_kind(key, merged[key], child) else merge(merged[key], child)
     return replace(over, value=merged)
+
+
+def _of_another_kind(key: str, below: Node, above: Node) -> bool:
+    """Whether it is another objective, or other evaluation data, whose fields below are nobody's defaults."""
+    if key == "objective":
+        old, new = below.child("name"), above.child("name")
+        return old is not None and new is not None and old.value != new.value
+    if key == "eval":
+        was_share, is_share = below.child("fraction") is not None, above.child("fraction") is not None
+        return was_share != is_share and (is_share or above.child("path") is not None)
+    return False
 
 
 def without_nulls(node: Node) -> Node:
@@ -76,7 +84,7 @@ def read_recipe_tree(path: Path, above: tuple[Path, ...] = ()) -> tuple[Node, st
     at = f"{extends.value_at}: extends:"
     if not isinstance(extends.value, str):
         raise UserError(f"{at} must be the path of one recipe, not {extends.plain()!r}")
-    extended, above = Path(os.path.normpath(path.parent / extends.value)), (*above, path)
+    extended, above = Path(os.path.normpath(path.parent / os.path.expanduser(extends.value))), (*above, path)
     if extended.resolve() in [one.resolve() for one in above]:
         circle = " -> ".join(str(one) for one in (*above, extended))
         raise UserError(f"{at} recipes extend each other in a circle: {circle}")
@@ -96,6 +104,18 @@ def _with_paths_of_file(node: Node, folder: Path, keys: Set[str]) -> Node:
     if isinstance(node.value, str) and node.path and node.path[-1] in keys and node.value.startswith(("./", "../")):
         path = os.path.normpath(folder / node.value)
         return replace(node, value=path if path.startswith(("/", "..")) else f"./{path}")
+    return node
+
+
+def with_home(node: Node) -> Node:
+    """The tree with the home folder for each `~` that begins a path."""
+    if isinstance(node.value, dict):
+        return replace(node, value={key: with_home(child) for key, child in node.value.items()})
+    if isinstance(node.value, list):
+        return replace(node, value=[with_home(child) for child in node.value])
+    is_path = node.path and node.path[-1] in {*PATH_KEYS, "output_dir", *roles()}
+    if is_path and isinstance(node.value, str) and node.value.startswith("~"):
+        return replace(node, value=os.path.expanduser(node.value))
     return node
 
 

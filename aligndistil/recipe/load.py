@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 from aligndistil.errors import guess_and_list
 from aligndistil.objectives import registry, roles
 from aligndistil.objectives.base import Need, OnPolicy, Prepares, Role
-from aligndistil.recipe.layers import apply_overrides, merge, read_recipe_tree, without_nulls
+from aligndistil.recipe.layers import apply_overrides, merge, read_recipe_tree, with_home, without_nulls
 from aligndistil.recipe.problems import Problem, raise_all, unknown_key, validated
 from aligndistil.recipe.revisions import with_revisions
 from aligndistil.recipe.sections import Header
@@ -29,7 +29,7 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     """Read, merge and check a recipe. Raises UserError with one line for each problem, in file order."""
     path = Path(path)
     tree, text = read_recipe_tree(path)
-    tree = apply_overrides(tree, overrides)
+    tree = with_home(apply_overrides(tree, overrides))
     problems = _unknown_keys(tree, TOP_KEYS)
     header = _header(tree, path, problems)
     defaults = _part(tree, STAGE_KEYS)

@@ -15,7 +15,7 @@ from pydantic_core import ErrorDetails
 from aligndistil import objectives
 from aligndistil.errors import UserError, did_you_mean, guess_and_list, listed, nearest
 from aligndistil.recipe.other_tools import remark_on
-from aligndistil.recipe.sections import Header, Report, Source, sections
+from aligndistil.recipe.sections import KINDS_OF_EVAL, Header, Report, Source, sections
 from aligndistil.recipe.yaml_positions import KeyPath, Node, Position, dotted
 
 M = TypeVar("M", bound=BaseModel)
@@ -62,8 +62,9 @@ def validated(cls: type[M], node: Node, problems: list[Problem], context: object
 def _problems_of(details: Iterable[ErrorDetails], cls: type[BaseModel], node: Node) -> Iterator[Problem]:
     wrong: dict[KeyPath, tuple[Node, list[str]]] = {}
     for detail in details:
-        loc, owner, inner = detail["loc"], cls, detail["loc"]
-        if len(loc) > 1 and loc[0] == "objective":  # which of the union it is, stands between the field and its content
+        # Which kind of a union it is stands between the field and its content.
+        loc, owner, inner = tuple(key for key in detail["loc"] if key not in KINDS_OF_EVAL), cls, detail["loc"]
+        if len(loc) > 1 and loc[0] == "objective":
             owner, inner = objectives.registry()[str(loc[1])], loc[2:]
             loc = ("objective", *inner)
         found, _ = node.deepest(loc)
@@ -105,7 +106,9 @@ def _objective_problem(node: Node) -> Problem:
 def _class_at(cls: type[BaseModel], loc: KeyPath) -> type[BaseModel]:
     """The model class that stands at a location inside a model of class `cls`."""
     for key in loc:
-        if isinstance(key, str) and key in cls.model_fields:
+        if key in KINDS_OF_EVAL:
+            cls = KINDS_OF_EVAL[key]
+        elif isinstance(key, str) and key in cls.model_fields:
             cls = next(_models_in(cls.model_fields[key].annotation), cls)
     return cls
 

@@ -11,7 +11,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self, TypeAlias
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, create_model, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    JsonValue,
+    Tag,
+    create_model,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from aligndistil.objectives import roles
@@ -65,6 +75,9 @@ class Model(Section):
     """Run Python code that comes with the model."""
     chat_template: str | None = None
     """A Jinja template, or the path of a file that holds one; null takes the tokenizer's own."""
+    chat_template_kwargs: dict[str, JsonValue] = Field(default={})
+    """What the chat template is given beside messages and tools, such as `enable_thinking: false`: for training data,
+    rollouts and evaluation alike."""
 
 
 def models_section(roles: Mapping[str, str]) -> type[Section]:
@@ -89,7 +102,9 @@ class Source(Section):
     """What a row looks like; `auto` looks at the columns."""
     columns: dict[str, str] = Field(default={})
     """Our column name -> theirs, where they differ."""
-    weight: float = Field(default=1.0, gt=0)
+    templated: bool = False
+    """The text of the rows is final: it has been through a chat template, and is tokenised as it stands."""
+    weight: float = Field(default=1.0, gt=0, le=1000)
     """How often an epoch sees this source's examples: 2 is twice, 0.25 is a quarter of them, drawn once by the seed."""
     revision: str | None = None
     """Branch, tag or commit on the Hub."""
@@ -110,13 +125,37 @@ def _as_list(value: Any) -> Any:
 Sources: TypeAlias = Annotated[list[Source], BeforeValidator(_as_list, json_schema_input_type=Source | list[Source])]
 
 
+class HeldOut(Section):
+    """A share of the training data that is kept out of it, by prompt: no prompt is on both sides."""
+
+    fraction: float = Field(gt=0, lt=1)
+    """Of the prompts."""
+    seed: int = Field(default=0, ge=0)
+    """Which prompts."""
+
+
+def _kind_of_eval(value: Any) -> str:
+    if isinstance(value, Mapping):
+        share = "fraction" in value or ("path" not in value and any(key.startswith(("frac", "seed")) for key in value))
+    else:
+        share = isinstance(value, HeldOut)
+    return "<share>" if share else "<sources>"
+
+
+EvalData: TypeAlias = Annotated[
+    Annotated[Sources, Tag("<sources>")] | Annotated[HeldOut, Tag("<share>")], Discriminator(_kind_of_eval)
+]
+KINDS_OF_EVAL: Mapping[str | int, type[Section]] = {"<sources>": Source, "<share>": HeldOut}
+"""What pydantic calls the two in the place of an error: no key of a recipe looks like that."""
+
+
 class Data(Section):
     """What the stage is trained and evaluated on."""
 
     train: Annotated[Sources, Field(min_length=1)]
     """One source, or a list of them that is mixed by weight."""
-    eval: Sources | None = None
-    """One source or a list of them, held out from training."""
+    eval: EvalData | None = None
+    """One source or a list of them, held out from training; or a share of the training data."""
     reverse_preferences: bool = False
     """Swap chosen and rejected, as a reverse teacher needs: in the training data, and in the eval data while training.
     The final comparison has them the right way round."""
@@ -124,11 +163,20 @@ class Data(Section):
     """Tokens; a longer prompt keeps its end."""
     max_response_length: int = Field(default=1024, ge=1)
     """Tokens; a longer response keeps its start, and gets no end-of-text token."""
+    overlong_prompts: Literal["keep_end", "drop"] = "keep_end"
+    """What becomes of a longer prompt: its end is kept, after the system turn, or the row is dropped."""
+    workers: int | None = Field(default=None, ge=1)
+    """Processes that prepare the data; null is one a processor core. No token depends on it."""
     max_dropped_fraction: float = Field(default=0.05, ge=0, le=1)
     """The run refuses to start when a larger share of the rows cannot be used."""
     on_boundary_mismatch: Literal["error", "shift", "drop"] = "error"
     """When the tokens of the prompt are not the start of the tokens of prompt + response: stop, move the boundary to
     the longest common start, or drop the row."""
+
+    @property
+    def held_out(self) -> HeldOut | None:
+        """The share of the training data that `eval` is, if it is one."""
+        return self.eval if isinstance(self.eval, HeldOut) else None
 
 
 class Rollout(Section):

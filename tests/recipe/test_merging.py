@@ -135,3 +135,13 @@ def test_a_path_of_a_base_recipe_is_relative_to_the_base_and_one_of_the_command_
 def test_an_empty_file_and_a_list_are_no_recipes(refused):
     assert refused("# nothing\n")[0].startswith("r.yaml: the file is empty; ")
     assert refused("- a\n") == ["r.yaml:1:1: a recipe is a mapping of keys, such as `model:` and `objective:`"]
+
+
+def test_a_share_of_the_training_data_takes_the_place_of_sources_and_the_other_way_round(load, sft):
+    sources = sft.replace("{path: d}}", "{path: d}, eval: {path: e, limit: 5}}")
+    share = sft.replace("{path: d}}", "{path: d}, eval: {fraction: 0.1, seed: 3}}")
+    assert load(sources, "data.eval.fraction=0.2").stages["sft"].data.eval.model_dump() == {"fraction": 0.2, "seed": 0}
+    assert load(share, "data.eval.fraction=0.2").stages["sft"].data.eval.model_dump() == {"fraction": 0.2, "seed": 3}
+    assert load(share, "data.eval.path=e").stages["sft"].data.eval[0].limit is None
+    assert load(sources, "data.eval.path=f").stages["sft"].data.eval[0].limit == 5
+    assert load(share, "data.eval=null").stages["sft"].data.eval is None

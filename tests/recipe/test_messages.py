@@ -248,3 +248,24 @@ def test_text_that_is_no_yaml_is_refused_where_it_stands(text: str, sentence: st
     with pytest.raises(UserError) as caught:
         parse_yaml(text, "x.yaml")
     assert str(caught.value).startswith(sentence)
+
+
+@pytest.mark.parametrize(
+    ("value", "lines"),
+    [
+        ("{fraction: 1.5}", ["eval.fraction: must be less than 1, not 1.5"]),
+        ("{fraction: a}", ["eval.fraction: must be a number, not the string 'a'"]),
+        ("{fraction: 0.1, sed: 1}", ["eval.sed: unknown key; did you mean `seed`?"]),
+        (
+            "{fraction: 0.1, path: x}",
+            ["eval.path: unknown key; `path` belongs to `model.path` or `data.train.path`"],
+        ),
+        ("{}", ["eval.path: is required"]),
+        ("{path: x, split: 3}", ["eval.split: must be a string, not 3: put it in quotes"]),
+        ("[{path: x, limt: 3}]", ["eval.0.limt: unknown key; did you mean `limit`?"]),
+        ("0.1", ["eval: must be a mapping such as `{path: ...}`, not 0.1"]),
+    ],
+)
+def test_evaluation_data_are_sources_or_a_share_and_a_mistake_is_told_about_that_one(refused, sft, value, lines):
+    told = refused(sft.replace("{path: d}}", f"{{path: d}}, eval: {value}}}"))
+    assert [line.split(": data.", 1)[1] for line in told] == lines

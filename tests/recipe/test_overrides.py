@@ -1,5 +1,7 @@
 import pytest
 
+from aligndistil.recipe import load_recipe
+
 
 @pytest.mark.parametrize(
     ("override", "path", "value"),
@@ -126,3 +128,32 @@ def test_an_index_past_the_end_is_refused(refused):
     assert refused(text, "data.train.2.split=x") == [
         "--set data.train.2.split=x: `data.train` is a list of 2; `2` must be an index from 0 to 1"
     ]
+
+
+def test_a_tilde_is_the_home_folder_in_every_path(write, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ann")
+    path = write(
+        "r.yaml",
+        """\
+        output_dir: ~/runs
+        objective: {name: dpo}
+        model: {path: ~/model, chat_template: ~/chat.jinja}
+        models: {reference: ~/model}
+        data: {train: [{path: ~/one.jsonl}, {path: "./~/two.jsonl", columns: {prompt: ~x}}]}
+        """,
+    )
+    recipe = load_recipe(path, ["data.eval={path: ~/eval.jsonl}"])
+    stage = recipe.stages["dpo"]
+    assert str(recipe.output_dir) == "/home/ann/runs"
+    assert (stage.model.path, stage.model.chat_template) == ("/home/ann/model", "/home/ann/chat.jinja")
+    assert stage.models == {"reference": "/home/ann/model"}
+    assert [source.path for source in stage.data.train] == ["/home/ann/one.jsonl", "./~/two.jsonl"]
+    assert stage.data.train[1].columns == {"prompt": "~x"}
+    assert stage.data.eval[0].path == "/home/ann/eval.jsonl"
+
+
+def test_a_recipe_extends_one_in_the_home_folder(write, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    write("home/base.yaml", "objective: {name: sft}\nmodel: {path: m}\ndata: {train: {path: d}}\n")
+    recipe = load_recipe(write("r.yaml", "extends: ~/base.yaml\ntrain: {seed: 5}\n"))
+    assert recipe.stages["sft"].train.seed == 5
