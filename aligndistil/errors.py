@@ -68,3 +68,11 @@ def guess_and_list(word: str, known: Iterable[str], what: str) -> str:
     known = list(known)
     guess = did_you_mean(word, known)
     return f"{guess} The {what} are {listed(known)}" if guess else f"; the {what} are {listed(known)}"
+
+
+def printable(text: str) -> str:
+    """Text without what a terminal would obey: names of columns and files come from elsewhere."""
+    return "".join(
+        one if one.isprintable() or one == "\n" else one.encode("unicode_escape", "surrogatepass").decode()
+        for one in text
+    )
