@@ -5,10 +5,13 @@ import copy
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import AddedToken, AutoTokenizer
 
 from aligndistil.batch import DataKind, collate
 from aligndistil.data import Encoder, Record, to_records
+from aligndistil.data.encoding import NOT_FINAL, _splitting_tokens
 from aligndistil.data.records import Unusable
+from aligndistil.data.templating import MARKED, REPEATED
 from aligndistil.errors import UserError
 
 TURNS = [
@@ -82,10 +85,65 @@ def test_no_bos_means_none_in_ids(qwen, plain):
         assert all(isinstance(token, int) for token in [*row.prompt_ids, *row.response_ids])
 
 
-def test_two_bos_tokens_from_template_and_row_are_refused(llama):
-    double = "{{ bos_token }}{% for m in messages %}{{ m.content }}{% endfor %}"
-    with pytest.raises(UserError, match="two BOS tokens open the row"):
-        encode(llama, Record(f"{llama.bos_token}Hi", ("Yes.",)), template=double)
+def test_a_template_that_writes_two_bos_tokens_is_refused(llama):
+    double = "{{ bos_token }}{{ bos_token }}{% for m in messages %}{{ m.content }}{% endfor %}"
+    with pytest.raises(UserError, match=r"opens the row .*Hi' with two BOS tokens"):
+        encode(llama, Record("Hi", ("Yes.",)), template=double)
+
+
+def test_a_bos_in_the_text_of_a_row_is_a_marker_of_the_template(llama):
+    text = f"{llama.bos_token}Hi"
+    assert str(encode(llama, Record(text, ("Yes.",)))) == f"{MARKED}, {llama.bos_token!r}"
+    assert not isinstance(encode(llama_without_template(llama), Record(text, ("Yes.",))), Unusable)
+
+
+HEADER = "<|start_header_id|>{}<|end_header_id|>\n\n"
+
+
+@pytest.mark.parametrize("bos", ["", "<|begin_of_text|>", "<|begin_of_text|>" * 2])
+@pytest.mark.parametrize("end", ["", "<|eot_id|>", "<|eot_id|>\n"])
+def test_final_text_is_read_as_it_stands(llama, bos, end):
+    """Special tokens are parsed, one BOS and one stop token: the ids are those of the row that was templated."""
+    final = HEADER.format("user") + "Are you sure?<|eot_id|>" + HEADER.format("assistant")
+    [row] = encode(llama, Record(f"{bos}{final}", (f"Yes, 4.{end}",), templated=True)).rows
+    assert (row,) == encode(llama, Record("Are you sure?", ("Yes, 4.",))).rows
+    assert str(encode(llama, Record(final, ("Yes, 4.",)))).startswith(MARKED)
+
+
+def test_final_text_is_text(llama):
+    tool = {"type": "function", "function": {"name": "add"}}
+    for record in (
+        Record(TURNS, ("Yes.",), templated=True),
+        Record("Hi", ({"role": "assistant", "content": "Yes.", "reasoning_content": "4."},), templated=True),
+        Record("Hi", ("Yes.",), tools=[tool], templated=True),
+    ):
+        assert str(encode(llama, record)) == NOT_FINAL
+
+
+QUESTION = "What is two and two?"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "response", "refused"),
+    [
+        (QUESTION, f"{QUESTION} It is 4.", True),
+        (QUESTION, f"\n{QUESTION}", True),
+        (f" {QUESTION}\n", f"{QUESTION} It is 4.", True),
+        (QUESTION, f"You ask: {QUESTION}", False),
+        (QUESTION[1:], f"{QUESTION[1:]} It is 4.", False),  # 19 characters
+        (TURNS, "Are you sure? Yes.", False),
+        ([{"role": "user", "content": QUESTION}], f"{QUESTION} It is 4.", False),
+    ],
+)
+@pytest.mark.parametrize("chat", [True, False])
+def test_an_answer_that_begins_with_its_prompt_is_refused(qwen, plain, prompt, response, refused, chat):
+    if not chat and not isinstance(prompt, str):
+        return
+    for templated in (False, True) if isinstance(prompt, str) else (False,):
+        record = Record(prompt, ("No.", response), templated=templated)
+        encoded = encode(qwen if chat else plain, record)
+        assert (str(encoded) == REPEATED) == refused
+        assert isinstance(encoded, Unusable) == refused
 
 
 @pytest.mark.parametrize(
@@ -196,8 +254,12 @@ def test_a_template_that_does_not_parse_is_the_users_mistake(qwen):
 
 
 def test_messages_without_a_template_are_refused(plain):
-    with pytest.raises(UserError, match=r"no chat template: set model\.chat_template"):
-        encode(plain, Record(TURNS, ("Yes.",)))
+    tool = {"type": "function", "function": {"name": "add"}}
+    for record in (Record(TURNS, ("Yes.",)), Record("Hi", ("Yes.",), tools=[tool])):
+        with pytest.raises(UserError, match=r"no chat template: set model\.chat_template"):
+            encode(plain, record)
+    with pytest.raises(UserError, match=r"model\.chat_template_kwargs: the tokenizer has no chat template"):
+        encoder(plain, template_kwargs={"enable_thinking": False})
 
 
 def test_a_tokenizer_without_any_stop_is_refused(plain):
@@ -252,6 +314,59 @@ def test_prompt_and_response_together_are_the_rendered_text(qwen, prompt, respon
     assert ids == qwen(qwen.apply_chat_template(messages, tokenize=False), add_special_tokens=False)["input_ids"][:-1]
 
 
+MARKED_TEXT = st.lists(
+    st.sampled_from(["<|im_start|>", "<|im_", "end|>", "<bos>", "<start_of_turn>", "<|eot_id|>", "yes", " ", "\n", "▁"])
+).map("".join)
+
+
+@pytest.mark.parametrize("name", ["qwen", "llama", "gemma", "plain"])
+@given(prompt=MARKED_TEXT, one=MARKED_TEXT, other=MARKED_TEXT)
+def test_what_prompt_and_answers_share_is_tokenised_once_without_a_difference(request, name, prompt, one, other):
+    tokenizer = request.getfixturevalue(name)
+    once, thrice = encoder(tokenizer, checked=False), encoder(tokenizer, checked=False)
+    thrice._splitting = []
+    for templated in (False, True):
+        record = Record(prompt, (one, other), templated=templated)
+        assert repr(once.encode([record])) == repr(thrice.encode([record]))
+
+
+def test_a_long_prompt_reaches_the_tokenizer_once(qwen):
+    seen = []
+
+    class Counting(type(qwen)):
+        def __call__(self, text, **options):
+            seen.extend(text if isinstance(text, list) else [text])
+            return super().__call__(text, **options)
+
+    counting = Counting(tokenizer_object=qwen.backend_tokenizer, **qwen.special_tokens_map)
+    counting.chat_template = qwen.chat_template
+    [encoded] = encoder(counting).encode([Record("Is the film good?", ("Yes.", "No."))])
+    assert len(encoded.rows) == 2
+    assert sum("film" in text for text in seen) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "splits"),
+    [
+        ({}, True),
+        ({"lstrip": True}, False),
+        ({"rstrip": True}, True),
+        ({"single_word": True}, False),
+        ({"normalized": True}, False),
+    ],
+)
+def test_a_token_that_depends_on_what_stands_before_it_splits_nothing(plain, options, splits):
+    tokenizer = copy.deepcopy(plain)
+    tokenizer.add_tokens([AddedToken("<turn>", **{"normalized": False, **options})])
+    assert ("<turn>" in _splitting_tokens(tokenizer)) is splits
+
+
+def test_a_token_that_another_may_overlap_splits_nothing(plain):
+    tokenizer = copy.deepcopy(plain)
+    tokenizer.add_tokens([AddedToken(text, normalized=False) for text in ("[a]", "[[a]", "x(", "(y)", "{z}", "##")])
+    assert _splitting_tokens(tokenizer) == ["<|endoftext|>", "[[a]", "x(", "{z}"]
+
+
 def test_the_fingerprint_covers_tokenizer_template_stops_and_lengths(qwen, llama):
     prints = [
         encoder(qwen).fingerprint(),
@@ -265,3 +380,47 @@ def test_the_fingerprint_covers_tokenizer_template_stops_and_lengths(qwen, llama
     assert encoder(qwen).fingerprint() == prints[0]
     qwen("padded", padding="max_length", truncation=True, max_length=8)
     assert encoder(qwen).fingerprint() == prints[0]
+
+
+def test_a_finished_conversation_that_leaves_the_prompt_inside_a_marker_is_tokenised_as_it_is(plain):
+    tokenizer = copy.deepcopy(plain)
+    tokenizer.add_tokens([AddedToken("<turn>", normalized=False)])
+    answered = "{% if add_generation_prompt %}<turn>{% else %}<turned>{{ messages[-1].content }}{% endif %}"
+    template = "{{ messages[0].content }}" + answered
+    [encoded] = encoder(tokenizer, template=template, checked=False).encode([Record("good", ("yes",))])
+    [row] = encoded.rows
+    whole = tokenizer("good<turned>yes", add_special_tokens=False)["input_ids"]
+    assert [*row.prompt_ids, *row.response_ids][: len(whole)] == whole
+
+
+def test_the_boundary_is_that_of_the_answer_that_shares_less(plain):
+    """A merge with the first answer moves it for both, and so does one with the second."""
+    for responses in ((" film", "!"), ("!", " film")):
+        [encoded] = encoder(plain).encode([Record("a good", responses)])
+        assert encoded.rows[0].prompt_ids == encoded.rows[1].prompt_ids
+        for row, response in zip(encoded.rows, responses, strict=True):
+            assert plain.decode([*row.prompt_ids, *row.response_ids]) == f"a good{response}<|endoftext|>"
+
+
+def test_options_of_a_tokenizer_are_part_of_the_fingerprint_and_where_it_lies_is_not(qwen, tmp_path):
+    before = encoder(qwen).fingerprint()
+    for folder in ("one", "two"):
+        qwen.save_pretrained(tmp_path / folder)
+        loaded = AutoTokenizer.from_pretrained(tmp_path / folder)
+        assert encoder(loaded).fingerprint() == encoder(AutoTokenizer.from_pretrained(tmp_path / "one")).fingerprint()
+    other = copy.deepcopy(qwen)
+    other.pad_token = "<|im_start|>"
+    assert encoder(other).fingerprint() != before
+    other = copy.deepcopy(qwen)
+    other.split_special_tokens = True
+    assert encoder(other).fingerprint() != before
+
+
+@pytest.mark.parametrize("after", ["<|im_start|>assistant\n", "Extra text", "<|im_end|>\n<|im_end|>"])
+def test_what_a_template_writes_after_the_end_of_the_answer_is_not_the_answers(qwen, after):
+    template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% else %}" + after + "{% endif %}"
+    )
+    [row] = encode(qwen, Record("Is it?", ("Yes.",)), template=template).rows
+    assert qwen.decode(row.response_ids) == "Yes.<|im_end|>"
