@@ -125,7 +125,13 @@ class Answerer:
         context = getattr(model.model.config.get_text_config(), "max_position_embeddings", None) or 2**31
         longest = min(self._decoding.max_new_tokens, context // 2)
         params = SamplingParams(longest, questions[0].temperature)
-        encoder = Encoder(self.tokenizer, stop_ids=self._stops, max_prompt_length=context - longest)
+        encoder = Encoder(
+            self.tokenizer,
+            stop_ids=self._stops,
+            max_prompt_length=context - longest,
+            template_kwargs=self._section.chat_template_kwargs,
+            checked=False,
+        )
         turns: list[list[str]] = [[] for _ in questions]
         counts: list[list[int]] = [[] for _ in questions]
         finished, cut = [True] * len(questions), [False] * len(questions)

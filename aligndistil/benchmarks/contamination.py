@@ -9,7 +9,7 @@ seen less well: a long passage counts as few words.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,10 @@ import yaml
 from pydantic import ValidationError
 
 from aligndistil.benchmarks.base import Question
-from aligndistil.data import content_hash, read_prompts
+from aligndistil.data import Record, content_hash, prompts_of
 from aligndistil.errors import UserError
 from aligndistil.recipe import Data, Source, stage_of
+from aligndistil.recipe.sections import HeldOut
 from aligndistil.run_folder import RunFolder, StageFolder
 
 SHARE_REFUSED = 0.01
@@ -46,7 +47,8 @@ _RECIPE = re.compile(r"^## Recipe\n\n(?P<fence>`{3,})yaml\n(?P<recipe>.*?)\n(?P=
 class TrainingData:
     """What a model was trained on, with the models that it came of."""
 
-    sources: list[Source] = field(default_factory=list)
+    sources: list[tuple[Source, HeldOut | None]] = field(default_factory=list)
+    """Each with what was held out of it."""
     unknown: list[str] = field(default_factory=list)
     """What is not known, as the end of a sentence: `the data of stage sft (its folder is gone)`."""
 
@@ -92,7 +94,9 @@ def _collect(path: str, into: TrainingData, seen: set[Path]) -> bool:
     if resolved is None:
         return False
     try:
-        into.sources.extend(one for one in Data.model_validate(resolved["data"]).train if one not in into.sources)
+        data = Data.model_validate(resolved["data"])
+        read = [(source, data.held_out) for source in data.train]
+        into.sources.extend(one for one in read if one not in into.sources)
         others = [str(resolved["model"]["path"]), *map(str, resolved["models"].values())]
     except (KeyError, TypeError, AttributeError, ValidationError):
         into.unknown.append(f"the data of {folder} (another version of aligndistil trained it)")
@@ -131,16 +135,17 @@ def find(data: TrainingData, questions: Sequence[Question], benchmark: str) -> C
     found: set[int] = set()
     where: list[str] = []
     unknown = list(data.unknown)
-    for source in data.sources:
+    for source, held in data.sources:
         name = f"{source.path}, split {source.split}"
         try:
             if source.path.lower().startswith(tuple(map(str.lower, PUBLISHED.get(benchmark, ())))):
                 here = set(range(len(questions)))
             else:
                 # The stages of a run share their data, which is read once.
-                key = source.model_dump_json(), content_hash(source), tuple(question.key() for question in questions)
+                read_as = source.model_dump_json(), held and held.model_dump_json(), content_hash(source)
+                key = *read_as, tuple(question.key() for question in questions)
                 if key not in _SEARCHED:
-                    _SEARCHED[key] = _search(source, questions)
+                    _SEARCHED[key] = _search(prompts_of(source, "train", held), questions)
                 here = _SEARCHED[key]
         except UserError as error:
             unknown.append(f"{name} ({error})")
@@ -154,8 +159,8 @@ def find(data: TrainingData, questions: Sequence[Question], benchmark: str) -> C
 _SEARCHED: dict[tuple[object, ...], set[int]] = {}
 
 
-def _search(source: Source, questions: Sequence[Question]) -> set[int]:
-    """The places of the questions that are found in a source. Raises UserError when it cannot be read."""
+def _search(prompts: Iterable[Record], questions: Sequence[Question]) -> set[int]:
+    """The places of the questions that are found among prompts. Raises UserError when these cannot be read."""
     grams: dict[tuple[str, ...], set[int]] = {}
     wholes: dict[tuple[str, ...], set[int]] = {}
     for i, question in enumerate(questions):
@@ -168,7 +173,7 @@ def _search(source: Source, questions: Sequence[Question]) -> set[int]:
                 wholes.setdefault(tuple(words), set()).add(i)
     found: set[int] = set()
     known_grams = frozenset(grams)
-    for text in _user_turns(source):
+    for text in _user_turns(prompts):
         words = _words(text)
         for gram in known_grams.intersection(_grams(words)):
             found |= grams[gram]
@@ -185,8 +190,8 @@ def _grams(words: list[str]) -> Iterator[tuple[str, ...]]:
     return zip(*(words[start:] for start in range(GRAM)), strict=False)
 
 
-def _user_turns(source: Source) -> Iterator[str]:
-    for record in read_prompts(source):
+def _user_turns(prompts: Iterable[Record]) -> Iterator[str]:
+    for record in prompts:
         if isinstance(record.prompt, str):
             yield record.prompt
         else:

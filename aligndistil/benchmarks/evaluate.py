@@ -108,7 +108,9 @@ def collect_answers(
             found[candidate.name] = benchmark.read_answers(Path(candidate.path))
             continue
         answerer = Answerer(candidate.path, candidate.section, decoding, processes)
-        template = hashlib.sha256(str(answerer.tokenizer.chat_template).encode()).hexdigest()
+        kwargs = candidate.section.chat_template_kwargs
+        template = str(answerer.tokenizer.chat_template) + (json.dumps(kwargs, sort_keys=True) if kwargs else "")
+        template = hashlib.sha256(template.encode()).hexdigest()
         dtype, attention = pick_dtype(candidate.section.dtype), candidate.section.attn_implementation
         depends_on = f"{candidate.identity} {template} {dtype} {attention}"
         store = AnswerStore(folder / "sampled" / f"{file_name(candidate.name)}.jsonl", depends_on, decoding)

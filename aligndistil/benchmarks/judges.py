@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -34,6 +34,7 @@ from aligndistil.judge import (
 )
 from aligndistil.models import check_scalar_model, config_of, load_scalar_model, load_tokenizer, model_hash, stop_ids
 from aligndistil.recipe import Model
+from aligndistil.run_folder import section_of
 
 Responses: TypeAlias = Sequence[tuple[Sequence[Message], str]]
 """Conversations that end with the user's turn, each with a response to it."""
@@ -103,7 +104,7 @@ def open_judge(config: JudgeConfig, processes: Processes, batch_size: int) -> Ju
     if config.gold:
         return gold_judge()
     if config.reward_model is not None:
-        section = Model(path=config.reward_model)
+        section = section_of(config.reward_model)
         return reward_model_judge(config.name, config.reward_model, section, processes, batch_size)
     return EndpointJudge(config, VerdictCache())
 
@@ -143,7 +144,14 @@ def reward_scores(
     `on_progress` is told how many more are done. Raises UserError when a response cannot be read.
     """
     tokenizer = load_tokenizer(path, section)
-    encoder = Encoder(tokenizer, stop_ids=stop_ids(path, section, tokenizer), **LENGTHS)
+    encoder = Encoder(
+        tokenizer,
+        stop_ids=stop_ids(path, section, tokenizer),
+        max_prompt_length=UNCUT,
+        max_response_length=UNCUT,
+        template_kwargs=section.chat_template_kwargs,
+        checked=False,
+    )
     rows: dict[int, Row] = {}
     records = [Record([dict(turn) for turn in prompt], (response,)) for prompt, response in responses]
     if not encoder.chat:
@@ -151,7 +159,7 @@ def reward_scores(
     for i, (record, encoded) in enumerate(zip(records, encoder.encode(records), strict=True)):
         if not isinstance(encoded, Unusable):
             rows[i] = encoded.rows[0]
-        elif record.responses[0].strip():
+        elif responses[i][1].strip():
             raise UserError(f"the reward model {path} cannot read an answer to {str(record.prompt)[:60]!r}: {encoded}")
     context = getattr(config_of(path, section).get_text_config(), "max_position_embeddings", None) or 2**31
     longest = max((len(row.prompt_ids) + len(row.response_ids) for row in rows.values()), default=0)
@@ -175,7 +183,7 @@ def reward_scores(
     return [scores[i][0] if i in scores else -math.inf for i in range(len(records))]
 
 
-LENGTHS: Mapping[str, int] = {"max_prompt_length": 2**20, "max_response_length": 2**20}
+UNCUT = 2**20
 """Nothing is cut: a reward model that cannot read a whole answer says so itself."""
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
@@ -12,11 +12,10 @@ import numpy as np
 
 from aligndistil.benchmarks.base import Answer, Answers, Benchmark, JudgedAnswers, Question, Values
 from aligndistil.benchmarks.formats import read_json_lines, write_json_lines
-from aligndistil.data import read_prompts
+from aligndistil.data import Record
 from aligndistil.errors import UserError
 from aligndistil.judge import Ask, Compared, Reply, Unreadable, Verdict
 from aligndistil.objectives.base import MetricInfo
-from aligndistil.recipe import Source
 
 FIRST, TIE, SECOND = "[[A]]", "[[tie]]", "[[B]]"
 PREFERENCE = {FIRST: 1.0, TIE: 0.5, SECOND: 0.0}
@@ -126,13 +125,13 @@ class Pairwise(Benchmark):
         return path
 
 
-def questions_of(sources: Sequence[Source], limit: int | None, temperature: float) -> list[Question]:
-    """The prompts of data sources, each once, the first `limit` of them; what cannot be used is left out.
+def questions_of(prompts: Iterable[Record], limit: int | None, temperature: float) -> list[Question]:
+    """Prompts of data, each once, the first `limit` of them.
 
-    Raises UserError when a source cannot be read, or there is no prompt in them.
+    Raises UserError when there is none.
     """
     found: dict[str, Question] = {}
-    for record in (record for source in sources for record in read_prompts(source)):
+    for record in prompts:
         *opening, last = (
             [{"role": "user", "content": record.prompt}] if isinstance(record.prompt, str) else record.prompt
         )
@@ -141,7 +140,7 @@ def questions_of(sources: Sequence[Source], limit: int | None, temperature: floa
         if len(found) == limit:
             break
     if not found:
-        raise UserError(f"{', '.join(source.path for source in sources)}: there is no prompt in it")
+        raise UserError("there is no prompt in the data that the models are to be asked; give other data")
     return list(found.values())
 
 

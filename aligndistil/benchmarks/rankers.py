@@ -100,6 +100,8 @@ class Ranker:
             stop_ids=stop_ids(self.model, self.section, tokenizer),
             max_prompt_length=context - longest,
             max_response_length=longest,
+            template_kwargs=self.section.chat_template_kwargs,
+            checked=False,
         )
         texts, notes = self._encode(rows, encoder)
         vocab = shared_vocab(models, tokenizer)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,12 +27,13 @@ from aligndistil.benchmarks.judges import check_judge, judge_config, open_judge
 from aligndistil.benchmarks.pairwise import questions_of
 from aligndistil.commands.compare import show
 from aligndistil.commands.rank import judge_beside_people, rank_rewards
+from aligndistil.data import Record, eval_prompts, read_prompts
 from aligndistil.engine.processes import Processes, launched_world, start_processes
 from aligndistil.errors import UserError, guess_and_list
 from aligndistil.models import model_exists, model_hash
 from aligndistil.recipe import Data, Model, Source
 from aligndistil.report import ComparedWith, Comparison, ModelResult, with_statistics, write_report
-from aligndistil.run_folder import StageFolder
+from aligndistil.run_folder import StageFolder, section_of
 from aligndistil.run_folder.outputs import check_folder
 from aligndistil.token_view.trained import stage_folder
 
@@ -280,35 +281,31 @@ def _candidate(label: str, path: str) -> Candidate:
         done = stage.read_done()
         if done is None or not stage.final.is_dir():
             raise UserError(f"{folder}: the stage is not finished: run `aligndistil train` on its recipe again")
-        # The exported tokenizer has the chat template.
-        section = Model.model_validate(done.resolved["model"]).model_copy(
-            update={"path": str(stage.final), "chat_template": None}
-        )
-        name = label or f"{folder.parent.name}/{folder.name}"
-        return Candidate(name, str(stage.final), section, model_hash(str(stage.final)))
+        name, path = label or f"{folder.parent.name}/{folder.name}", str(stage.final)
+        return Candidate(name, path, section_of(path), model_hash(path))
     model_exists(path)
     name = label or (folder.resolve().name if folder.is_dir() else path)
-    return Candidate(name, path, Model(path=path), model_hash(path))
+    return Candidate(name, path, section_of(path), model_hash(path))
 
 
 def _against(other: Candidate, candidates: Sequence[Candidate], options: Options, processes: Processes) -> Benchmark:
     """Own prompts, and what the other model answers to them."""
-    questions = questions_of(_prompt_sources(options.prompts, candidates), options.limit, options.temperature)
+    questions = questions_of(_prompts(options.prompts, candidates), options.limit, options.temperature)
     asked = Pairwise(questions, {}, other.name)
     folder = options.out / Pairwise.name
     of_other = collect_answers(asked, [other], folder, _decoding(asked, options), processes)
     return Pairwise(questions, of_other[other.name], other.name)
 
 
-def _prompt_sources(prompts: str | None, candidates: Sequence[Candidate]) -> Sequence[Source]:
+def _prompts(prompts: str | None, candidates: Sequence[Candidate]) -> Iterable[Record]:
     """`PATH` or `PATH#SPLIT`; without it, the eval data of the first model that was trained here."""
     if prompts is not None:
         path, _, split = prompts.partition("#")
-        return [Source(path=path, split=split or "train")]
+        return read_prompts(Source(path=path, split=split or "train"))
     for candidate in candidates:
         done = StageFolder(Path(candidate.path).parent).read_done() if candidate.identity else None
-        if done is not None and (sources := Data.model_validate(done.resolved["data"]).eval):
-            return sources
+        if done is not None and (data := Data.model_validate(done.resolved["data"])).eval:
+            return eval_prompts(data)
     raise UserError("say what the models are asked: --prompts FILE (or FILE#SPLIT), with a column `prompt`")
 
 

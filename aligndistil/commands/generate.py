@@ -11,8 +11,8 @@ from aligndistil.data.records import Unusable
 from aligndistil.engine.policy import on_device
 from aligndistil.errors import UserError
 from aligndistil.models import load_model, load_tokenizer, shared_vocab, stop_ids
-from aligndistil.recipe import Model
 from aligndistil.rollout import LoadedModel, SamplingParams, sample_seed
+from aligndistil.run_folder import section_of
 
 _BATCH = 16
 
@@ -21,11 +21,11 @@ def answers(
     path: str, prompts: Sequence[str], samples: int, seed: int, max_new_tokens: int, temperature: float, top_p: float
 ) -> Iterator[tuple[str, str, bool]]:
     """(prompt, sampled answer, whether it ended by itself), `samples` for each prompt."""
-    section = Model(path=path)
+    section = section_of(path)
     tokenizer = load_tokenizer(path, section)
     stops = stop_ids(path, section, tokenizer)
     repeated = [prompt for prompt in prompts for _ in range(samples)]
-    encoder = Encoder(tokenizer, stop_ids=stops, max_prompt_length=2**31)
+    encoder = Encoder(tokenizer, stop_ids=stops, max_prompt_length=2**31, template_kwargs=section.chat_template_kwargs)
     encoded = encoder.encode([Record(prompt, ()) for prompt in repeated])
     if unusable := [one for one in encoded if isinstance(one, Unusable)]:
         raise UserError(f"--prompt: {unusable[0]}")

@@ -21,6 +21,7 @@ from aligndistil.benchmarks.evaluate import (
 )
 from aligndistil.benchmarks.judges import check_judge, judge_config, open_judge
 from aligndistil.benchmarks.pairwise import questions_of
+from aligndistil.data import eval_prompts
 from aligndistil.engine.processes import Processes
 from aligndistil.errors import ServiceError, UserError
 from aligndistil.evaluation.measurements import Measurements
@@ -80,7 +81,8 @@ def judging_of(recipe: Recipe) -> Judging | None:
         raise type(error)(f"{recipe.where('report', 'benchmarks')}: {error}") from None
     if not report.allow_contaminated:
         # What a model has met, its teachers' data included, is in the data of some stage.
-        data = TrainingData([source for stage in recipe.stages.values() for source in stage.data.train])
+        sections = [stage.data for stage in recipe.stages.values()]
+        data = TrainingData([(source, data.held_out) for data in sections for source in data.train])
         for benchmark in benchmarks:
             found = find(data, benchmark.questions, benchmark.name)
             if (why := refusal(found, benchmark.title, recipe.name)) is not None:
@@ -117,7 +119,7 @@ def judge_models(
         return Decoding(longest, report.seed, report.batch_size)
 
     if report.against is not None:
-        questions = questions_of(stage.data.eval or [], report.samples, 1.0)
+        questions = questions_of(eval_prompts(stage.data), report.samples, 1.0)
         name = next((name for name, path in models.items() if path == report.against), report.against)
         asked = Pairwise(questions, {}, name)
         other = candidate(name, report.against)

@@ -16,7 +16,7 @@ import rich
 from rich.console import Console
 from rich.markup import escape
 
-from aligndistil.errors import EXIT_SIGINT, EXIT_SIGTERM, EXIT_USAGE, Interrupted, UserError
+from aligndistil.errors import EXIT_SIGINT, EXIT_SIGTERM, EXIT_USAGE, Interrupted, UserError, printable
 
 _OURS = "ALIGNDISTIL_LAUNCHED"
 """Set in processes that `start` started: the parent prints what went wrong, once."""
@@ -156,4 +156,4 @@ def report_error(error: UserError) -> None:
 
 def _complain(sentence: str) -> None:
     # Unwrapped: a sentence with a path in it should survive copying, and grep.
-    Console(stderr=True).print(f"[bold red]error:[/] {escape(sentence)}", soft_wrap=True)
+    Console(stderr=True).print(f"[bold red]error:[/] {escape(printable(sentence))}", soft_wrap=True)

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from aligndistil.benchmarks.evaluate import BenchmarkResults
 from aligndistil.commands.judging import Judging, judge_models
+from aligndistil.data import sources_of
 from aligndistil.engine.policy import on_device
 from aligndistil.engine.processes import Processes
 from aligndistil.engine.scalar import ScalarModel
@@ -123,7 +124,7 @@ def _keys(measurements: Measurements, eval_set: EvalSet, weights: Mapping[str, s
         identity(measurements.initial),
         measurements.recipe.report.model_dump(mode="json", include=settings),
         eval_set.content_hash(),
-        [source.path for source in data.eval or []],  # some have an exact reward
+        [source.path for source in sources_of(data, "eval")],  # some have an exact reward
         data.max_response_length,
         model.model_dump(mode="json", exclude={"path"}),
         str(pick_dtype(model.dtype)),

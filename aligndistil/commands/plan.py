@@ -7,14 +7,14 @@ from collections.abc import Iterator, Set
 from rich.console import RenderableType
 from rich.markup import escape
 
+from aligndistil.commands.data_checks import ReadStage, read_stages
 from aligndistil.commands.estimate import Memory, ModelSize, configuration, cost, cost_at_most, memory, model_size
 from aligndistil.commands.train import check_recipe, stages_wanted
-from aligndistil.commands.validate import with_existing_model
 from aligndistil.errors import ServiceError
 from aligndistil.evaluation.measurements import initial_model
 from aligndistil.recipe import Recipe, Stage, changed_sections, stage_of
 from aligndistil.run_folder import Done, RunFolder
-from aligndistil.training import is_code, load_stage_data
+from aligndistil.training import is_code
 
 
 def plan(recipe: Recipe, only: str | None, processes: int) -> Iterator[RenderableType]:
@@ -23,7 +23,9 @@ def plan(recipe: Recipe, only: str | None, processes: int) -> Iterator[Renderabl
     run = RunFolder(recipe.output_dir)
     unread: set[str] = set()
     trained: set[str] = set()
-    for name in stages_wanted(recipe, only):
+    wanted = stages_wanted(recipe, only)
+    read = read_stages(recipe, wanted)
+    for name in wanted:
         stage, done = recipe.stages[name], run.stage(name).read_done()
         again = [] if done is None else _why_again(stage, done, trained)
         if done is None or again:
@@ -32,7 +34,9 @@ def plan(recipe: Recipe, only: str | None, processes: int) -> Iterator[Renderabl
         yield f"[bold]{name}[/]: {stage.objective.name}, {state}"
         sizes = _sizes(recipe, stage, unread)
         yield f"  models  {_shown(stage, sizes)}"
-        yield f"  data    {_taken(recipe, stage, unread)}"
+        yield f"  data    {_taken(recipe, stage, read[name], unread)}"
+        if isinstance(of_stage := read[name], ReadStage):
+            yield from (f"          {escape(line)}" for line in of_stage.lines)
         if sizes is not None:
             policy, others = sizes
             yield f"  memory  {_needed(memory(stage, policy, others, processes))}"
@@ -100,15 +104,13 @@ def _millions(size: ModelSize) -> str:
     return f"{size.parameters / 1e6:,.1f} M"
 
 
-def _taken(recipe: Recipe, stage: Stage, unread: set[str]) -> str:
+def _taken(recipe: Recipe, stage: Stage, read: ReadStage | ServiceError, unread: set[str]) -> str:
     """Examples, steps and tokens of training; where the Hub does not give the data, no more than there can be."""
-    sources = {source.path for source in stage.data.train}
     taken = None
-    if not unread & {initial_model(recipe, stage), *sources}:
-        try:
-            taken = cost(stage, load_stage_data(with_existing_model(recipe, stage), str).train)
-        except ServiceError:
-            unread |= sources
+    if isinstance(read, ReadStage):
+        taken = cost(stage, read.data.train)
+    elif not unread & {initial_model(recipe, stage)}:
+        unread |= {source.path for source in stage.data.train}
     taken = taken or cost_at_most(stage)
     if taken is None:
         steps = f"{stage.train.max_steps} steps" if stage.train.max_steps else f"{stage.train.epochs:g} epoch(s)"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +12,13 @@ import torch
 from rich.markup import escape
 
 from aligndistil.commands.compare import show
+from aligndistil.commands.data_checks import read_stages
 from aligndistil.commands.judging import judge_of, judging_of
 from aligndistil.commands.measure import WrittenComparison, compare_models, locate
-from aligndistil.data import content_hash
+from aligndistil.data import content_hash, sources_of
 from aligndistil.engine.config import user_config
 from aligndistil.engine.processes import Processes, launched_rank, launched_world, start_processes
-from aligndistil.errors import Interrupted, UserError
+from aligndistil.errors import Interrupted, ServiceError, UserError
 from aligndistil.evaluation.measurements import initial_model
 from aligndistil.models import model_exists, model_hash
 from aligndistil.progress import RunView
@@ -26,7 +27,7 @@ from aligndistil.run_folder import Done, Environment, RunFolder, StageFolder, se
 from aligndistil.run_folder.trackers import check_trackers
 from aligndistil.training import StageTraining, StopSignal, is_code, source_of
 
-RESULT_VERSION = "2"
+RESULT_VERSION = "3"
 """Raised when the same recipe gives other weights than before, so that finished stages are trained again."""
 
 
@@ -68,6 +69,7 @@ def run_recipe(recipe: Recipe, *, stage: str | None = None, fresh: bool = False,
     check_recipe(recipe, launched_world())
     _check_code(recipe, allow_code)
     wanted = stages_wanted(recipe, stage)
+    lines = _read_data(recipe, wanted)
     run = RunFolder(recipe.output_dir)
     judging = None if stage else judging_of(recipe)
     with ExitStack() as stack:
@@ -82,13 +84,26 @@ def run_recipe(recipe: Recipe, *, stage: str | None = None, fresh: bool = False,
         headlines = {name: recipe.stages[name].objective.headline for name in wanted}
         with StopSignal() as stop, RunView(recipe.name, graph, headlines, rank=processes.rank) as view:
             for name in wanted:
-                weights[name] = _run_stage(recipe, name, run, processes, stop, weights, fresh, view)
+                weights[name] = _run_stage(recipe, name, run, processes, stop, weights, fresh, view, lines[name])
                 _stop_between_stages(processes, stop, name)
         # Not inside: what has been measured is kept, so SIGTERM may simply end a comparison.
         comparison = None if stage else compare_models(recipe, run, processes, weights, judging)
         about = stage or subject_of(recipe)
         models = {name: run.stage(name).final for name in wanted if name != about}
         return Finished(run.path, {**models, about: run.stage(about).final}, comparison)
+
+
+def _read_data(recipe: Recipe, wanted: Sequence[str]) -> dict[str, list[str]]:
+    """What is to be said of each stage's data, all of which is read before the first is trained, and no group is there.
+
+    A process group would not wait for a large source. Raises UserError when a stage must not start with its data.
+    """
+    lines = {}
+    for name, read in read_stages(recipe, wanted, rank=launched_rank()).items():
+        if isinstance(read, ServiceError):
+            raise read
+        lines[name] = read.lines
+    return lines
 
 
 def subject_of(recipe: Recipe) -> str:
@@ -175,6 +190,7 @@ def _run_stage(
     weights: dict[str, str],
     fresh: bool,
     view: RunView,
+    lines: Sequence[str],
 ) -> str:
     """Train the stage unless it is done; what its final model's weights are called, as are those in `weights`."""
     stage, folder = recipe.stages[name], run.stage(name)
@@ -188,12 +204,12 @@ def _run_stage(
         return done.weights
     # The data may be refused: nothing of an earlier run is moved before it is accepted.
     initial = initial_model(recipe, stage)
-    training = StageTraining(stage, folder, lambda path: locate(run, path), processes, initial)
+    training = StageTraining(stage, folder, lambda path: locate(run, path), processes, initial, stop)
     if processes.is_main:
         _make_room(stage, folder, done, fingerprint, fresh)
     processes.barrier()
     setup_logging(processes.rank, folder.log_file(processes.rank))
-    _announce(stage, training, processes)
+    _announce(stage, training, processes, lines)
     outcome = training.run(stop, view)
     view.finish(name, outcome.steps, outcome.seconds, outcome.metrics)
     became: str = processes.gather(model_hash(str(folder.final)) if processes.is_main else "")[0]
@@ -241,7 +257,7 @@ def _why_again(stage: Stage, folder: StageFolder, done: Done | None, same: bool,
     return "trained again because " + ("; ".join(changes) or "its data, its models or this package changed")
 
 
-def _announce(stage: Stage, training: StageTraining, processes: Processes) -> None:
+def _announce(stage: Stage, training: StageTraining, processes: Processes, lines: Sequence[str]) -> None:
     """Say what is about to be trained, and above all what it is compared with."""
     compared = ", ".join(f"{role} {path}" for role, path in stage.models.items())
     how = "on-policy" if stage.on_policy else f"on {training.data.train.kind}"
@@ -252,7 +268,7 @@ def _announce(stage: Stage, training: StageTraining, processes: Processes) -> No
         f"{stage.train.batch_size}"
     )
     _say(processes, f"[cyan]▶[/] [bold]{stage.name}[/]: {escape(what)}")
-    for line in training.data.train.report.lines():
+    for line in lines:
         _say(processes, f"  {escape(line)}")
 
 
@@ -270,8 +286,8 @@ def _print(text: str) -> None:
 
 def _fingerprint(stage: Stage, weights: dict[str, str]) -> str:
     sources = list(stage.data.train)
-    if stage.objective.is_scalar and stage.data.eval is not None:
-        sources += stage.data.eval  # what the scale of a reward is measured on
+    if stage.objective.is_scalar:
+        sources += sources_of(stage.data, "eval")  # what the scale of a reward is measured on
     contents = {source.model_dump_json(): content_hash(source) for source in sources}
     for path in (stage.model.path, *stage.models.values()):
         if is_code(path):

@@ -1,4 +1,4 @@
-"""`aligndistil validate`: check a recipe without training, and show its rows as tokens."""
+"""`aligndistil validate`: check a recipe and its data without training, and show its rows as tokens."""
 
 from __future__ import annotations
 
@@ -8,36 +8,39 @@ from rich.console import RenderableType
 from rich.markup import escape
 from rich.text import Text
 
+from aligndistil.commands.data_checks import ReadStage, read_stages
 from aligndistil.commands.train import check_recipe
 from aligndistil.data import preview
-from aligndistil.evaluation.measurements import initial_model
-from aligndistil.recipe import Recipe, Stage
-from aligndistil.training import load_stage_data
+from aligndistil.recipe import Recipe
 
 
-def check(recipe: Recipe, processes: int) -> Iterator[str]:
-    """One line a stage, once everything that needs no data or weights has been checked."""
+def check(recipe: Recipe, processes: int, count: int = 0) -> Iterator[RenderableType]:
+    """One line a stage, once everything that needs no weights has been checked; of `count` rows also the tokens.
+
+    Rows are the first of each stage's training data, prompt and response in two colours. What the Hub does not give is
+    named, and not checked.
+    """
     check_recipe(recipe, processes)
+    read = read_stages(recipe, list(recipe.stages))
     yield f"[green]✓[/] {escape(str(recipe.path))}: {len(recipe.stages)} stage(s) for {processes} process(es)"
     for stage in recipe.stages.values():
         against = ", ".join(f"{role} {path}" for role, path in stage.models.items())
         policy = "on-policy" if stage.on_policy else "off-policy"
         what = f"{stage.objective.name} ({policy}) from {stage.model.path}" + (f" against {against}" if against else "")
         yield f"  [bold]{stage.name}[/]: {escape(what)}"
+        of_stage = read[stage.name]
+        if not isinstance(of_stage, ReadStage):
+            yield f"    [yellow]data not checked[/]: {escape(str(of_stage))}"
+    for name, of_stage in read.items():
+        if isinstance(of_stage, ReadStage):
+            yield Text(f"\n{name}: {len(of_stage.data.train)} {of_stage.data.train.kind}", style="bold")
+            yield from (f"  {escape(line)}" for line in of_stage.lines)
+            yield from _rows(of_stage, count)
 
 
-def with_existing_model(recipe: Recipe, stage: Stage) -> Stage:
-    """The stage with a model that exists before training: the tokenizer of `stage:NAME` is that of its own model."""
-    model = stage.model.model_copy(update={"path": initial_model(recipe, stage)})
-    return stage.model_copy(update={"model": model})
-
-
-def rows(recipe: Recipe, count: int) -> Iterator[RenderableType]:
-    """The first rows of each stage's training data, prompt and response tokens in two colours, and what was dropped."""
-    for stage in recipe.stages.values():
-        data = load_stage_data(with_existing_model(recipe, stage), str)
-        yield Text(f"\n{stage.name}: {len(data.train)} {data.train.kind}", style="bold")
-        for line in data.train.report.lines():
-            yield f"  {escape(line)}"
-        for index in range(min(count, len(data.train))):
-            yield from preview(data.train.rows(index), data.tokenizer)
+def _rows(read: ReadStage, count: int) -> Iterator[Text]:
+    data = read.data
+    for index in range(min(count, len(data.train))):
+        rows = data.train.rows(index)
+        labels = ("chosen", "rejected") if len(rows) == 2 else ("" if rows[0].label else "undesirable",)
+        yield from preview(rows, data.tokenizer, data.stop_ids, labels)

@@ -149,14 +149,16 @@ def read_eval_set(measurements: Measurements, locate: Callable[[str], str]) -> E
     tokenizers = {INITIAL: (tokenizer, stops)}
     for name in sorted(measurements.scalar):
         other, other_stops = tokenizer_and_stops(measurements.models[name], recipe.stages[name].model)
+        its_kwargs = recipe.stages[name].model.chat_template_kwargs
         same = other.get_vocab() == tokenizer.get_vocab() and other.chat_template == tokenizer.chat_template
-        if not same or other_stops != stops:
+        if not same or its_kwargs != stage.model.chat_template_kwargs or other_stops != stops:
             tokenizers[name] = other, other_stops
 
     def examples(name: str, data: Data, split: Split, kind: DataKind) -> Examples:
         reader, its_stops = tokenizers[name]
         data = data.model_copy(update={"reverse_preferences": False})
-        return load_examples(data, split, kind, reader, its_stops, seed=settings.seed)
+        kwargs = (stage if name == INITIAL else recipe.stages[name]).model.chat_template_kwargs
+        return load_examples(data, split, kind, reader, its_stops, template_kwargs=kwargs, seed=settings.seed)
 
     sources: list[tuple[Split, Data]] = []
     if gives(stage.data, "eval", DataKind.PAIRS):
@@ -166,14 +168,14 @@ def read_eval_set(measurements: Measurements, locate: Callable[[str], str]) -> E
     pairs: dict[str, dict[str, list[list[Row]]]] = {name: {} for name in tokenizers}
     limit = settings.pairs
     for split, data in sources:
-        by_key: dict[str, dict[str, list[Row]]] = {}  # a pair that the data's weights repeat counts once
+        by_key: dict[str, tuple[Examples, dict[str, int]]] = {}  # a pair that the data's weights repeat counts once
         for name in tokenizers:
             read = examples(name, data, split, DataKind.PAIRS)
-            by_key[name] = {read.key(i): read.rows(i) for i in range(len(read))}
-        keys = [key for key in by_key[INITIAL] if all(key in known for known in by_key.values())][:limit]
+            by_key[name] = read, {read.key(i): i for i in range(len(read))}
+        keys = [key for key in by_key[INITIAL][1] if all(key in known for _, known in by_key.values())][:limit]
         limit = len(keys)
-        for name in tokenizers:
-            pairs[name][split] = [by_key[name][key] for key in keys]
+        for name, (read, places) in by_key.items():
+            pairs[name][split] = [read.rows(places[key]) for key in keys]
     prompts = examples(INITIAL, stage.data, "eval", DataKind.PROMPTS)
     own = pairs.pop(INITIAL)
     return EvalSet(

@@ -2,17 +2,20 @@
 
 from aligndistil.models.export import export_model
 from aligndistil.models.load import (
+    Positions,
     check_language_model,
     check_scalar_model,
     config_of,
     load_model,
     load_scalar_model,
     pick_dtype,
+    positions,
 )
 from aligndistil.models.places import builtin_model, from_hub, located, model_exists, model_hash
 from aligndistil.models.tokenizers import check_same_tokenizer, load_tokenizer, shared_vocab, stop_ids
 
 __all__ = [
+    "Positions",
     "builtin_model",
     "check_language_model",
     "check_same_tokenizer",
@@ -27,6 +30,7 @@ __all__ = [
     "model_exists",
     "model_hash",
     "pick_dtype",
+    "positions",
     "shared_vocab",
     "stop_ids",
 ]

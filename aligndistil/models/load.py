@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+)
 
 from aligndistil import recipe
 from aligndistil.errors import UserError
@@ -21,6 +29,40 @@ def pick_dtype(dtype: str) -> torch.dtype:
     if dtype == "auto":
         return torch.bfloat16 if torch.cuda.is_available() else torch.float32
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
+
+
+@dataclass(frozen=True, slots=True)
+class Positions:
+    """How long a text a model can read."""
+
+    count: int
+    """Tokens."""
+    fixed: bool
+    """Whether there is a table of them, so that one more cannot be read at all; else the model has seen no more."""
+
+
+def positions(path: str, section: recipe.Model) -> Positions | None:
+    """What a model's configuration says of its positions; None where nothing limits them. No weight is loaded.
+
+    Raises UserError when the configuration cannot be loaded, ServiceError when the Hub cannot be reached.
+    """
+    place, options = located(path)
+    trust = section.trust_remote_code
+    config = from_hub(path, lambda: AutoConfig.from_pretrained(place, **options, trust_remote_code=trust))
+    text = config.get_text_config()
+    count = getattr(text, "max_position_embeddings", None)
+    if not isinstance(count, int) or count < 1:
+        return None
+    if any(getattr(text, name, None) for name in ("rope_parameters", "rope_scaling", "rope_theta")):
+        return Positions(count, fixed=False)
+    with torch.device("meta"):
+        model = AutoModel.from_config(config, trust_remote_code=trust)
+    # A table may have a few rows more than there are positions: OPT's begins at 2.
+    table = any(
+        tensor.ndim == 2 and count <= tensor.shape[0] <= count + 8 and ("pos" in name or "wpe" in name)
+        for name, tensor in chain(model.named_parameters(), model.named_buffers())
+    )
+    return Positions(count, fixed=True) if table else None
 
 
 def load_model(path: str, section: recipe.Model, *, trained: bool) -> PreTrainedModel:

@@ -2,7 +2,7 @@
 
 from aligndistil.run_folder.card import add_comparison, license_of, model_card
 from aligndistil.run_folder.environment import Environment
-from aligndistil.run_folder.folder import Done, RunFolder, StageFolder
+from aligndistil.run_folder.folder import Done, RunFolder, StageFolder, section_of
 from aligndistil.run_folder.logs import adopt_loggers, setup_logging
 from aligndistil.run_folder.metrics import MetricsLog
 from aligndistil.run_folder.trackers import Tracker, open_trackers
@@ -19,5 +19,6 @@ __all__ = [
     "license_of",
     "model_card",
     "open_trackers",
+    "section_of",
     "setup_logging",
 ]

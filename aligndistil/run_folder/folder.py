@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from aligndistil.errors import UserError
 from aligndistil.files import is_partial, remove_partial, write_text
+from aligndistil.recipe import Model
 from aligndistil.run_folder.environment import Environment
 from aligndistil.run_folder.metrics import MetricsLog
 from aligndistil.run_folder.trackers import open_trackers
@@ -134,6 +135,16 @@ class StageFolder:
         """Remove what a killed process was writing, and nothing else."""
         for folder in (self.path, self.path / "samples"):
             remove_partial(folder)
+
+
+def section_of(path: str) -> Model:
+    """How a model is loaded and asked: one that was trained here as it was trained, any other by defaults."""
+    folder = Path(path)
+    done = StageFolder(folder.parent).read_done() if folder.name == "final" else None
+    if done is None:
+        return Model(path=path)
+    # The exported tokenizer has the chat template.
+    return Model.model_validate(done.resolved["model"]).model_copy(update={"path": path, "chat_template": None})
 
 
 class RunFolder:

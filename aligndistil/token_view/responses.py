@@ -25,7 +25,7 @@ class Request:
     prompts: Sequence[str] = ()
     """The policy answers them."""
     rows: Sequence[int] = ()
-    """Numbers, from 0, of the evaluation data: their own responses are shown, a pair's both."""
+    """Numbers, from 1, of the evaluation data: their own responses are shown, a pair's both."""
     seed: int = 0
     max_new_tokens: int | None = None
     """None is what the stage was trained with."""
@@ -58,7 +58,13 @@ def choose(
     Raises UserError when a prompt or row cannot be shown.
     """
     chosen: list[Prompt | Response] = []
-    encoder = Encoder(tokenizer, stop_ids=stop_ids, max_prompt_length=stage.data.max_prompt_length)
+    encoder = Encoder(
+        tokenizer,
+        stop_ids=stop_ids,
+        max_prompt_length=stage.data.max_prompt_length,
+        template_kwargs=stage.model.chat_template_kwargs,
+        overlong_prompts=stage.data.overlong_prompts,
+    )
     for k, encoded in enumerate(encoder.encode([Record(prompt, ()) for prompt in request.prompts])):
         if isinstance(encoded, Unusable):
             raise UserError(f"--prompt {request.prompts[k]!r}: {encoded}; give another")
@@ -78,7 +84,7 @@ def choose(
                 chosen.append(Response(f"row {number} {label}".strip(), row, finished))
             else:
                 chosen.append(to_answer(number, row.prompt_ids))
-    return chosen or [to_answer(number, ids) for number, ids in enumerate(data.prompts(SHOWN))]
+    return chosen or [to_answer(number, ids) for number, ids in enumerate(data.prompts(SHOWN), 1)]
 
 
 def answer(
@@ -111,9 +117,9 @@ class _EvalData:
         self._refuse_missing("--row")
         kind = next(kind for kind in kinds if gives(self._stage.data, "eval", kind))
         examples = self._examples(kind)
-        if number >= len(examples):
-            raise UserError(f"--row {number}: the evaluation data has rows 0 to {len(examples) - 1}; give one of them")
-        return examples.rows(number)
+        if not 1 <= number <= len(examples):
+            raise UserError(f"--row {number}: the evaluation data has rows 1 to {len(examples)}; give one of them")
+        return examples.rows(number - 1)
 
     def prompts(self, count: int) -> list[list[int]]:
         self._refuse_missing("--prompt")
@@ -129,6 +135,12 @@ class _EvalData:
         if kind not in self._read:
             section = self._stage.data.model_copy(update={"reverse_preferences": False})
             self._read[kind] = load_examples(
-                section, "eval", kind, self._tokenizer, self._stop_ids, seed=self._stage.seed
+                section,
+                "eval",
+                kind,
+                self._tokenizer,
+                self._stop_ids,
+                template_kwargs=self._stage.model.chat_template_kwargs,
+                seed=self._stage.seed,
             )
         return self._read[kind]

@@ -5,16 +5,21 @@ objective look at it beforehand, `evaluation`, `log` and `checkpoints` are what 
 together.
 """
 
+from aligndistil.training.checks import Longest, check_lengths, check_positions, data_lines
 from aligndistil.training.data import StageData, gold_reward_of, load_stage_data
 from aligndistil.training.python_reward import is_code, source_of
 from aligndistil.training.stage import Outcome, StageTraining
 from aligndistil.training.stop import StopSignal
 
 __all__ = [
+    "Longest",
     "Outcome",
     "StageData",
     "StageTraining",
     "StopSignal",
+    "check_lengths",
+    "check_positions",
+    "data_lines",
     "gold_reward_of",
     "is_code",
     "load_stage_data",

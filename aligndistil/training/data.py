@@ -9,8 +9,9 @@ from typing import Literal
 from transformers import PreTrainedTokenizerBase
 
 from aligndistil.batch import DataKind
-from aligndistil.data import Examples, gives, load_examples
+from aligndistil.data import Examples, gives, load_examples, sources_of
 from aligndistil.data.reviews import gold_rewards
+from aligndistil.errors import Interrupted
 from aligndistil.models import load_tokenizer, stop_ids
 from aligndistil.progress import Steps
 from aligndistil.recipe import Data, Stage
@@ -35,8 +36,13 @@ class StageData:
     eval_prompts: Examples | None
 
 
-def load_stage_data(stage: Stage, locate: Locate, *, rank: int = 0) -> StageData:
-    """Read, check and encode the data of a stage. Raises UserError when the run must not start with it."""
+def load_stage_data(
+    stage: Stage, locate: Locate, *, rank: int = 0, stopped: Callable[[], bool] = lambda: False
+) -> StageData:
+    """Read, check and encode the data of a stage.
+
+    Raises UserError when the run must not start with it, and Interrupted once `stopped` says so.
+    """
     path = locate(stage.model.path)
     tokenizer = load_tokenizer(path, stage.model)
     stops = stop_ids(path, stage.model, tokenizer)
@@ -46,6 +52,8 @@ def load_stage_data(stage: Stage, locate: Locate, *, rank: int = 0) -> StageData
         with Steps(f"{stage.name}: reading {which} {what}", unit="rows", rank=rank) as steps:
 
             def on_progress(done: int, total: int) -> None:
+                if stopped():
+                    raise Interrupted(f"stopped while {stage.name} was reading its data; run the same command again")
                 steps.total = total
                 steps.advance(done - steps.done)
 
@@ -55,6 +63,7 @@ def load_stage_data(stage: Stage, locate: Locate, *, rank: int = 0) -> StageData
                 kind,
                 tokenizer,
                 stops,
+                template_kwargs=stage.model.chat_template_kwargs,
                 seed=stage.train.seed,
                 on_progress=on_progress,
             )
@@ -75,7 +84,7 @@ def load_stage_data(stage: Stage, locate: Locate, *, rank: int = 0) -> StageData
 
 def gold_reward_of(data: Data) -> GoldReward | None:
     """The gold reward of texts, where the data knows one."""
-    for source in data.eval or data.train:
+    for source in sources_of(data, "eval") or data.train:
         if source.path in _GOLD:
             return _GOLD[source.path]
     return None

@@ -46,15 +46,23 @@ class StageTraining:
     """Everything one stage needs, brought together once; `run` trains it."""
 
     def __init__(
-        self, stage: Stage, folder: StageFolder, locate: Callable[[str], str], processes: Processes, initial: str = ""
+        self,
+        stage: Stage,
+        folder: StageFolder,
+        locate: Callable[[str], str],
+        processes: Processes,
+        initial: str = "",
+        stop: StopSignal | None = None,
     ) -> None:
-        """Reads the data, and no weights. Raises UserError when the stage must not start with it.
+        """Reads the data, and no weights. Raises UserError when the stage must not start with it, or `stop` says so.
 
         `initial` is the path of what its training goes back to, for `evaluation.kl_initial`.
         """
         self._initial = initial or stage.model.path
         self.stage, self.folder, self.locate, self.processes = stage, folder, locate, processes
-        self.data: StageData = load_stage_data(stage, locate, rank=processes.rank)
+        self.data: StageData = load_stage_data(
+            stage, locate, rank=processes.rank, stopped=lambda: stop is not None and stop.requested
+        )
         self.schedule = Schedule.of(stage, len(self.data.train))
         self._given = None if stage.on_policy else DataBatches(stage, self.data, self.schedule, processes)
 

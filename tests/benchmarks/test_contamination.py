@@ -13,7 +13,8 @@ import pytest
 
 from aligndistil.benchmarks.base import Question
 from aligndistil.benchmarks.contamination import Contamination, TrainingData, find, note, refusal, training_data
-from aligndistil.recipe import Source, load_recipe
+from aligndistil.data import eval_prompts
+from aligndistil.recipe import Data, Source, load_recipe
 from aligndistil.run_folder import Done, RunFolder, model_card
 from support.recipes import merged, off_policy
 
@@ -30,7 +31,7 @@ QUESTIONS = [
 def found_in(path: Path, rows: list[dict[str, Any]]) -> list[str]:
     file = path / "rows.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return find(TrainingData([Source(path=str(file))]), QUESTIONS, "alpaca_eval").questions
+    return find(TrainingData([(Source(path=str(file)), None)]), QUESTIONS, "alpaca_eval").questions
 
 
 @pytest.mark.parametrize(
@@ -49,6 +50,17 @@ def test_thirteen_words_in_a_row_or_a_whole_short_first_turn(prompt: str, found:
     assert found_in(tmp_path, [{"prompt": "nothing"}, {"prompt": prompt}]) == found
 
 
+def test_prompts_that_were_held_out_were_not_trained_on(tmp_path: Path) -> None:
+    asked = [Question(str(i), (f"What is the number after {i}, please?",)) for i in range(60)]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps({"prompt": question.turns[0]}) + "\n" for question in asked))
+    section = Data.model_validate({"train": {"path": str(file)}, "eval": {"fraction": 0.3}})
+    held = [record.prompt for record in eval_prompts(section)]
+    found = find(TrainingData([(section.train[0], section.held_out)]), asked, "pairwise").questions
+    assert found == [question.id for question in asked if question.turns[0] not in held]
+    assert 0 < len(found) < 60
+
+
 def test_every_turn_of_the_user_counts_and_no_other(tmp_path: Path) -> None:
     def turns(*contents: str) -> list[dict[str, str]]:
         return [{"role": "assistant" if i % 2 else "user", "content": text} for i, text in enumerate(contents)]
@@ -57,7 +69,8 @@ def test_every_turn_of_the_user_counts_and_no_other(tmp_path: Path) -> None:
     assert found_in(tmp_path, [{"messages": turns("hi", "Where is the sea?", "so?", LONG)}]) == []
     # HH: both answers follow the same conversation; an unusable row is left out as in training
     opening = "\n\nHuman: hi\n\nAssistant: yes?\n\nHuman: Where is the sea?\n\nAssistant:"
-    hh = [{"chosen": f"{opening} a", "rejected": f"{opening} b"}, {"chosen": "c", "rejected": "d"}]
+    whole = {"chosen": f"{opening} a", "rejected": f"{opening} b"}
+    hh = [whole, whole, {"chosen": "c", "rejected": "d"}]
     assert found_in(tmp_path, hh) == ["short"]
     pair = {"prompt": "hi", "chosen": LONG, "rejected": "Where is the sea?"}
     assert found_in(tmp_path, [pair]) == []
@@ -65,14 +78,14 @@ def test_every_turn_of_the_user_counts_and_no_other(tmp_path: Path) -> None:
 
 def test_the_benchmark_itself_holds_all_questions_unread_and_what_cannot_be_read_is_said(tmp_path: Path) -> None:
     gone = Source(path=str(tmp_path / "gone.jsonl"))
-    data = TrainingData([Source(path="tatsu-lab/alpaca_eval"), gone], ["the data of stage x"])
+    data = TrainingData([(Source(path="tatsu-lab/alpaca_eval"), None), (gone, None)], ["the data of stage x"])
     found = find(data, QUESTIONS, "alpaca_eval")
     assert found.questions == [question.id for question in QUESTIONS]
     assert found.sources == ["tatsu-lab/alpaca_eval, split train"]
     assert found.unknown[0] == "the data of stage x"
     assert "gone.jsonl, split train (" in found.unknown[1]
     assert "there is no such file" in found.unknown[1]
-    assert find(TrainingData([gone]), QUESTIONS, "mt_bench").questions == []
+    assert find(TrainingData([(gone, None)]), QUESTIONS, "mt_bench").questions == []
 
 
 @pytest.mark.parametrize(
@@ -130,7 +143,7 @@ def run(tmp_path: Path, recipe_file: Callable[..., Path], pairs_file: Callable[.
 
 def files(data: TrainingData | None) -> list[str]:
     assert data is not None
-    return [Path(source.path).name for source in data.sources]
+    return [Path(source.path).name for source, _ in data.sources]
 
 
 def test_the_data_of_a_stage_is_also_that_of_the_stages_it_was_trained_with(run: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import torch
 from aligndistil.benchmarks.base import Answer, JudgedAnswers, Question
 from aligndistil.benchmarks.judges import gold_judge, judge_config, open_judge, reward_scores
 from aligndistil.benchmarks.pairwise import Pairwise, questions_of
+from aligndistil.data import read_prompts
 from aligndistil.data.reviews import gold_reward
 from aligndistil.engine.processes import Processes
 from aligndistil.engine.scalar import ScalarModel
@@ -110,13 +111,13 @@ def test_prompts_of_any_layout_are_asked_once(tmp_path: Path) -> None:
     talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
     rows: list[dict[str, object]] = [{"prompt": talk}, {"prompt": talk[:1]}, {"prompt": talk}, {"prompt": talk[2:]}]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    questions = questions_of([Source(path=str(path))], None, 0.5)
+    questions = questions_of(read_prompts(Source(path=str(path))), None, 0.5)
     assert [(q.id, q.turns, len(q.opening), q.temperature) for q in questions] == [
         ("0", ("c",), 2, 0.5),
         ("1", ("a",), 0, 0.5),
         ("2", ("c",), 0, 0.5),
     ]
-    assert len(questions_of([Source(path=str(path))], 2, 0.5)) == 2
+    assert len(questions_of(read_prompts(Source(path=str(path))), 2, 0.5)) == 2
 
 
 def test_the_gold_judge_prefers_the_higher_reward() -> None:

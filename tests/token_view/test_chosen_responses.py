@@ -40,8 +40,8 @@ def words(run: Path, response: Response) -> str:
 
 def test_a_row_of_pairs_shows_both_responses_chosen_first(finished: Finished) -> None:
     run = finished()
-    chosen, rejected = shown(run / "policy", Request(rows=[2]))
-    assert [chosen.label, rejected.label] == ["row 2 chosen", "row 2 rejected"]
+    chosen, rejected = shown(run / "policy", Request(rows=[3]))
+    assert [chosen.label, rejected.label] == ["row 3 chosen", "row 3 rejected"]
     assert words(run, chosen) == pairs(run)[2]["chosen"] + " <eos>"
     assert words(run, rejected) == pairs(run)[2]["rejected"] + " <eos>"
     assert chosen.finished
@@ -49,13 +49,13 @@ def test_a_row_of_pairs_shows_both_responses_chosen_first(finished: Finished) ->
 
 def test_a_stage_trained_on_reversed_pairs_shows_them_the_right_way_round(finished: Finished) -> None:
     run = finished(stages={"reverse": {"data": {"reverse_preferences": True}}})
-    chosen, _ = shown(run / "reverse", Request(rows=[0]))
+    chosen, _ = shown(run / "reverse", Request(rows=[1]))
     assert words(run, chosen) == pairs(run)[0]["chosen"] + " <eos>"
 
 
 def test_without_a_wish_the_policy_answers_the_first_rows(finished: Finished) -> None:
     answers = shown(finished() / "policy", Request())
-    assert [one.label for one in answers] == [f"answer to row {number}" for number in range(SHOWN)]
+    assert [one.label for one in answers] == [f"answer to row {number}" for number in range(1, SHOWN + 1)]
     assert all(0 < len(one.row.response_ids) <= 6 for one in answers)
 
 
@@ -79,14 +79,15 @@ def test_a_row_of_prompts_alone_is_answered(finished: Finished, tmp_path: Path) 
     file = tmp_path / "prompts.jsonl"
     file.write_text('{"prompt": "w01"}\n{"prompt": "w02 w03"}\n')
     run = finished(stages={"policy": {"data": {"eval": {"path": str(file), "limit": None}}}})
-    (one,) = shown(run / "policy", Request(rows=[1]))
-    assert one.label == "answer to row 1"
+    (one,) = shown(run / "policy", Request(rows=[2]))
+    assert one.label == "answer to row 2"
     assert one.row.response_ids
 
 
-def test_a_row_that_is_not_there_is_refused(finished: Finished) -> None:
-    with pytest.raises(UserError, match="--row 5: the evaluation data has rows 0 to 4; give one of them"):
-        shown(finished() / "policy", Request(rows=[5]))
+@pytest.mark.parametrize("row", [0, 6])
+def test_a_row_that_is_not_there_is_refused(finished: Finished, row: int) -> None:
+    with pytest.raises(UserError, match=f"--row {row}: the evaluation data has rows 1 to 5; give one of them"):
+        shown(finished() / "policy", Request(rows=[row]))
 
 
 def test_a_prompt_without_a_token_is_refused(finished: Finished) -> None:
@@ -96,7 +97,7 @@ def test_a_prompt_without_a_token_is_refused(finished: Finished) -> None:
         shown(run / "policy", Request(prompts=["w01", ""]))
 
 
-@pytest.mark.parametrize("unanswerable", [Request(), Request(rows=[0])])
+@pytest.mark.parametrize("unanswerable", [Request(), Request(rows=[1])])
 def test_without_evaluation_data_a_prompt_is_asked_for(finished: Finished, unanswerable: Request) -> None:
     run = finished()
     file = run / "policy" / "recipe.resolved.yaml"

@@ -49,7 +49,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     recipe = three_stages("builtin:tiny", str(folder / "pairs.jsonl"), output_dir=str(folder / "run"))
     (folder / "toy.yaml").write_text(json.dumps(recipe))
     run = finish(load_recipe(folder / "toy.yaml"), models)
-    request = Request(prompts=[HOSTILE], rows=[0], max_new_tokens=12)
+    request = Request(prompts=[HOSTILE], rows=[1], max_new_tokens=12)
     return inspect(run, request, folder / "page.html")
 
 

@@ -63,7 +63,7 @@ def rows_of(data: dict[str, Any]) -> list[Any]:
 
 
 def test_the_page_says_what_was_compared_with_what(finished: Finished) -> None:
-    data = data_of(inspect(finished(), Request(rows=[0])))
+    data = data_of(inspect(finished(), Request(rows=[1])))
     assert [(one["label"], one["path"]) for one in data["distributions"]] == [
         ("teacher", "dpo"),
         ("reverse teacher", "reverse"),
@@ -74,18 +74,18 @@ def test_the_page_says_what_was_compared_with_what(finished: Finished) -> None:
     assert ["r", 5.0] in data["settings"]
     assert [one["key"] for one in data["terms"]][:4] == ["reward", "tvd", "alpha", "beta"]
     assert "loss_share" in [one["key"] for one in data["terms"]]
-    assert [one["label"] for one in data["responses"]] == ["row 0 chosen", "row 0 rejected"]
+    assert [one["label"] for one in data["responses"]] == ["row 1 chosen", "row 1 rejected"]
 
 
 def test_an_objective_without_distributions_shows_what_it_has(finished: Finished) -> None:
-    data = data_of(inspect(finished() / "dpo", Request(rows=[0])))
+    data = data_of(inspect(finished() / "dpo", Request(rows=[1])))
     assert [one["key"] for one in data["terms"]] == ["log_ratio", "logp", "ref_logp"]
     assert [one["key"] for one in data["distributions"]] == ["reference", "policy"]
     assert data["responses"][0]["loss"] is None
 
 
 def test_nothing_is_loaded_from_anywhere(finished: Finished) -> None:
-    text = inspect(finished(), Request(rows=[0])).read_text()
+    text = inspect(finished(), Request(rows=[1])).read_text()
     for outside in ("http://", "https://", "src=", "<link", "@import", "url(", "fetch(", "XMLHttpRequest", "import("):
         assert outside not in text
     assert "default-src 'none'" in text
@@ -110,7 +110,7 @@ def test_a_number_that_json_does_not_know_is_null(finished: Finished, monkeypatc
         return values
 
     monkeypatch.setattr(Viewer, "values", infinite)
-    data = data_of(inspect(finished(), Request(rows=[0])))
+    data = data_of(inspect(finished(), Request(rows=[1])))
     assert data["responses"][0]["terms"]["reward"][:2] == [None, None]
 
 
@@ -125,7 +125,7 @@ def test_the_command_writes_the_page_and_says_where(
     finished: Finished, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     run = finished()
-    arguments = ["--row", "0", "--row", "1", "--prompt", "w01", "--top", "3", "--max-new-tokens", "2"]
+    arguments = ["--row", "1", "--row", "2", "--prompt", "w01", "--top", "3", "--max-new-tokens", "2"]
     monkeypatch.setattr(sys, "argv", ["aligndistil", "inspect", str(run), *arguments])
     with pytest.raises(SystemExit) as stop:
         main()
