@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -147,17 +149,15 @@ def evaluate(
 def validate(
     recipe: RecipePath,
     overrides: Overrides = None,
-    rows: Annotated[int, typer.Option(min=0, help="Also read the data, and show this many rows as tokens.")] = 0,
+    rows: Annotated[int, typer.Option(min=0, help="Show this many rows of each stage as tokens.")] = 0,
     processes: Annotated[int, typer.Option(min=1, help="Processes the recipe is meant for.")] = 1,
 ) -> None:
-    """Check a recipe without training: keys, values, models, batches; with --rows the data too."""
+    """Check a recipe without training: keys, values, models, batches and data; with --rows look at rows as tokens."""
     from aligndistil.commands import validate
 
     loaded = _load(recipe, overrides)
-    for line in validate.check(loaded, processes):
+    for line in validate.check(loaded, processes, rows):
         rich.print(line)
-    for text in validate.rows(loaded, rows) if rows else ():
-        rich.print(text)
 
 
 @app.command()
@@ -224,7 +224,7 @@ def generate(
 def inspect(
     run: Annotated[Path, typer.Argument(help="A stage's folder, or a run's.", metavar="STAGE_OR_RUN")],
     prompt: Annotated[list[str] | None, typer.Option("--prompt", "-p", help="The policy answers it.")] = None,
-    row: Annotated[list[int] | None, typer.Option(min=0, help="A row of the eval data.")] = None,
+    row: Annotated[list[int] | None, typer.Option(min=1, help="A row of the eval data, from 1.")] = None,
     out: Annotated[Path | None, typer.Option(help="The page; without it, inspect.html in the stage's folder.")] = None,
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer; else the stage's own.")] = None,
     top: Annotated[int, typer.Option(min=1, max=50, help="Likeliest tokens of each model.")] = 6,
@@ -294,8 +294,18 @@ def _root(
     """See `aligndistil COMMAND --help`."""
 
 
+def _with_home(arguments: list[str]) -> list[str]:
+    """With the home folder for `~`, which shells leave alone in `--out=~/x`, `LABEL=~/x` and in quotes."""
+    home = os.path.expanduser("~")
+    return [
+        text if last in ("--prompt", "-p") else re.sub(r"^([\w.-]*=|)~(?=/|$)", lambda found: found[1] + home, text)
+        for last, text in zip(["", *arguments], arguments, strict=False)
+    ]
+
+
 def main() -> None:
     """Run the command line; a user's mistake is one sentence and an exit code, a bug keeps its traceback."""
+    sys.argv = [sys.argv[0], *_with_home(sys.argv[1:])]
     try:
         app()
     except UserError as error:

@@ -314,3 +314,17 @@ def test_a_second_run_in_the_same_folder_is_refused_while_the_first_works(run, r
     running.communicate()
     assert code == 2
     assert "another process is working in runs/small" in " ".join(err.split())
+
+
+def test_a_tilde_that_the_shell_has_left_is_the_home_folder(command_line, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine.yaml").write_text(
+        "objective: {name: sft}\nmodel: {path: builtin:tiny}\ndata: {train: {path: ~/no}}\n"
+    )
+    code, _, told = command_line("validate", "~/mine.yaml")
+    assert (code, f"{tmp_path}/no: there is no such file" in told) == (2, True)
+    code, _, told = command_line("validate", "~/mine.yaml", "--set", "data.train.path=~/other")
+    assert (code, f"{tmp_path}/other: there is no such file" in told) == (2, True)
+    assert command_line("plot", "--out=~/x.png", "~/gone")[2].count(str(tmp_path)) == 1
+    code, told, _ = command_line("generate", "builtin:tiny", "-p", "~/no file", "--max-new-tokens", 1)
+    assert (code, "~/no file" in told) == (0, True)
