@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from filelock import FileLock, Timeout
@@ -16,10 +16,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from aligndistil.errors import UserError
 from aligndistil.files import is_partial, remove_partial, write_text
-from aligndistil.recipe import Model
 from aligndistil.run_folder.environment import Environment
 from aligndistil.run_folder.metrics import MetricsLog
 from aligndistil.run_folder.trackers import open_trackers
+
+if TYPE_CHECKING:
+    from aligndistil.recipe import Model
 
 logger = logging.getLogger(__name__)
 LOCK = ".lock"
@@ -139,6 +141,8 @@ class StageFolder:
 
 def section_of(path: str) -> Model:
     """How a model is loaded and asked: one that was trained here as it was trained, any other by defaults."""
+    from aligndistil.recipe import Model  # takes torch, which nothing else here needs
+
     folder = Path(path)
     done = StageFolder(folder.parent).read_done() if folder.name == "final" else None
     if done is None:

@@ -82,7 +82,7 @@ def test_a_source_without_a_usable_row_is_refused_whatever_is_allowed(qwen, writ
     with pytest.raises(UserError, match=r"1 of 1 examples fail alike: empty response; row 1"):
         load(qwen, write([{**GOOD[0], "chosen": ""}]), max_dropped_fraction=1.0)
     undesirable = [{"prompt": "p", "completion": "c", "label": False}]
-    with pytest.raises(UserError, match="none is left: no row is desirable"):
+    with pytest.raises(UserError, match="no example is left, since no row is desirable"):
         load(qwen, write(undesirable), kind=DataKind.RESPONSES)
 
 
