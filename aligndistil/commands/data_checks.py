@@ -51,11 +51,10 @@ def read_stages(recipe: Recipe, names: Sequence[str], *, rank: int = 0) -> dict[
         except ServiceError as error:
             read[name] = error
         except UserError as error:
-            side, colon, rest = str(error).partition(": ")
-            if side not in ("data.train", "data.eval") or not colon:
+            field, _, rest = str(error).partition(": ")
+            if field not in ("data.train", "data.eval", "model.chat_template_kwargs"):
                 raise
-            place = stage.where("data", side.removeprefix("data."))
-            raise type(error)(f"{place}: {rest}") from error
+            raise type(error)(f"{stage.where(*field.split('.'))}: {rest}") from error
     if set(names) == set(recipe.stages) and not any(isinstance(one, ServiceError) for one in read.values()):
         _check_comparison(recipe, read)
     return {name: read[name] for name in names}

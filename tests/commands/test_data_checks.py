@@ -282,6 +282,16 @@ def test_all_that_reads_a_prompt_gives_the_template_the_recipes_arguments(
     assert [seven in one.ids for one in shown] == [True]
 
 
+def test_arguments_that_the_template_does_not_read_are_refused_where_they_stand(
+    recipe_file: Callable[..., Path], model_folder: ModelFolder, data: Callable[..., str]
+) -> None:
+    data(rows(8, 2, 2))
+    content = off_policy(model_folder(seed=0), "data.jsonl", model={"chat_template_kwargs": {"thinking": False}})
+    told = r"toy\.yaml:\d+:\d+: model\.chat_template_kwargs: the chat template does not read 'thinking'; take it out"
+    with pytest.raises(UserError, match=told):
+        WAYS["validate"](load_recipe(recipe_file(content)))
+
+
 def test_what_the_comparison_will_read_is_read_before_training(
     recipe_file: Callable[..., Path], model_folder: ModelFolder, data: Callable[..., str]
 ) -> None:
