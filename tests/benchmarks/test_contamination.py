@@ -192,11 +192,11 @@ def test_preferences_on_alpaca_eval_s_own_instructions_are_found() -> None:
     questions = [Question(str(i), (text,)) for i, text in enumerate(texts)]
     lines = gzip.decompress(pairs.read_bytes()).decode().splitlines()
     prompts = {json.loads(line)["prompt"] for line in lines}
-    found = find(TrainingData([Source(path=str(pairs))]), questions, "alpaca_eval")
+    found = find(TrainingData([(Source(path=str(pairs)), None)]), questions, "alpaca_eval")
     equal = {str(i) for i, text in enumerate(texts) if text in prompts and len(text.split()) >= 3}
     assert len(equal) > 500
     assert equal <= {*found.questions}
     assert len(found.questions) < 1.05 * len(equal)
     assert refusal(found, "AlpacaEval 2", "dpo") is not None
-    apart = find(TrainingData([Source(path=str(SHARED / "hh_harmless.jsonl.gz"))]), questions, "alpaca_eval")
+    apart = find(TrainingData([(Source(path=str(SHARED / "hh_harmless.jsonl.gz")), None)]), questions, "alpaca_eval")
     assert len(apart.questions) < 3
