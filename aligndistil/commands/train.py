@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from aligndistil.commands.data_checks import read_stages
 from aligndistil.commands.judging import judge_of, judging_of
 from aligndistil.commands.measure import WrittenComparison, compare_models, locate
 from aligndistil.data import content_hash, sources_of
+from aligndistil.engine.checkpoint import checkpoints
 from aligndistil.engine.config import user_config
 from aligndistil.engine.processes import Processes, launched_rank, launched_world, start_processes
 from aligndistil.errors import Interrupted, ServiceError, UserError
@@ -225,6 +227,9 @@ def _run_stage(
                 resolved=stage.resolved(),
             )
         )
+        if stage.checkpoint.every == "auto":  # nobody asked for them, and there is nothing to go on with
+            for checkpoint in checkpoints(folder.path):
+                shutil.rmtree(checkpoint)
     processes.barrier()
     return became
 

@@ -285,8 +285,9 @@ class Evaluation(Section):
 class Checkpoint(Section):
     """What a stopped run continues from."""
 
-    every: int | None = Field(default=None, ge=1)
-    """Steps between checkpoints; null keeps only the final model."""
+    every: Annotated[int, Field(ge=1)] | Literal["auto", "never"] = "auto"
+    """Steps between checkpoints; `auto` saves when twenty times as long as saving takes has passed, at least every ten
+    minutes; `never` saves only when the run is told to stop."""
     keep: int = Field(default=2, ge=1)
     """The newest so many stay."""
     resume: Literal["auto", "never"] = "auto"

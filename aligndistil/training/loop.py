@@ -54,7 +54,7 @@ def train(
         log.write(0, "eval", evaluation.run(0))
 
     while state.step < batches.total_steps:
-        first, began, stopping = state.step, time.perf_counter(), False
+        first, began, stopping, saving = state.step, time.perf_counter(), False, False
 
         # What is learnt from: examples of the data, or answers that the policy gives now. And what the objective must
         # know of all of it before the first gradient: KTO's mean KL; PPO's rewards, advantages and their spread, with
@@ -72,9 +72,11 @@ def train(
                 sums.add(loss)
                 sums.add_metric("num_tokens", Metric(batch.micro_batches[i].attention_BT.sum(), torch.ones(())))
             sums.add_maximum("stop", torch.tensor(float(stop.requested)))
+            sums.add_maximum("overdue", torch.tensor(float(checkpoints.overdue())))
             sums.add_maximum("perf/peak_memory_gib", torch.tensor(peak_memory_gib()))
             sums.reduce(engine.processes)
             stopping |= bool(sums.maxima.pop("stop"))
+            saving |= bool(sums.maxima.pop("overdue"))
             if number == 0:
                 sums.adopt(prepared.sums)
             _refuse_divergence(stage, state.step, sums.means(), expected)
@@ -110,7 +112,7 @@ def train(
                 log.write(state.step, "eval", evaluated)
             state.last |= {f"eval/{name}": value for name, value in evaluated.items()}
         state.seconds = time.monotonic() - began_at
-        if stopping or (_due(checkpoints.every, first, state.step) and not done):
+        if stopping or ((saving or checkpoints.due(first, state.step)) and not done):
             checkpoints.save(state)
         if stopping and not done:
             raise Interrupted(

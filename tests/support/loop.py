@@ -146,9 +146,18 @@ class Checkpoints:
     start: LoopState | None
     recorded: Recorded
     every: int | None
+    overdue_at: int | None = None
+    asked: int = 0
 
     def restore(self) -> LoopState | None:
         return self.start
+
+    def overdue(self) -> bool:
+        self.asked += 1
+        return self.asked == self.overdue_at
+
+    def due(self, before: int, after: int) -> bool:
+        return self.every is not None and before // self.every != after // self.every
 
     def save(self, state: LoopState) -> None:
         self.recorded.saved.append(deepcopy(state))
@@ -197,6 +206,7 @@ def run(
     log_every: int = 1,
     evaluate_every: int | None = None,
     checkpoint_every: int | None = None,
+    overdue_at: int | None = None,
     expected: Sequence[Expected] = (),
 ) -> LoopState:
     """The loop with fakes, and what it returns; what it logs, saves and evaluates is in `recorded`."""
@@ -210,7 +220,7 @@ def run(
         "batches": Batches(data, total_steps, lambda step: step / 2),
         "evaluation": Evaluation(noted, evaluate_every),
         "log": Log(recorded, log_every),
-        "checkpoints": Checkpoints(start, recorded, checkpoint_every),
+        "checkpoints": Checkpoints(start, recorded, checkpoint_every, overdue_at),
         "stop": Stop(stop_requested),
     }
     return train("toy", **parts, expected=expected)

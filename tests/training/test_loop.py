@@ -76,6 +76,13 @@ def test_checkpoints_come_every_few_steps_and_not_at_the_end() -> None:
     assert [state.step for state in recorded.saved] == [2]
 
 
+@pytest.mark.parametrize(("asked", "saved"), [(1, [1]), (3, [3]), (4, [])])
+def test_what_is_overdue_is_saved_after_its_step_and_not_at_the_end(asked: int, saved: list[int]) -> None:
+    recorded = Recorded()
+    run(recorded, overdue_at=asked)
+    assert [state.step for state in recorded.saved] == saved
+
+
 def test_a_run_goes_on_from_a_state_as_if_it_had_never_stopped() -> None:
     whole, first, second = Recorded(), Recorded(), Recorded()
     run(whole, log_every=3, total_steps=6)
