@@ -15,6 +15,7 @@ import typer
 
 from aligndistil import __version__
 from aligndistil.errors import EXIT_SIGINT, UserError
+from aligndistil.stop import end_with_parent, interrupted
 
 app = typer.Typer(
     name="aligndistil",
@@ -58,7 +59,8 @@ def train(
             rich.print(text)
         return
     if must_start(processes):
-        raise typer.Exit(start(process_count(processes), sys.argv[1:]))
+        timeout = max(stage.engine.stop_timeout for stage in loaded.stages.values())
+        raise typer.Exit(start(process_count(processes), sys.argv[1:], timeout))
     train(loaded, stage=stage, fresh=fresh, allow_code=allow_code)
 
 
@@ -290,6 +292,7 @@ def _root(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
+    local_rank: Annotated[int | None, typer.Option("--local_rank", "--local-rank", hidden=True)] = None,
 ) -> None:
     """See `aligndistil COMMAND --help`."""
 
@@ -307,7 +310,9 @@ def main() -> None:
     """Run the command line; a user's mistake is one sentence and an exit code, a bug keeps its traceback."""
     sys.argv = [sys.argv[0], *_with_home(sys.argv[1:])]
     try:
-        app()
+        end_with_parent()
+        with interrupted("stopped; nothing that was learnt is lost: run the same command to go on"):
+            app()
     except UserError as error:
         from aligndistil.commands.launch import report_error
 

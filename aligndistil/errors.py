@@ -12,6 +12,7 @@ EXIT_MISSING = 3
 EXIT_SERVICE = 4
 EXIT_DIVERGED = 5
 EXIT_SIGINT = 130
+EXIT_SIGKILL = 137
 EXIT_SIGTERM = 143
 
 
@@ -40,9 +41,11 @@ class DivergedError(UserError):
 
 
 class Interrupted(UserError):
-    """SIGTERM arrived and a checkpoint was saved: exit code 143."""
+    """A signal asked to stop, and all that was learnt is saved: exit code 143, or 130 after Ctrl-C."""
 
-    exit_code = EXIT_SIGTERM
+    def __init__(self, message: str, exit_code: int = EXIT_SIGTERM) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 def nearest(word: str, known: Iterable[str], count: int = 1, cutoff: float = 0.6) -> list[str]:

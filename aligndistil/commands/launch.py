@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-import json
+import math
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 
 import rich
 from rich.console import Console
 from rich.markup import escape
 
-from aligndistil.errors import EXIT_SIGINT, EXIT_SIGTERM, EXIT_USAGE, Interrupted, UserError, printable
+from aligndistil.errors import EXIT_SIGINT, EXIT_SIGKILL, EXIT_SIGTERM, EXIT_USAGE, Interrupted, UserError, printable
+from aligndistil.stop import ASKS, PARENT, handled
 
-_OURS = "ALIGNDISTIL_LAUNCHED"
+_ERROR_FILE = "ALIGNDISTIL_ERROR_FILE"
 """Set in processes that `start` started: the parent prints what went wrong, once."""
-_ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
+_ONE_THREAD = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+"""They share the cores: with a thread for every core each, they would wait for each other."""
+STOP_TIMEOUT = 600.0
+"""Seconds that processes have to end the step they are in."""
+AFTER_A_FAILURE = 30.0
+"""The same where one has failed, and the others may wait for it for ever."""
 
 
 def process_count(processes: str) -> int:
@@ -43,113 +50,155 @@ def must_start(processes: str) -> bool:
 
     world = launched_world()
     count = process_count(processes)
-    if world > 1 and count not in (1, world) and os.environ.get(_OURS) is None:
+    if world > 1 and count not in (1, world) and _ERROR_FILE not in os.environ:
         raise UserError(f"--processes {count}: a launcher has already started {world}; leave --processes out")
     return world == 1 and count > 1
 
 
-def start(count: int, arguments: list[str]) -> int:
+def start(count: int, arguments: list[str], stop_timeout: float = STOP_TIMEOUT) -> int:
     """Run this command in `count` processes on this machine; returns the exit code of the first that failed.
 
-    Each process's own traceback goes to stderr as it happens; a user's mistake is printed here, once.
+    Each process's own traceback goes to stderr as it happens; a user's mistake is printed here, once. A signal that
+    asks to stop is passed on, and what has not ended `stop_timeout` seconds later is killed.
     """
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+    from torch._C._distributed_c10d import TCPStore
 
-    os.environ[_OURS] = "1"
-    # As torchrun does: one thread each unless the user says otherwise, since they share the cores.
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=count,
-        run_id=f"aligndistil-{os.getpid()}",
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        max_restarts=0,
-        monitor_interval=0.2,
-    )
-    try:
-        elastic_launch(config, sys.executable)("-m", "aligndistil", *arguments)
-    except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
-        code = failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
-        if code >= EXIT_USAGE and os.path.exists(failure.error_file):
-            sentence = json.loads(Path(failure.error_file).read_text())["message"]
-            _complain(sentence)
+    # The processes meet at a port that is open already: one that was only looked up may be another's by then.
+    store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    shared = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    shared |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), **_ONE_THREAD}
+    with tempfile.TemporaryDirectory() as folder, Children(stop_timeout) as children:
+        for rank in range(count):
+            own = {"RANK": str(rank), "LOCAL_RANK": str(rank), _ERROR_FILE: f"{folder}/process {rank}"}
+            children.start(f"process {rank}", arguments, {**shared, **own})
+        failed: list[tuple[str, int]] = []
+        while children.running:
+            for name, code in children.ended():
+                failed += [(name, code)] if code else []
+            if failed and not children.stopping:
+                children.stop(AFTER_A_FAILURE)
+        if children.killed and children.signal is not None:
+            _complain(
+                f"{', '.join(children.killed)} did not end within {stop_timeout:g} s of the signal and was killed, so "
+                "that what came after the last checkpoint is lost; raise engine.stop_timeout above the time of a step"
+            )
+            return EXIT_SIGKILL
+        if not failed:
+            return 0
+        name, code = failed[0]
+        file = Path(folder) / name
+        if code >= EXIT_USAGE and file.exists():
+            _complain(file.read_text(encoding="utf-8"))
         else:
-            _complain(f"process {rank} failed first, with exit code {code}; its traceback stands above")
-        return int(code)
-    except SignalException as error:
-        return EXIT_SIGINT if error.sigval.name == "SIGINT" else EXIT_SIGTERM
-    return 0
+            _complain(f"{name} failed first, with exit code {code}; its traceback stands above")
+        return code
 
 
 def start_side_by_side(commands: list[list[str]], logs: list[Path], jobs: int) -> int:
     """Run `aligndistil COMMAND` for each, so many at a time, each writing to its log; the exit code of what failed.
 
-    When one fails, those that run are stopped with a checkpoint and no further one is started.
+    When one fails, or a signal asks to stop, those that run are stopped with a checkpoint and no further one is
+    started. Raises Interrupted, once they have ended, after such a signal.
     """
-    # They share the cores: with a thread for every core each, they would wait for each other.
-    environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
-    waiting, running, code = list(zip(commands, logs, strict=True)), dict[Path, subprocess.Popen[bytes]](), 0
-    with _stopping_with_this_process(running):
-        while running or (waiting and not code):
-            while waiting and not code and len(running) < jobs:
-                command, log = waiting.pop(0)
-                running[log] = _started(command, log, environment)
-            time.sleep(0.2)
-            for log in [log for log, process in running.items() if process.poll() is not None]:
-                ended = running.pop(log).returncode
-                if ended and not code:
-                    code = ended if ended > 0 else 128 - ended
+    waiting, code = dict(zip(logs, commands, strict=True)), 0
+    with Children(STOP_TIMEOUT) as children:
+        while children.running or (waiting and not children.stopping):
+            while waiting and not children.stopping and len(children.running) < jobs:
+                log, command = next(iter(waiting.items()))
+                del waiting[log]
+                log.parent.mkdir(parents=True, exist_ok=True)
+                rich.print(f"[cyan]▶[/] [bold]{log.stem}[/]: {escape(str(log))}")
+                children.start(log.stem, command, _ONE_THREAD, log)
+            for name, ended in children.ended():
+                if not ended:
+                    rich.print(f"[green]✓[/] [bold]{name}[/]")
+                elif not code and children.signal is None:
+                    code, log = ended, next(log for log in logs if log.stem == name)
                     lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
                     _complain(f"{lines[-1].removeprefix('error: ')} (see {log})" if lines else f"see {log}")
-                    _stop(running.values())
-                elif not ended:
-                    rich.print(f"[green]✓[/] [bold]{log.stem}[/]")
+                    children.stop(STOP_TIMEOUT)
+        if children.signal is not None:
+            by_hand = children.signal == signal.SIGINT
+            raise Interrupted(
+                "stopped; the same command goes on where the seeds were", EXIT_SIGINT if by_hand else EXIT_SIGTERM
+            )
     return code
 
 
-def _started(command: list[str], log: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
-    log.parent.mkdir(parents=True, exist_ok=True)
-    rich.print(f"[cyan]▶[/] [bold]{log.stem}[/]: {escape(str(log))}")
-    with log.open("wb") as stream:
-        return subprocess.Popen(
-            [sys.executable, "-m", "aligndistil", *command], env=environment, stdout=stream, stderr=subprocess.STDOUT
-        )
+class Children:
+    """Processes of `aligndistil` that end with this one.
 
+    While it is entered, a signal that asks to stop is passed on to them; a second Ctrl-C kills them.
+    """
 
-@contextmanager
-def _stopping_with_this_process(running: dict[Path, subprocess.Popen[bytes]]) -> Iterator[None]:
-    """SIGINT and SIGTERM stop the processes that run, with their checkpoints, before they stop this one."""
+    def __init__(self, stop_timeout: float) -> None:
+        self._stop_timeout = stop_timeout
+        self._deadline = math.inf
+        self._handled = ExitStack()
+        self.running: dict[str, subprocess.Popen[bytes]] = {}
+        self.signal: int | None = None
+        """The first that asked to stop."""
+        self.killed: list[str] = []
 
-    def terminated(*_: object) -> None:
-        raise Interrupted("stopped; the same command goes on where the seeds were")
+    def __enter__(self) -> Children:
+        self._handled.enter_context(handled(dict.fromkeys((*ASKS, signal.SIGINT), self._pass_on)))
+        return self
 
-    previous = signal.signal(signal.SIGTERM, terminated)
-    try:
-        yield
-    except (KeyboardInterrupt, Interrupted):
-        _stop(running.values())
-        for process in running.values():
+    def __exit__(self, *_: object) -> None:
+        self._kill()
+        self._handled.close()
+
+    @property
+    def stopping(self) -> bool:
+        return self._deadline < math.inf
+
+    def start(self, name: str, arguments: list[str], environment: Mapping[str, str], log: Path | None = None) -> None:
+        """Start a process; what it prints goes to the log, if there is one."""
+        if self.signal is not None:
+            return
+        with log.open("wb") if log else nullcontext() as stream:
+            self.running[name] = subprocess.Popen(
+                [sys.executable, "-m", "aligndistil", *arguments],
+                env={**os.environ, PARENT: str(os.getpid()), **environment},
+                stdout=stream,
+                stderr=subprocess.STDOUT if log else None,
+                start_new_session=True,  # Ctrl-C is for this process, which passes it on
+            )
+
+    def ended(self) -> list[tuple[str, int]]:
+        """The names and exit codes of those that have ended since; waits a little."""
+        time.sleep(0.1)
+        if time.monotonic() > self._deadline:
+            self.killed += self.running
+            self._kill()
+        codes = {name: process.poll() for name, process in self.running.items()}
+        ended = {name: code for name, code in codes.items() if code is not None}
+        self.running = {name: process for name, process in self.running.items() if name not in ended}
+        return [(name, code if code >= 0 else 128 - code) for name, code in ended.items()]
+
+    def stop(self, seconds: float, number: int = signal.SIGTERM) -> None:
+        """Ask all to stop, and kill what has not after so many seconds."""
+        self._deadline = min(self._deadline, time.monotonic() + seconds)
+        for process in self.running.values():
+            process.send_signal(number)
+
+    def _pass_on(self, number: int, frame: object) -> None:
+        if number == signal.SIGINT and self.signal is not None:
+            raise KeyboardInterrupt
+        self.signal = self.signal or number
+        self.stop(self._stop_timeout, number)
+
+    def _kill(self) -> None:
+        for process in self.running.values():
+            process.kill()
+        for process in self.running.values():
             process.wait()
-        raise
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-
-
-def _stop(processes: Iterable[subprocess.Popen[bytes]]) -> None:
-    for process in processes:
-        process.send_signal(signal.SIGTERM)
 
 
 def report_error(error: UserError) -> None:
     """Say what went wrong: print it, or leave it to the parent process that started this one."""
-    if os.environ.get(_OURS) and (file := os.environ.get(_ERROR_FILE)):
-        Path(file).parent.mkdir(parents=True, exist_ok=True)
-        Path(file).write_text(json.dumps({"message": str(error)}))
+    if file := os.environ.get(_ERROR_FILE):
+        Path(file).write_text(str(error), encoding="utf-8")
     elif os.environ.get("RANK", "0") == "0":
         _complain(str(error))
 

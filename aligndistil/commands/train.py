@@ -19,7 +19,7 @@ from aligndistil.commands.measure import WrittenComparison, compare_models, loca
 from aligndistil.data import content_hash, sources_of
 from aligndistil.engine.checkpoint import checkpoints
 from aligndistil.engine.config import user_config
-from aligndistil.engine.processes import Processes, launched_rank, launched_world, start_processes
+from aligndistil.engine.processes import Processes, launched_rank, launched_world, named_timeout, start_processes
 from aligndistil.errors import Interrupted, ServiceError, UserError
 from aligndistil.evaluation.measurements import initial_model
 from aligndistil.models import model_exists, model_hash
@@ -27,7 +27,8 @@ from aligndistil.progress import RunView
 from aligndistil.recipe import Recipe, Stage, changed_sections, stage_fingerprint, stage_of
 from aligndistil.run_folder import Done, Environment, RunFolder, StageFolder, setup_logging
 from aligndistil.run_folder.trackers import check_trackers
-from aligndistil.training import StageTraining, StopSignal, is_code, source_of
+from aligndistil.stop import StopSignal
+from aligndistil.training import StageTraining, is_code, source_of
 
 RESULT_VERSION = "3"
 """Raised when the same recipe gives other weights than before, so that finished stages are trained again."""
@@ -68,23 +69,37 @@ def run_recipe(recipe: Recipe, *, stage: str | None = None, fresh: bool = False,
     `allow_code` permits rewards that are Python functions. Raises UserError for mistakes of the recipe that only show
     with the data, the models or the processes at hand.
     """
-    check_recipe(recipe, launched_world())
-    _check_code(recipe, allow_code)
-    wanted = stages_wanted(recipe, stage)
-    lines = _read_data(recipe, wanted)
+    wanted, lines, judging = stages_wanted(recipe, stage), dict[str, list[str]](), None
+    problem: UserError | None = None
+    try:
+        check_recipe(recipe, launched_world())
+        _check_code(recipe, allow_code)
+        # A process group would not wait for a large source, so there is none yet.
+        lines = _read_data(recipe, wanted)
+        judging = None if stage else judging_of(recipe)
+    except UserError as error:
+        problem = error
+        if launched_world() == 1:
+            raise
     run = RunFolder(recipe.output_dir)
-    judging = None if stage else judging_of(recipe)
+    minutes = max(recipe.stages[name].engine.timeout_minutes for name in wanted)
     with ExitStack() as stack:
-        if launched_rank() == 0:
-            stack.enter_context(run.alone(recipe.name))
-            devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-            run.open(recipe.name, recipe.source_text, Environment.collect(world_size=launched_world(), devices=devices))
-        processes = start_processes()
+        stack.enter_context(named_timeout(minutes))
+        processes = start_processes(minutes)
         stack.callback(processes.stop)
+        processes.agree(problem)
+        devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+
+        def open_run() -> None:
+            stack.enter_context(run.alone(recipe.name))
+            run.open(recipe.name, recipe.source_text, Environment.collect(world_size=processes.world, devices=devices))
+
+        processes.on_main(open_run)
         weights: dict[str, str] = {}
         graph = {name: recipe.stages[name].inputs for name in wanted}
         headlines = {name: recipe.stages[name].objective.headline for name in wanted}
-        with StopSignal() as stop, RunView(recipe.name, graph, headlines, rank=processes.rank) as view:
+        stop = StopSignal()
+        with RunView(recipe.name, graph, headlines, rank=processes.rank) as view:
             for name in wanted:
                 weights[name] = _run_stage(recipe, name, run, processes, stop, weights, fresh, view, lines[name])
                 _stop_between_stages(processes, stop, name)
@@ -96,9 +111,9 @@ def run_recipe(recipe: Recipe, *, stage: str | None = None, fresh: bool = False,
 
 
 def _read_data(recipe: Recipe, wanted: Sequence[str]) -> dict[str, list[str]]:
-    """What is to be said of each stage's data, all of which is read before the first is trained, and no group is there.
+    """What is to be said of each stage's data, all of which is read before the first is trained.
 
-    A process group would not wait for a large source. Raises UserError when a stage must not start with its data.
+    Raises UserError when a stage must not start with its data.
     """
     lines = {}
     for name, read in read_stages(recipe, wanted, rank=launched_rank()).items():
@@ -124,7 +139,8 @@ def subject_of(recipe: Recipe) -> str:
 
 def _stop_between_stages(processes: Processes, stop: StopSignal, finished: str) -> None:
     if any(processes.gather(stop.requested)):
-        raise Interrupted(f"stopped after stage {finished}, which is finished; run the same command to go on")
+        sentence = f"stopped after stage {finished}, which is finished; run the same command to go on"
+        raise Interrupted(sentence, stop.exit_code)
 
 
 def check_recipe(recipe: Recipe, processes: int) -> None:
@@ -206,10 +222,8 @@ def _run_stage(
         return done.weights
     # The data may be refused: nothing of an earlier run is moved before it is accepted.
     initial = initial_model(recipe, stage)
-    training = StageTraining(stage, folder, lambda path: locate(run, path), processes, initial, stop)
-    if processes.is_main:
-        _make_room(stage, folder, done, fingerprint, fresh)
-    processes.barrier()
+    training = StageTraining(stage, folder, lambda path: locate(run, path), processes, initial)
+    processes.on_main(lambda: _make_room(stage, folder, done, fingerprint, fresh))
     setup_logging(processes.rank, folder.log_file(processes.rank))
     _announce(stage, training, processes, lines)
     outcome = training.run(stop, view)

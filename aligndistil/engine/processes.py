@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import atexit
+import math
 import os
+import re
 import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -14,6 +19,9 @@ from torch import Tensor
 from torch._C._distributed_c10d import HashStore
 
 from aligndistil.errors import UserError
+
+TIMEOUT_MINUTES = 60.0
+TIMED_OUT = re.compile(r"timed? ?out|timeout", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +60,22 @@ class Processes:
         if self.world > 1:
             dist.barrier()
 
+    def agree(self, problem: UserError | None = None) -> None:
+        """Raise on all processes what any of them brings: one that refused alone would leave the others waiting."""
+        found = [one for one in self.gather(problem) if one is not None]
+        if found:
+            raise problem or found[0]
+
+    def on_main(self, work: Callable[[], None]) -> None:
+        """What only the main process does; all raise the UserError that it raises."""
+        problem = None
+        if self.is_main:
+            try:
+                work()
+            except UserError as error:
+                problem = error
+        self.agree(problem)
+
     def stop(self) -> None:
         """Leave the process group; a process that is alone keeps its own for the next run.
 
@@ -67,19 +91,51 @@ def _leave() -> None:
 
 
 def launched_world() -> int:
-    """Number of processes that a launcher has already started, 1 without a launcher."""
-    return int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_STEP_NUM_TASKS") or 1)
+    """Number of processes that a launcher has already started, 1 without a launcher.
+
+    Raises UserError for variables that are no number.
+    """
+    return _number("WORLD_SIZE", "SLURM_STEP_NUM_TASKS") or 1
 
 
 def launched_rank() -> int:
     """Rank that a launcher has given this process, 0 without a launcher."""
-    return int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0) if launched_world() > 1 else 0
+    return (_number("RANK", "SLURM_PROCID") or 0) if launched_world() > 1 else 0
 
 
-def start_processes() -> Processes:
-    """Join the process group. Raises UserError when srun's variables lack the address of the first node."""
+def _number(*names: str) -> int | None:
+    """The first of these variables that is set."""
+    for name in names:
+        if text := os.environ.get(name):
+            if not text.isdecimal():
+                raise UserError(f"the environment variable {name} is {text!r}, and launchers set it to a number")
+            return int(text)
+    return None
+
+
+@contextmanager
+def named_timeout(minutes: float) -> Iterator[None]:
+    """Say which setting ran out, where the process group gives up waiting."""
+    try:
+        yield
+    except RuntimeError as error:
+        if launched_world() == 1 or not TIMED_OUT.search(str(error)):
+            raise
+        raise UserError(
+            f"process {launched_rank()} of {launched_world()} waited {minutes:g} minutes for the others: one has ended "
+            "or hangs, or needs longer; look at the logs of all processes, or raise engine.timeout_minutes "
+            f"({str(error).splitlines()[0]})"
+        ) from error
+
+
+def start_processes(timeout_minutes: float = TIMEOUT_MINUTES) -> Processes:
+    """Join the process group, in which a process waits so long for the others.
+
+    Raises UserError when srun's variables lack the address of the first node, or the others do not come.
+    """
     world, rank = launched_world(), launched_rank()
-    local_rank = int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0)
+    local_rank = _number("LOCAL_RANK", "SLURM_LOCALID") or 0
+    os.environ["DEEPSPEED_TIMEOUT"] = str(math.ceil(timeout_minutes))  # of the groups that DeepSpeed makes
     # DeepSpeed reads these names itself, whoever launched us.
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(local_rank))
     if torch.cuda.is_available():
@@ -98,5 +154,8 @@ def start_processes() -> Processes:
                     f"{world} processes were started without MASTER_ADDR (on {socket.gethostname()}); "
                     "set MASTER_ADDR and MASTER_PORT to the first node, or start them with torchrun"
                 )
-            dist.init_process_group(backend, rank=rank, world_size=world)
+            with named_timeout(timeout_minutes):
+                dist.init_process_group(
+                    backend, rank=rank, world_size=world, timeout=timedelta(minutes=timeout_minutes)
+                )
     return Processes(rank, world, device)

@@ -15,7 +15,7 @@ SECTIONS_OF_RESULT = ("objective", "model", "models", "data", "rollout", "train"
 A trained reward is more than weights: its scale is measured on eval data, see `_of_result`.
 """
 
-NOT_OF_RESULT = {"data": {"eval", "workers"}, "engine": {"teacher_cache"}}
+NOT_OF_RESULT = {"data": {"eval", "workers"}, "engine": {"teacher_cache", "stop_timeout", "timeout_minutes"}}
 """Their fields that do not. Frozen models say the same from the disk: a sweep may be cached and its teachers not.
 
 Eval data that are held out of the training data do change it, see `_of_result`.

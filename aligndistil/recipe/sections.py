@@ -249,6 +249,11 @@ class Engine(Section):
     teacher_cache: bool = False
     """Keep the last hidden states of an off-policy stage's frozen models on disk, and read them instead of running the
     models: in this run and in every later one with the same models and rows."""
+    stop_timeout: float = Field(default=600.0, gt=0)
+    """Seconds that `--processes` gives the processes to end their step and save it after a signal, before they are
+    killed. A step, or a rollout, must be shorter."""
+    timeout_minutes: float = Field(default=60.0, gt=0)
+    """How long a process waits for the others before it gives up: longer than any of them may need alone."""
     deepspeed: dict[str, JsonValue] | str | None = None
     """More DeepSpeed configuration, inline or the path of a JSON file; it is merged over ours."""
 

@@ -11,7 +11,6 @@ from transformers import PreTrainedTokenizerBase
 from aligndistil.batch import DataKind
 from aligndistil.data import Examples, gives, load_examples, sources_of
 from aligndistil.data.reviews import gold_rewards
-from aligndistil.errors import Interrupted
 from aligndistil.models import load_tokenizer, stop_ids
 from aligndistil.progress import Steps
 from aligndistil.recipe import Data, Stage
@@ -36,13 +35,8 @@ class StageData:
     eval_prompts: Examples | None
 
 
-def load_stage_data(
-    stage: Stage, locate: Locate, *, rank: int = 0, stopped: Callable[[], bool] = lambda: False
-) -> StageData:
-    """Read, check and encode the data of a stage.
-
-    Raises UserError when the run must not start with it, and Interrupted once `stopped` says so.
-    """
+def load_stage_data(stage: Stage, locate: Locate, *, rank: int = 0) -> StageData:
+    """Read, check and encode the data of a stage. Raises UserError when the run must not start with it."""
     path = locate(stage.model.path)
     tokenizer = load_tokenizer(path, stage.model)
     stops = stop_ids(path, stage.model, tokenizer)
@@ -52,8 +46,6 @@ def load_stage_data(
         with Steps(f"{stage.name}: reading {which} {what}", unit="rows", rank=rank) as steps:
 
             def on_progress(done: int, total: int) -> None:
-                if stopped():
-                    raise Interrupted(f"stopped while {stage.name} was reading its data; run the same command again")
                 steps.total = total
                 steps.advance(done - steps.done)
 

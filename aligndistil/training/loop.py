@@ -13,13 +13,13 @@ from aligndistil.engine.memory import peak_memory_gib
 from aligndistil.errors import DivergedError, Interrupted
 from aligndistil.maths import Metric
 from aligndistil.objectives.base import Expected, Prepares
+from aligndistil.stop import StopSignal
 from aligndistil.training.batches import DataBatches, RolloutBatches
 from aligndistil.training.checkpoints import Checkpoints, LoopState
 from aligndistil.training.evaluation import StageEvaluation
 from aligndistil.training.log import StageLog
 from aligndistil.training.metrics import Sums, means_of
 from aligndistil.training.preparation import prepare
-from aligndistil.training.stop import StopSignal
 
 CAUSES = (
     "likely causes: the reference is not the model that training starts from, another dtype or chat template, "
@@ -116,7 +116,8 @@ def train(
             checkpoints.save(state)
         if stopping and not done:
             raise Interrupted(
-                f"stage {stage}: stopped after step {state.step}; a checkpoint is saved, run the same command to go on"
+                f"stage {stage}: stopped after step {state.step}; a checkpoint is saved, run the same command to go on",
+                stop.exit_code,
             )
     return state
 

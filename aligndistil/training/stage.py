@@ -22,6 +22,7 @@ from aligndistil.recipe import Stage
 from aligndistil.rollout import LoadedModel
 from aligndistil.run_folder import StageFolder, adopt_loggers, license_of, model_card
 from aligndistil.run_folder.environment import PACKAGES, installed_version
+from aligndistil.stop import StopSignal
 from aligndistil.training.batches import DataBatches, RolloutBatches, Schedule
 from aligndistil.training.checkpoints import Checkpoints
 from aligndistil.training.data import StageData, gold_reward_of, load_stage_data
@@ -29,7 +30,6 @@ from aligndistil.training.evaluation import StageEvaluation
 from aligndistil.training.log import StageLog
 from aligndistil.training.loop import train
 from aligndistil.training.models import build_engine
-from aligndistil.training.stop import StopSignal
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,17 +52,14 @@ class StageTraining:
         locate: Callable[[str], str],
         processes: Processes,
         initial: str = "",
-        stop: StopSignal | None = None,
     ) -> None:
-        """Reads the data, and no weights. Raises UserError when the stage must not start with it, or `stop` says so.
+        """Reads the data, and no weights. Raises UserError when the stage must not start with it.
 
         `initial` is the path of what its training goes back to, for `evaluation.kl_initial`.
         """
         self._initial = initial or stage.model.path
         self.stage, self.folder, self.locate, self.processes = stage, folder, locate, processes
-        self.data: StageData = load_stage_data(
-            stage, locate, rank=processes.rank, stopped=lambda: stop is not None and stop.requested
-        )
+        self.data: StageData = load_stage_data(stage, locate, rank=processes.rank)
         self.schedule = Schedule.of(stage, len(self.data.train))
         self._given = None if stage.on_policy else DataBatches(stage, self.data, self.schedule, processes)
 
@@ -96,6 +93,7 @@ class StageTraining:
         starts_at_reference = reference is not None and self.locate(reference) == self.locate(stage.model.path)
         with ExitStack() as stack:
             stack.callback(engine.close)
+            stack.enter_context(stop.deferred())
             log = StageLog(stage, self.folder, self.schedule.total_steps, rank=processes.rank, view=view)
             state = train(
                 stage.name,

@@ -16,7 +16,7 @@ from aligndistil.commands.plan import plan
 from aligndistil.commands.train import run_recipe
 from aligndistil.commands.validate import check
 from aligndistil.data import sources_of
-from aligndistil.errors import Interrupted, UserError
+from aligndistil.errors import UserError
 from aligndistil.evaluation.measurements import measurements_of, read_eval_set
 from aligndistil.files import cache_root
 from aligndistil.recipe import changed_sections, load_recipe, stage_fingerprint
@@ -221,17 +221,6 @@ def test_prompts_shared_with_the_evaluation_of_a_rollout_are_counted(
     (stage,) = load_recipe(recipe_file(content)).stages.values()
     lines = data_lines(stage, load_stage_data(stage, str))
     assert "2 of 3 prompts to evaluate on are in the training data too" in lines
-
-
-def test_a_stop_that_is_asked_for_ends_the_reading(
-    recipe_file: Callable[..., Path], model_folder: ModelFolder, data: Callable[..., str]
-) -> None:
-    data(rows(8, 2, 2))
-    (stage,) = load_recipe(recipe_file(off_policy(model_folder(seed=0), "data.jsonl"))).stages.values()
-    with pytest.raises(Interrupted, match="stopped while dpo was reading its data"):
-        load_stage_data(stage, str, stopped=lambda: True)
-    load_stage_data(stage, str)
-    load_stage_data(stage, str, stopped=lambda: True)  # nothing is left to do
 
 
 def test_a_share_held_out_is_trained_and_compared_with_like_data_of_their_own(

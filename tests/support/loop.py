@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from aligndistil.batch import Batch, DataKind, Row, collate
+from aligndistil.errors import EXIT_SIGTERM
 from aligndistil.maths import Metric, mean_of
 from aligndistil.objectives.base import Expected, Loss, Objective, Prepared, Prepares, State
 from aligndistil.training.batches import StepBatch
@@ -180,6 +181,8 @@ class Log:
 
 class Stop:
     """Asked once a step."""
+
+    exit_code = EXIT_SIGTERM
 
     def __init__(self, asked: Callable[[], bool]) -> None:
         self._asked = asked

@@ -22,7 +22,8 @@ from aligndistil.files import cache_root
 from aligndistil.models import load_model
 from aligndistil.recipe import load_recipe
 from aligndistil.run_folder import StageFolder
-from aligndistil.training import StageTraining, StopSignal
+from aligndistil.stop import StopSignal
+from aligndistil.training import StageTraining
 from aligndistil.training import teacher_cache as hidden_cache
 
 ModelFolder = Callable[..., str]

@@ -20,7 +20,8 @@ from aligndistil.maths import last_tokens, sum_tokens
 from aligndistil.models import load_scalar_model
 from aligndistil.recipe import Stage, load_recipe
 from aligndistil.run_folder import StageFolder
-from aligndistil.training import StageTraining, StopSignal
+from aligndistil.stop import StopSignal
+from aligndistil.training import StageTraining
 from aligndistil.training.batches import eval_batches
 from support.models import EOS, build_model, build_tokenizer
 from support.recipes import actor_critic, scoring, unpaired
