@@ -50,6 +50,7 @@ def train(
     """Train the stages of a recipe that are not finished, and compare their models."""
     from aligndistil.commands.launch import must_start, process_count, start
     from aligndistil.commands.train import train
+    from aligndistil.progress import console_may_be_lost
 
     loaded = _load(recipe, overrides)
     if dry_run:
@@ -61,7 +62,8 @@ def train(
     if must_start(processes):
         timeout = max(stage.engine.stop_timeout for stage in loaded.stages.values())
         raise typer.Exit(start(process_count(processes), sys.argv[1:], timeout))
-    train(loaded, stage=stage, fresh=fresh, allow_code=allow_code)
+    with console_may_be_lost():
+        train(loaded, stage=stage, fresh=fresh, allow_code=allow_code)
 
 
 @app.command()
@@ -76,8 +78,11 @@ def compare(
 ) -> None:
     """Compare a recipe's models in tables and pictures, training what is not finished first; or finished runs."""
     from aligndistil.commands.compare import Options, compare
+    from aligndistil.progress import console_may_be_lost
 
-    raise typer.Exit(compare(given, Options(overrides or (), seeds, out, processes, jobs, allow_code)))
+    with console_may_be_lost():
+        code = compare(given, Options(overrides or (), seeds, out, processes, jobs, allow_code))
+    raise typer.Exit(code)
 
 
 @app.command()
