@@ -76,6 +76,14 @@ def replace_folder(target: Path) -> None:
     _sync(target.parent)
 
 
+def remove_folder(folder: Path) -> None:
+    """Remove a folder that a kill in the middle must not leave half there under its name."""
+    partial = partial_path(folder)
+    shutil.rmtree(partial, ignore_errors=True)
+    folder.rename(partial)
+    shutil.rmtree(partial)
+
+
 def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from aligndistil.engine.config import user_config
 from aligndistil.engine.processes import Processes, launched_rank, launched_world, named_timeout, start_processes
 from aligndistil.errors import Interrupted, ServiceError, UserError
 from aligndistil.evaluation.measurements import initial_model
+from aligndistil.files import remove_folder
 from aligndistil.models import model_exists, model_hash
 from aligndistil.progress import RunView
 from aligndistil.recipe import Recipe, Stage, changed_sections, stage_fingerprint, stage_of
@@ -243,7 +243,7 @@ def _run_stage(
         )
         if stage.checkpoint.every == "auto":  # nobody asked for them, and there is nothing to go on with
             for checkpoint in checkpoints(folder.path):
-                shutil.rmtree(checkpoint)
+                remove_folder(checkpoint)
     processes.barrier()
     return became
 

@@ -1,11 +1,17 @@
-"""Checkpoints that a killed run can continue from: written whole or not at all, the oldest removed after."""
+"""Checkpoints that a killed run can continue from: written whole or not at all, and read only as they were written.
+
+Nothing in them is code: random states are numbers, and what DeepSpeed wrote is read as tensors, numbers and three
+classes of its own.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import importlib
 import json
+import pickle
 import random
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +19,18 @@ import numpy
 import torch
 
 from aligndistil.engine.engine import Engine
+from aligndistil.engine.processes import Processes
 from aligndistil.errors import UserError
-from aligndistil.files import partial_path, remove_partial, replace_folder, start_folder
+from aligndistil.files import partial_path, remove_folder, remove_partial, replace_folder, start_folder
 
 _RECORD = "checkpoint.json"
 _NAME = re.compile(r"checkpoint-(\d+)$")
+_OF_DEEPSPEED = (
+    "deepspeed.runtime.fp16.loss_scaler.LossScaler",
+    "deepspeed.runtime.zero.config.ZeroStageEnum",
+    "deepspeed.utils.tensor_fragment.fragment_address",
+)
+"""Classes of objects that DeepSpeed keeps beside tensors; they hold numbers."""
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -37,22 +50,31 @@ def save_checkpoint(engine: Engine, folder: Path, state: dict[str, Any], *, keep
     processes.barrier()
     for tag, deepspeed in engine.deepspeed.items():
         deepspeed.save_checkpoint(str(partial), tag=tag, save_latest=False)
-    states = {
-        "python": random.getstate(),
-        "numpy": numpy.random.get_state(),
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
-    }
-    torch.save(states, partial / f"random-{processes.rank}.pt")
+    torch.save(_random_states(), partial / f"random-{processes.rank}.pt")
     processes.barrier()
+    hashes = _hashes(partial, processes)
     if processes.is_main:
-        record = {"state": state, "processes": processes.world, "zero_stage": engine.zero_stage}
-        (partial / _RECORD).write_text(json.dumps(record, indent=2))
+        record = {"state": state, "processes": processes.world, "zero_stage": engine.zero_stage, "files": hashes}
+        (partial / _RECORD).write_text(json.dumps({**record, "sha256": _hash_of(record)}, indent=2))
         replace_folder(target)
         for old in checkpoints(folder)[:-keep]:
-            shutil.rmtree(old)
+            remove_folder(old)
     processes.barrier()
     return target
+
+
+def damage(path: Path, processes: Processes) -> str:
+    """What of a checkpoint is not as it was written, or nothing. Collective: each process reads some of the files."""
+    try:
+        record = json.loads((path / _RECORD).read_bytes())
+        whole = record.pop("sha256") == _hash_of(record)
+        written = record["files"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        whole = False
+    if not whole:
+        return _RECORD
+    there = _hashes(path, processes)
+    return next((name for name, content in written.items() if there.get(name) != content), "")
 
 
 def load_checkpoint(engine: Engine, path: Path) -> dict[str, Any]:
@@ -66,16 +88,63 @@ def load_checkpoint(engine: Engine, path: Path) -> dict[str, Any]:
             f"{path} was written by {record['processes']} process(es) and this run has {engine.processes.world}; "
             f"continue with --processes {record['processes']}, or start over with --fresh"
         )
-    for tag, deepspeed in engine.deepspeed.items():
-        if not (path / tag).is_dir():
-            raise UserError(f"{path} has no state of the {tag}: another version wrote it; start over with --fresh")
-        deepspeed.load_checkpoint(str(path), tag=tag)
-    # Our own file, of plain tensors and numbers.
-    states = torch.load(path / f"random-{engine.processes.rank}.pt", weights_only=False)
+    try:
+        for tag, deepspeed in engine.deepspeed.items():
+            if not (path / tag).is_dir():
+                raise UserError(f"{path} has no state of the {tag}: another version wrote it; start over with --fresh")
+            deepspeed.checkpoint_engine.load = _load_plain
+            deepspeed.load_checkpoint(str(path), tag=tag)
+        _restore_random_states(torch.load(path / f"random-{engine.processes.rank}.pt", weights_only=True))
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path} holds more than tensors and numbers, so that reading it could run code, and was not read: start "
+            f"over with --fresh ({' '.join(str(error).split())[:300]})"
+        ) from error
+    state: dict[str, Any] = record["state"]
+    return state
+
+
+def _random_states() -> dict[str, Any]:
+    name, keys, *rest = numpy.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": [name, torch.from_numpy(numpy.asarray(keys, numpy.int64)), *rest],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+    }
+
+
+def _restore_random_states(states: dict[str, Any]) -> None:
     random.setstate(states["python"])
-    numpy.random.set_state(states["numpy"])
+    name, keys, *rest = states["numpy"]
+    numpy.random.set_state((name, keys.numpy().astype(numpy.uint32), *rest))
     torch.set_rng_state(states["torch"])
     if states["cuda"] is not None:
         torch.cuda.set_rng_state(states["cuda"])
-    state: dict[str, Any] = record["state"]
-    return state
+
+
+def _load_plain(path: str, map_location: Any = None) -> Any:
+    """Instead of DeepSpeed's own reading, which would run whatever code a file holds."""
+    allowed = []
+    for name in _OF_DEEPSPEED:
+        module, _, of_module = name.rpartition(".")
+        allowed.append(getattr(importlib.import_module(module), of_module))
+    with torch.serialization.safe_globals(allowed):
+        return torch.load(path, map_location=map_location, weights_only=True)
+
+
+def _hashes(folder: Path, processes: Processes) -> dict[str, str]:
+    """SHA-256 by name of all files but the record. Collective."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != _RECORD)
+    own = {}
+    for path in files[processes.rank :: processes.world]:
+        with path.open("rb") as file:
+            own[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+    found: dict[str, str] = {}
+    for part in processes.gather(own):
+        found |= part
+    return dict(sorted(found.items()))
+
+
+def _hash_of(record: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from aligndistil.engine.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from aligndistil.engine.checkpoint import checkpoints, damage, load_checkpoint, save_checkpoint
 from aligndistil.engine.engine import Engine
 from aligndistil.recipe import Checkpoint
 
+logger = logging.getLogger(__name__)
 WORTH = 20
 """How much longer than saving takes, work may go on unsaved."""
 LONGEST = 600.0
@@ -52,9 +54,17 @@ class Checkpoints:
         return isinstance(self._every, int) and before // self._every != after // self._every
 
     def restore(self) -> LoopState | None:
-        """Load the newest complete checkpoint; None when there is none. Collective; raises as `load_checkpoint`."""
-        found = checkpoints(self._folder)
-        return LoopState(**load_checkpoint(self._engine, found[-1])) if found else None
+        """Load the newest checkpoint that is as it was written; None when there is none.
+
+        Collective; raises as `load_checkpoint`.
+        """
+        processes = self._engine.processes
+        for path in reversed(checkpoints(self._folder)):
+            if not (file := damage(path, processes)):
+                return LoopState(**load_checkpoint(self._engine, path))
+            if processes.is_main:
+                logger.warning("%s is damaged (%s is not as it was written) and is not used", path, file)
+        return None
 
     def save(self, state: LoopState) -> None:
         """Keep the engine and the state. Collective."""

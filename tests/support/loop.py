@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -190,6 +191,9 @@ class Stop:
     @property
     def requested(self) -> bool:
         return self._asked()
+
+    def deferred(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
 
 def step_batch(micro_batches: Sequence[Batch], examples: int, *metrics: Any, **more: Any) -> StepBatch:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import os
 import random
 import signal
@@ -12,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from aligndistil.engine.checkpoint import checkpoints
 from aligndistil.engine.processes import Processes
-from aligndistil.errors import EXIT_SIGTERM, Interrupted
+from aligndistil.errors import EXIT_SIGTERM, Interrupted, UserError
 from aligndistil.files import is_partial
 from aligndistil.recipe import load_recipe
 from aligndistil.run_folder import Done, StageFolder
@@ -147,6 +150,85 @@ def test_more_checkpoints_than_are_kept_are_removed(
     assert [path.name for path in checkpoints(tmp_path / "one")] == ["checkpoint-6", "checkpoint-9"]
 
 
+def damaged(path: Path, how: str) -> None:
+    content = path.read_bytes()
+    if how == "flipped":
+        path.write_bytes(
+            content[: len(content) // 2] + bytes([content[len(content) // 2] ^ 1]) + content[len(content) // 2 + 1 :]
+        )
+    elif how == "truncated":
+        path.write_bytes(content[:-20])
+    else:
+        path.unlink()
+
+
+@pytest.mark.parametrize("how", ["flipped", "truncated", "gone"])
+@pytest.mark.parametrize("name", ["*model_states.pt", "*optim_states.pt", "random-0.pt", "checkpoint.json"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(
+    name: str,
+    how: str,
+    content_of: Callable[[str], dict[str, Any]],
+    run: Callable[..., Any],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    content = content_of("zero 2")
+    straight = run(content, "straight")
+    assert run(content, "twice", stop_after=9) is None
+    before, newest = checkpoints(tmp_path / "twice")
+    (file,) = newest.rglob(name)
+    damaged(file, how)
+    if name != "checkpoint.json" or how != "gone":  # without its record, it was never finished
+        with caplog.at_level("WARNING"):
+            again = run(content, "twice")
+        assert f"{newest} is damaged ({file.relative_to(newest)} is not as it was written)" in caplog.text
+    else:
+        again = run(content, "twice")
+    assert list(differences(straight, again)) == []
+    assert before.name == "checkpoint-8"
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_starts_over(
+    content_of: Callable[[str], dict[str, Any]], run: Callable[..., Any], tmp_path: Path
+) -> None:
+    content = content_of("zero 0")
+    straight = run(content, "straight")
+    assert run(content, "twice", stop_after=6) is None
+    for checkpoint in checkpoints(tmp_path / "twice"):
+        damaged(checkpoint / "random-0.pt", "flipped")
+    assert list(differences(straight, run(content, "twice"))) == []
+
+
+class Planted:
+    """What a pickle can do."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("name", ["*model_states.pt", "*optim_states.pt", "random-0.pt"])
+def test_a_checkpoint_runs_no_code_even_if_its_record_fits(
+    name: str, content_of: Callable[[str], dict[str, Any]], run: Callable[..., Any], tmp_path: Path
+) -> None:
+    content = content_of("zero 2")
+    assert run(content, "twice", stop_after=5) is None
+    newest = checkpoints(tmp_path / "twice")[-1]
+    (file,) = newest.rglob(name)
+    states = torch.load(file, weights_only=False)
+    torch.save({**states, "planted": Planted(tmp_path / "it ran")}, file)
+    record = json.loads((newest / "checkpoint.json").read_text())
+    del record["sha256"]
+    record["files"][file.relative_to(newest).as_posix()] = hashlib.sha256(file.read_bytes()).hexdigest()
+    record["sha256"] = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+    (newest / "checkpoint.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match="holds more than tensors and numbers.*mkdir"):
+        run(content, "twice")
+    assert not (tmp_path / "it ran").exists()
+
+
 def until(condition: Callable[[], bool], seconds: float = 120) -> None:
     began = time.monotonic()
     while not condition():
@@ -157,7 +239,7 @@ def until(condition: Callable[[], bool], seconds: float = 120) -> None:
 def test_sigterm_saves_a_checkpoint_and_ends_with_143(
     runs: Any, recipe_file: Callable[..., Path], content_of: Callable[[str], dict[str, Any]]
 ) -> None:
-    content = content_of("on-policy") | {"checkpoint": {}, "logging": {"every": 1}}
+    content = content_of("on-policy") | {"checkpoint": {"every": "never"}, "logging": {"every": 1}}
     recipe = recipe_file(content)
     stage = recipe.parent / "runs" / "toy" / "aligndistil"
     process = runs.start(recipe)
