@@ -96,9 +96,11 @@ def load_checkpoint(engine: Engine, path: Path) -> dict[str, Any]:
             deepspeed.load_checkpoint(str(path), tag=tag)
         _restore_random_states(torch.load(path / f"random-{engine.processes.rank}.pt", weights_only=True))
     except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        what = f" ({found[1]})" if found else ""
         raise UserError(
-            f"{path} holds more than tensors and numbers, so that reading it could run code, and was not read: start "
-            f"over with --fresh ({' '.join(str(error).split())[:300]})"
+            f"{path} holds more than tensors and numbers{what}, so that reading it could run code, and was not read: "
+            "start over with --fresh"
         ) from error
     state: dict[str, Any] = record["state"]
     return state
