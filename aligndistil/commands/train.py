@@ -215,7 +215,7 @@ def _run_stage(
     fingerprint = _fingerprint(stage, weights)
     processes.barrier()
     done = folder.read_done()
-    if done is not None and done.fingerprint == fingerprint and folder.final.is_dir() and not fresh:
+    if done is not None and done.fingerprint == fingerprint and not fresh and _as_trained(folder, done, processes):
         skipped = f"finished and unchanged, skipped ({done.step} steps, {folder.final})"
         _say(processes, f"[green]✓[/] [bold]{name}[/]: {escape(skipped)}")
         view.finish(name, done.step, done.seconds, done.metrics)
@@ -234,6 +234,7 @@ def _run_stage(
             Done(
                 fingerprint=fingerprint,
                 weights=became,
+                files=_sizes_and_times(folder.final),
                 inputs={one: weights[one] for one in stage.inputs},
                 step=outcome.steps,
                 seconds=outcome.seconds,
@@ -246,6 +247,19 @@ def _run_stage(
                 remove_folder(checkpoint)
     processes.barrier()
     return became
+
+
+def _as_trained(folder: StageFolder, done: Done, processes: Processes) -> bool:
+    """Whether the final model is there, as training left it. Its files are read where sizes or times are others."""
+    whole = folder.final.is_dir() and (
+        _sizes_and_times(folder.final) == done.files or model_hash(str(folder.final)) == done.weights
+    )
+    return bool(processes.gather(whole)[0])
+
+
+def _sizes_and_times(folder: Path) -> dict[str, tuple[int, int]]:
+    states = ((path.name, path.stat()) for path in sorted(folder.iterdir()) if path.is_file())
+    return {name: (state.st_size, state.st_mtime_ns) for name, state in states}
 
 
 def _make_room(stage: Stage, folder: StageFolder, done: Done | None, fingerprint: str, fresh: bool) -> None:

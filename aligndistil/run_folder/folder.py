@@ -36,6 +36,8 @@ class Done(BaseModel):
     """Of everything the stage depends on; the stage is skipped as long as it is the same."""
     weights: str
     """SHA-256 of the final model: what depends on this stage depends on what it became, not on what was asked for."""
+    files: dict[str, tuple[int, int]] = {}
+    """Size and time of change, in nanoseconds, of the final model's files: what has both is not read again."""
     inputs: dict[str, str] = {}
     """`weights` of the stages whose models this one was trained with, by name."""
     step: int
