@@ -6,6 +6,7 @@ classes of its own.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib
 import json
@@ -20,6 +21,7 @@ import torch
 
 from aligndistil.engine.engine import Engine
 from aligndistil.engine.processes import Processes
+from aligndistil.engine.reshard import SavedStates, take, trained_parameters
 from aligndistil.errors import UserError
 from aligndistil.files import partial_path, remove_folder, remove_partial, replace_folder, start_folder
 
@@ -54,7 +56,7 @@ def save_checkpoint(engine: Engine, folder: Path, state: dict[str, Any], *, keep
     processes.barrier()
     hashes = _hashes(partial, processes)
     if processes.is_main:
-        record = {"state": state, "processes": processes.world, "zero_stage": engine.zero_stage, "files": hashes}
+        record = {"state": state, "layout": _layout(engine), "files": hashes}
         (partial / _RECORD).write_text(json.dumps({**record, "sha256": _hash_of(record)}, indent=2))
         replace_folder(target)
         for old in checkpoints(folder)[:-keep]:
@@ -78,23 +80,25 @@ def damage(path: Path, processes: Processes) -> str:
 
 
 def load_checkpoint(engine: Engine, path: Path) -> dict[str, Any]:
-    """Restore what `save_checkpoint` saved; returns its `state`. Collective.
+    """Restore what `save_checkpoint` saved, with whatever processes and ZeRO stage; returns its `state`. Collective.
 
-    Raises UserError when the checkpoint belongs to another number of processes, or lacks a model.
+    Raises UserError when the checkpoint lacks a model, or holds more than tensors and numbers.
     """
     record = json.loads((path / _RECORD).read_text())
-    if record["processes"] != engine.processes.world:
-        raise UserError(
-            f"{path} was written by {record['processes']} process(es) and this run has {engine.processes.world}; "
-            f"continue with --processes {record['processes']}, or start over with --fresh"
-        )
+    layout, rank = record["layout"], engine.processes.rank
     try:
         for tag, deepspeed in engine.deepspeed.items():
             if not (path / tag).is_dir():
                 raise UserError(f"{path} has no state of the {tag}: another version wrote it; start over with --fresh")
-            deepspeed.checkpoint_engine.load = _load_plain
-            deepspeed.load_checkpoint(str(path), tag=tag)
-        _restore_random_states(torch.load(path / f"random-{engine.processes.rank}.pt", weights_only=True))
+            if layout == _layout(engine):
+                deepspeed.checkpoint_engine.load = _load_plain
+                deepspeed.load_checkpoint(str(path), tag=tag)
+            else:
+                mapped = functools.partial(_load_plain, map_location="cpu", mmap=True)
+                names = trained_parameters(deepspeed)
+                take(deepspeed, SavedStates(path / tag, layout["zero_stage"], names, mapped))
+        if layout["processes"] == engine.processes.world:
+            _restore_random_states(torch.load(path / f"random-{rank}.pt", weights_only=True))
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL (\S+)", str(error))
         what = f" ({found[1]})" if found else ""
@@ -104,6 +108,11 @@ def load_checkpoint(engine: Engine, path: Path) -> dict[str, Any]:
         ) from error
     state: dict[str, Any] = record["state"]
     return state
+
+
+def _layout(engine: Engine) -> dict[str, Any]:
+    """What decides which process writes what; DeepSpeed reads its own files only where it is the same."""
+    return {"processes": engine.processes.world, "zero_stage": engine.zero_stage, "offload": engine.offload}
 
 
 def _random_states() -> dict[str, Any]:
@@ -125,14 +134,14 @@ def _restore_random_states(states: dict[str, Any]) -> None:
         torch.cuda.set_rng_state(states["cuda"])
 
 
-def _load_plain(path: str, map_location: Any = None) -> Any:
+def _load_plain(path: str, map_location: Any = None, mmap: bool = False) -> Any:
     """Instead of DeepSpeed's own reading, which would run whatever code a file holds."""
     allowed = []
     for name in _OF_DEEPSPEED:
         module, _, of_module = name.rpartition(".")
         allowed.append(getattr(importlib.import_module(module), of_module))
     with torch.serialization.safe_globals(allowed):
-        return torch.load(path, map_location=map_location, weights_only=True)
+        return torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
 
 
 def _hashes(folder: Path, processes: Processes) -> dict[str, str]:

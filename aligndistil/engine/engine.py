@@ -56,6 +56,7 @@ class Engine:
         if critic is not None:
             self._critic = self._trained(critic, True, train.critic_learning_rate or train.learning_rate)
         self.zero_stage: int = self._policy.zero_stage
+        self.offload = settings.offload
         self._frozen: dict[str, FrozenModel | CachedModel] = {}
         self._scorers: dict[str, Scorer] = {}
         for role, model in frozen.items():

@@ -15,10 +15,17 @@ SECTIONS_OF_RESULT = ("objective", "model", "models", "data", "rollout", "train"
 A trained reward is more than weights: its scale is measured on eval data, see `_of_result`.
 """
 
-NOT_OF_RESULT = {"data": {"eval", "workers"}, "engine": {"teacher_cache", "stop_timeout", "timeout_minutes"}}
-"""Their fields that do not. Frozen models say the same from the disk: a sweep may be cached and its teachers not.
+NOT_OF_RESULT = {
+    "data": {"eval", "workers"},
+    "model": {"gradient_checkpointing"},
+    "rollout": {"batch_size"},
+    "train": {"micro_batch_size"},
+    "engine": {"zero_stage", "offload", "chunk_tokens", "teacher_cache", "stop_timeout", "timeout_minutes"},
+}
+"""Their fields that do not: they say how the same numbers are computed, and on what.
 
-Eval data that are held out of the training data do change it, see `_of_result`.
+Eval data that are held out of the training data do change it, and so do micro-batches where a later pass over a rollout
+puts them together anew, see `_of_result`.
 """
 
 _ABSENT = object()
@@ -57,6 +64,8 @@ def _of_result(resolved: Mapping[str, Any], scalar: bool) -> dict[str, Any]:
         section = sections[name]
         if section is not None:
             sections[name] = {key: value for key, value in section.items() if key not in others}
+    if ((resolved.get("rollout") or {}).get("epochs") or 1) > 1:
+        sections["train"] = resolved["train"]
     data = resolved.get("data") or {}
     if isinstance(data.get("eval"), Mapping):  # a share of the training data
         sections["data"] = {**(sections["data"] or {}), "eval": data["eval"]}

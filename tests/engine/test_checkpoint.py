@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import random
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy
 import pytest
@@ -107,14 +105,6 @@ def test_a_step_may_be_saved_again(engine: Engine, tmp_path: Path) -> None:
     save_checkpoint(engine, tmp_path, {"step": 1, "attempt": 1}, keep=1)
     path = save_checkpoint(engine, tmp_path, {"step": 1, "attempt": 2}, keep=1)
     assert load_checkpoint(engine, path)["attempt"] == 2
-
-
-def test_another_number_of_processes_is_refused_in_one_sentence(engine: Engine, tmp_path: Path) -> None:
-    path = save_checkpoint(engine, tmp_path, {"step": 1}, keep=1)
-    record: dict[str, Any] = json.loads((path / "checkpoint.json").read_text())
-    (path / "checkpoint.json").write_text(json.dumps({**record, "processes": 8}))
-    with pytest.raises(UserError, match=r"written by 8 process\(es\) and this run has 1; continue with --processes 8"):
-        load_checkpoint(engine, path)
 
 
 def test_a_checkpoint_holds_the_critic_and_is_refused_without_it(

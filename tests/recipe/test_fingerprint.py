@@ -28,6 +28,12 @@ def test_a_fingerprint_is_the_same_twice_and_64_hexadecimal_digits(fingerprint):
         "output_dir=elsewhere",
         "data.eval.split=other",
         "engine.teacher_cache=true",
+        "engine.zero_stage=1",
+        "engine.offload=optimizer",
+        "engine.chunk_tokens=7",
+        "model.gradient_checkpointing=true",
+        "train.micro_batch_size=4",
+        "stages.aligndistil.rollout.batch_size=4",
         "stages.dpo.objective.beta=0.2",
     ],
 )
@@ -41,7 +47,7 @@ def test_what_only_looks_on_does_not_change_it(fingerprint, override):
         "train.seed=1",
         "model.path=other",
         "data.train.split=other",
-        "engine.zero_stage=1",
+        "train.batch_size=8",
         "stages.aligndistil.objective.r=6",
         "stages.aligndistil.rollout.temperature=0.5",
         "stages.aligndistil.rollout=null",
@@ -49,6 +55,14 @@ def test_what_only_looks_on_does_not_change_it(fingerprint, override):
 )
 def test_what_decides_the_weights_changes_it(fingerprint, override):
     assert fingerprint(override) != fingerprint()
+
+
+@pytest.mark.parametrize(("epochs", "changed"), [(1, []), (2, ["train.micro_batch_size changed from 1 to 4"])])
+def test_later_passes_over_a_rollout_put_micro_batches_together_anew(epochs, changed):
+    before, after = (
+        {"rollout": {"epochs": epochs, "batch_size": size}, "train": {"micro_batch_size": size}} for size in (1, 4)
+    )
+    assert changed_sections(before, after) == changed
 
 
 def test_inputs_contents_and_the_version_change_it(fingerprint):
