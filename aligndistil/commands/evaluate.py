@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from aligndistil.benchmarks.pairwise import questions_of
 from aligndistil.commands.compare import show
 from aligndistil.commands.rank import judge_beside_people, rank_rewards
 from aligndistil.data import Record, eval_prompts, read_prompts
-from aligndistil.engine.processes import Processes, launched_world, start_processes
+from aligndistil.engine.processes import Processes, launched_world, process_group, start_processes
 from aligndistil.errors import UserError, guess_and_list
 from aligndistil.models import model_exists, model_hash
 from aligndistil.recipe import Data, Model, Source
@@ -109,10 +109,10 @@ def evaluate(given: Sequence[str], options: Options) -> None:
     _refuse_same_names([*candidates, *([other] if other else [])], benchmarks)
     if config is not None:
         check_judge(config, [BENCHMARKS[name] for name in names])
-    processes = start_processes()
-    judge = None if config is None else open_judge(config, processes, options.batch_size)
-    with _alone(options.out, processes):
-        try:
+    with ExitStack() as stack:
+        with process_group() as processes:
+            judge = None if config is None else open_judge(config, processes, options.batch_size)
+            stack.enter_context(_alone(options.out, processes))
             if other is not None:
                 benchmarks.append(_against(other, candidates, options, processes))
             notes = [*files.notes, *check_training_data(candidates, benchmarks, allowed=options.allow_contaminated)]
@@ -123,8 +123,6 @@ def evaluate(given: Sequence[str], options: Options) -> None:
                 )
                 for benchmark in benchmarks
             ]
-        finally:
-            processes.stop()
         if not processes.is_main:
             return
         console = rich.get_console()

@@ -18,7 +18,7 @@ from aligndistil.commands.measure import WrittenComparison, compare_models, loca
 from aligndistil.data import content_hash, sources_of
 from aligndistil.engine.checkpoint import checkpoints
 from aligndistil.engine.config import user_config
-from aligndistil.engine.processes import Processes, launched_rank, launched_world, named_timeout, start_processes
+from aligndistil.engine.processes import Processes, launched_rank, launched_world, process_group
 from aligndistil.errors import Interrupted, ServiceError, UserError
 from aligndistil.evaluation.measurements import initial_model
 from aligndistil.files import remove_folder
@@ -84,9 +84,7 @@ def run_recipe(recipe: Recipe, *, stage: str | None = None, fresh: bool = False,
     run = RunFolder(recipe.output_dir)
     minutes = max(recipe.stages[name].engine.timeout_minutes for name in wanted)
     with ExitStack() as stack:
-        stack.enter_context(named_timeout(minutes))
-        processes = start_processes(minutes)
-        stack.callback(processes.stop)
+        processes = stack.enter_context(process_group(minutes))
         processes.agree(problem)
         devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import atexit
+import json
 import math
 import os
 import re
 import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,11 +18,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch._C._distributed_c10d import HashStore
+from torch._C._distributed_c10d import HashStore, Store
 
 from aligndistil.errors import UserError
 
 TIMEOUT_MINUTES = 60.0
+_FAILURE = "aligndistil/failure"
 TIMED_OUT = re.compile(r"timed? ?out|timeout", re.IGNORECASE)
 
 
@@ -114,13 +117,55 @@ def _number(*names: str) -> int | None:
 
 
 @contextmanager
-def named_timeout(minutes: float) -> Iterator[None]:
-    """Say which setting ran out, where the process group gives up waiting."""
+def process_group(timeout_minutes: float = TIMEOUT_MINUTES) -> Iterator[Processes]:
+    """The processes, which end together: where one fails, the others, which lose it in the middle of an exchange, end
+    with what it said.
+
+    Raises that as a UserError, and as `start_processes`.
+    """
+    processes = start_processes(timeout_minutes)
     try:
-        yield
-    except RuntimeError as error:
-        if launched_world() == 1 or not TIMED_OUT.search(str(error)):
-            raise
+        yield processes
+    except RuntimeError as error:  # of a process group, too
+        if processes.world > 1:
+            if (failure := _failure_of_another(processes)) is not None:
+                raise failure from None
+            _refuse_timeout(error, timeout_minutes)
+        raise
+    except Exception as error:
+        if processes.world > 1:
+            _say_to_others(processes, error)
+        raise
+    finally:
+        processes.stop()
+
+
+def _say_to_others(processes: Processes, error: Exception) -> None:
+    what = str(error) if isinstance(error, UserError) else f"{type(error).__name__}; its traceback is in its own output"
+    code = error.exit_code if isinstance(error, UserError) else 1
+    _store().set(_FAILURE, json.dumps([processes.rank, what, code]))
+    if processes.is_main and not os.environ.get("TORCHELASTIC_USE_AGENT_STORE"):
+        time.sleep(2)  # the store is this process's, and the others have to read it
+
+
+def _failure_of_another(processes: Processes) -> UserError | None:
+    try:
+        _store().wait([_FAILURE], timedelta(seconds=5))
+        rank, what, code = json.loads(_store().get(_FAILURE))
+    except RuntimeError:  # nobody failed, or the store has gone with the process that held it
+        return None
+    error = UserError(f"process {rank} of {processes.world} has failed: {what}")
+    error.exit_code = code
+    return error
+
+
+def _store() -> Store:
+    return dist.distributed_c10d._get_default_store()
+
+
+def _refuse_timeout(error: RuntimeError, minutes: float) -> None:
+    """Say which setting ran out, where the process group has given up waiting."""
+    if TIMED_OUT.search(str(error)):
         raise UserError(
             f"process {launched_rank()} of {launched_world()} waited {minutes:g} minutes for the others: one has ended "
             "or hangs, or needs longer; look at the logs of all processes, or raise engine.timeout_minutes "
@@ -154,8 +199,10 @@ def start_processes(timeout_minutes: float = TIMEOUT_MINUTES) -> Processes:
                     f"{world} processes were started without MASTER_ADDR (on {socket.gethostname()}); "
                     "set MASTER_ADDR and MASTER_PORT to the first node, or start them with torchrun"
                 )
-            with named_timeout(timeout_minutes):
-                dist.init_process_group(
-                    backend, rank=rank, world_size=world, timeout=timedelta(minutes=timeout_minutes)
-                )
+            timeout = timedelta(minutes=timeout_minutes)
+            try:
+                dist.init_process_group(backend, rank=rank, world_size=world, timeout=timeout)
+            except RuntimeError as error:
+                _refuse_timeout(error, timeout_minutes)
+                raise
     return Processes(rank, world, device)
