@@ -89,6 +89,8 @@ def start(count: int, arguments: list[str], stop_timeout: float = STOP_TIMEOUT) 
         file = Path(folder) / name
         if code >= EXIT_USAGE and file.exists():
             _complain(file.read_text(encoding="utf-8"))
+        elif children.signal is not None:  # it had not begun
+            _complain("stopped; nothing that was learnt is lost: run the same command to go on")
         else:
             _complain(f"{name} failed first, with exit code {code}; its traceback stands above")
         return code
@@ -154,8 +156,6 @@ class Children:
 
     def start(self, name: str, arguments: list[str], environment: Mapping[str, str], log: Path | None = None) -> None:
         """Start a process; what it prints goes to the log, if there is one."""
-        if self.signal is not None:
-            return
         with log.open("wb") if log else nullcontext() as stream:
             self.running[name] = subprocess.Popen(
                 [sys.executable, "-m", "aligndistil", *arguments],
@@ -164,6 +164,8 @@ class Children:
                 stderr=subprocess.STDOUT if log else None,
                 start_new_session=True,  # Ctrl-C is for this process, which passes it on
             )
+        if self.signal is not None:  # it came before this one was there to be told
+            self.running[name].send_signal(signal.SIGTERM)
 
     def ended(self) -> list[tuple[str, int]]:
         """The names and exit codes of those that have ended since; waits a little."""

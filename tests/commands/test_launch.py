@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,9 +36,13 @@ if act == "fail" and rank in ("", "1"):
     sys.exit(2)
 if act == "done":
     sys.exit(0)
-while True:
+for _ in range(600):
     time.sleep(0.1)
 """
+
+
+SENDING: list[threading.Thread] = []
+"""Of this test and earlier ones: a signal that comes late would hit the next test."""
 
 
 @pytest.fixture(autouse=True)
@@ -50,6 +56,8 @@ def children(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callab
         return [int(path.name.removeprefix("ready-")) for path in tmp_path.glob("ready-*")]
 
     yield started
+    for thread in SENDING:
+        thread.join()
     assert [process for process in started() if Path(f"/proc/{process}").exists()] == []
 
 
@@ -64,7 +72,8 @@ def signalled(children: Callable[[], list[int]], count: int, *numbers: signal.Si
             time.sleep(0.5)
             os.kill(os.getpid(), number)
 
-    threading.Thread(target=send, daemon=True).start()
+    SENDING.append(threading.Thread(target=send, daemon=True))
+    SENDING[-1].start()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGINT])
@@ -78,6 +87,24 @@ def test_a_signal_is_passed_on_and_what_was_saved_is_said_once(
     assert out.count("saved") == 2
     assert err.count("a checkpoint is saved") == 1
     assert signal.getsignal(number) is before
+
+
+def test_a_signal_that_comes_while_a_process_is_being_started_reaches_it_too(
+    children: Callable[[], list[int]], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    start = subprocess.Popen
+
+    def slow(*arguments: Any, **more: Any) -> Any:
+        process = start(*arguments, **more)
+        if not children():
+            os.kill(os.getpid(), signal.SIGTERM)
+        return process
+
+    monkeypatch.setattr("aligndistil.commands.launch.subprocess.Popen", slow)
+    began = time.monotonic()
+    assert launch.start(2, ["wait"]) == EXIT_SIGTERM
+    assert time.monotonic() - began < 20
+    assert "error: stopped; nothing that was learnt is lost" in capfd.readouterr().err
 
 
 def test_a_step_that_takes_longer_than_it_may_is_killed_and_the_code_is_not_that_of_a_checkpoint(
