@@ -19,6 +19,8 @@ from transformers import (
 
 from aligndistil.rollout.sampling import CutVocabulary, Sample, SamplingParams, SeededSampling
 
+_ROUTING = "output_router_logits"
+
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
@@ -40,7 +42,7 @@ class LoadedModel:
     def sample(self, prompts: Sequence[Sequence[int]], params: SamplingParams, seeds: Sequence[int]) -> list[Sample]:
         """One response per prompt, in order; equal seeds give equal samples of equal weights."""
         samples: list[Sample] = []
-        with self.whole(), _own_generation_config(self.model):
+        with self.whole(), _only_itself(self.model):
             for start in range(0, len(prompts), self.batch_size):
                 rows = slice(start, start + self.batch_size)
                 samples += self._decode(prompts[rows], params, seeds[rows])
@@ -92,11 +94,21 @@ class LoadedModel:
 
 
 @contextmanager
-def _own_generation_config(model: PreTrainedModel) -> Iterator[None]:
-    """Keep a model's published settings (a repetition penalty, say) out of the policy's own distribution."""
+def _only_itself(model: PreTrainedModel) -> Iterator[None]:
+    """Keep out of sampling what a model was published with for other uses.
+
+    A generation configuration (a repetition penalty, say) would change the policy's own distribution, and transformers
+    cannot make the balancing loss that router logits are for of a cached step.
+    """
     published = model.generation_config
     model.generation_config = GenerationConfig()
+    routing = [part for part in (model.config, model.config.get_text_config()) if hasattr(part, _ROUTING)]
+    asked = [getattr(part, _ROUTING) for part in routing]
+    for part in routing:
+        setattr(part, _ROUTING, False)
     try:
         yield
     finally:
         model.generation_config = published
+        for part, value in zip(routing, asked, strict=True):
+            setattr(part, _ROUTING, value)

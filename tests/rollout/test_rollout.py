@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import GenerationConfig
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from aligndistil.batch import DataKind, Row, collate
 from aligndistil.engine.policy import response_hidden
@@ -153,6 +153,22 @@ def test_the_settings_a_model_was_published_with_do_not_leak_in(model: Any) -> N
     published = loud.generation_config
     assert rollout(loud).sample(PROMPTS, SamplingParams(12), SEEDS) == clean
     assert loud.generation_config is published
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "olmoe", "qwen3_moe"])
+def test_router_logits_are_for_training_alone(kind: str) -> None:
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    experts = {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+    known = AutoConfig.for_model(kind).to_dict().keys()
+    config = {"vocab_size": 96, "num_key_value_heads": 2, "pad_token_id": PAD, **sizes, **experts}
+    torch.manual_seed(0)
+    asked = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(kind, **{name: value for name, value in config.items() if name in known})
+    ).eval()
+    quiet = rollout(asked).sample(PROMPTS, SamplingParams(6), SEEDS)
+    asked.config.output_router_logits = True
+    assert rollout(asked).sample(PROMPTS, SamplingParams(6), SEEDS) == quiet
+    assert asked.config.output_router_logits
 
 
 def test_rows_that_only_pad_the_output_matrix_are_never_sampled() -> None:
