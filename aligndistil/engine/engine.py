@@ -30,7 +30,7 @@ class Engine:
     """The trained models and the frozen ones beside them.
 
     `frozen` are the models of all other roles but the critic; `reward` stands in for the reward model where the reward
-    is no model.
+    is no model. `temperature` divides the logits of all language models.
     """
 
     def __init__(
@@ -46,8 +46,10 @@ class Engine:
         vocab: int,
         critic: PreTrainedModel | None = None,
         reward: Scorer | None = None,
+        temperature: float = 1.0,
     ) -> None:
         self.objective, self.processes, self.vocab = objective, processes, vocab
+        self._temperature = temperature
         self._without_direction: set[int] = set()
         self._settings, self._train, self._total_steps = settings, train, total_steps
         self.accumulation = train.batch_size // (train.micro_batch_size * processes.world)
@@ -101,7 +103,9 @@ class Engine:
         terms: dict[str, Tensor] = {}
         if not needs[Role.POLICY].is_scalar:
             frozen = {role: model.read(batch) for role, model in self._frozen.items() if role in needs}
-            terms = self._policy.engine(batch, self.objective, frozen, self._gathered_heads, preparing, known)
+            terms = self._policy.engine(
+                batch, self.objective, frozen, self._gathered_heads, preparing, known, self._temperature
+            )
         for role, need in needs.items():
             if not need.is_scalar:
                 continue

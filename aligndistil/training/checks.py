@@ -9,7 +9,7 @@ from typing import Any
 
 from aligndistil.errors import UserError, printable
 from aligndistil.models import config_of, positions
-from aligndistil.objectives.base import Prepares, Role
+from aligndistil.objectives.base import Prepares, Role, Sampled
 from aligndistil.recipe import Model, Stage
 from aligndistil.training.batches import Schedule
 from aligndistil.training.data import Locate, StageData
@@ -50,7 +50,14 @@ def data_lines(stage: Stage, data: StageData) -> list[str]:
 
 def model_lines(stage: Stage, locate: Locate) -> list[str]:
     """What a person should know of how the models of a stage are trained. `locate` as for `check_lengths`."""
-    lines = []
+    lines, rollout = [], stage.rollout
+    if rollout is not None and (rollout.temperature, rollout.top_p) != (1, 1):
+        drawn = f"rollout.temperature {rollout.temperature:g}, rollout.top_p {rollout.top_p:g}"
+        if stage.objective.sampled is Sampled.TEMPERED:
+            what = "the policy at this temperature is trained: sample it so; evaluations and the comparison have 1"
+        else:
+            what = "other texts are learnt from than the policy's own; what is learnt of each stays the same"
+        lines.append(f"{drawn}: {what}")
     for path in dict.fromkeys([stage.model.path, stage.models.get(Role.CRITIC, stage.model.path)]):
         experts = [
             value for key, value in _numbers(config_of(locate(path), stage.model).to_dict()) if _EXPERTS.search(key)
