@@ -24,6 +24,7 @@ from aligndistil.engine.teacher_cache import CachedModel
 from aligndistil.engine.trained import Trained, import_deepspeed
 from aligndistil.maths import Metric, sum_tokens
 from aligndistil.objectives.base import Loss, Need, Objective, Role, State, scalar_term
+from aligndistil.objectives.sft import SFT
 
 
 class Engine:
@@ -193,6 +194,13 @@ class Engine:
         batch = batch.to(self.processes.device)
         terms = self._policy.engine(batch, Divergence(), {Role.REFERENCE: other.read(batch)}, self._gathered_heads)
         return sum_tokens(terms[Role.REFERENCE], batch.response_BT)
+
+    @torch.no_grad()
+    def log_probabilities(self, batch: Batch) -> Tensor:
+        """(B, T) of the response tokens under the policy itself, at temperature 1 and zero elsewhere."""
+        self._set_training(False)
+        terms: dict[str, Tensor] = self._policy.engine(batch.to(self.processes.device), SFT(), {})
+        return terms["logp"]
 
     @contextmanager
     def generating(self) -> Iterator[PreTrainedModel]:

@@ -17,7 +17,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from aligndistil.rollout.sampling import CutVocabulary, Sample, SamplingParams, SeededSampling
+from aligndistil.rollout.sampling import CutVocabulary, KeepLogps, Sample, SamplingParams, SeededSampling
 
 _ROUTING = "output_router_logits"
 
@@ -63,13 +63,14 @@ class LoadedModel:
         for row, prompt in enumerate(prompts):
             ids[row, width - len(prompt) :] = torch.tensor(prompt)
             attention[row, width - len(prompt) :] = 1
-        warpers = LogitsProcessorList([CutVocabulary(self.vocab)])
+        warpers = LogitsProcessorList()
         if params.temperature > 0:  # without any of these the likeliest token is taken
             if params.temperature != 1.0:
                 warpers.append(TemperatureLogitsWarper(params.temperature))
             if params.top_p < 1.0:
                 warpers.append(TopPLogitsWarper(params.top_p))
             warpers.append(SeededSampling(seeds, model.device))
+        kept = KeepLogps(warpers) if params.logps else None
         config = GenerationConfig(
             max_new_tokens=params.max_new_tokens,
             do_sample=False,
@@ -81,16 +82,16 @@ class LoadedModel:
             ids.to(model.device),
             attention_mask=attention.to(model.device),
             generation_config=config,
-            logits_processor=warpers,
+            logits_processor=LogitsProcessorList([CutVocabulary(self.vocab), *(warpers if kept is None else [kept])]),
             synced_gpus=self.synced,
         )
-        return [self._cut(row) for row in output[:, width:].tolist()]
+        logps = [()] * len(prompts) if kept is None else kept.rows
+        return [self._cut(row, of_row) for row, of_row in zip(output[:, width:].tolist(), logps, strict=True)]
 
-    def _cut(self, tokens: list[int]) -> Sample:
-        for position, token in enumerate(tokens):
-            if token in self.stop_ids:
-                return Sample(tuple(tokens[: position + 1]), finished=True)
-        return Sample(tuple(tokens), finished=False)
+    def _cut(self, tokens: list[int], logps: Sequence[float]) -> Sample:
+        ends = (position + 1 for position, token in enumerate(tokens) if token in self.stop_ids)
+        end = next(ends, None)
+        return Sample(tuple(tokens[:end]), end is not None, tuple(logps[:end]))
 
 
 @contextmanager

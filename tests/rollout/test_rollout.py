@@ -155,6 +155,26 @@ def test_the_settings_a_model_was_published_with_do_not_leak_in(model: Any) -> N
     assert loud.generation_config is published
 
 
+@pytest.mark.parametrize(
+    "params",
+    [{}, {"temperature": 0.5}, {"temperature": 2.0, "top_p": 0.8}, {"temperature": 0.0}],
+    ids=["itself", "sharper", "cut", "greedy"],
+)
+def test_a_sample_says_how_likely_its_tokens_were_whatever_it_was_drawn_with(params: dict[str, float]) -> None:
+    """Among the ids of the tokenizer, at temperature 1."""
+    wide, stops = build_model(seed=3, vocab=160), frozenset(range(1, 20))
+    loaded = rollout(wide, stops=stops)
+    settings = SamplingParams(8, **params)
+    samples = loaded.sample(PROMPTS, replace(settings, logps=True), SEEDS)
+    assert [sample.token_ids for sample in samples] == [s.token_ids for s in loaded.sample(PROMPTS, settings, SEEDS)]
+    assert {sample.logps for sample in loaded.sample(PROMPTS, settings, SEEDS)} == {()}
+    for prompt, sample in zip(PROMPTS, samples, strict=True):
+        with torch.no_grad():
+            logits = wide(input_ids=torch.tensor([[*prompt, *sample.token_ids]])).logits[0, len(prompt) - 1 : -1, :96]
+        own = logits.log_softmax(-1)[torch.arange(len(sample.token_ids)), list(sample.token_ids)]
+        torch.testing.assert_close(torch.tensor(sample.logps), own, atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("kind", ["mixtral", "olmoe", "qwen3_moe"])
 def test_router_logits_are_for_training_alone(kind: str) -> None:
     sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
