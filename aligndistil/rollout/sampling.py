@@ -49,10 +49,7 @@ class CutVocabulary(LogitsProcessor):  # type: ignore[misc]
         self._vocab = vocab
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        if scores.shape[-1] > self._vocab:
-            scores = scores.clone()
-            scores[:, self._vocab :] = -torch.inf
-        return scores
+        return scores[:, : self._vocab]  # and no -inf: how many numbers are drawn must not depend on padding either
 
 
 class KeepLogps(LogitsProcessor):  # type: ignore[misc]
