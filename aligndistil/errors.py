@@ -35,7 +35,8 @@ class ServiceError(UserError):
 
 
 class DivergedError(UserError):
-    """The loss is not finite, or the first step contradicts what the objective knows of itself: exit code 5."""
+    """The loss is not finite, the first step contradicts what the objective knows of itself, or samples are not the
+    model's: exit code 5."""
 
     exit_code = EXIT_DIVERGED
 

@@ -11,7 +11,15 @@ from aligndistil.data import check_source, sources_of
 from aligndistil.errors import ServiceError, UserError
 from aligndistil.evaluation.measurements import initial_model, measurements_of, read_eval_set
 from aligndistil.recipe import Recipe, Stage, stage_of
-from aligndistil.training import Longest, StageData, check_lengths, check_positions, data_lines, load_stage_data
+from aligndistil.training import (
+    Longest,
+    StageData,
+    check_lengths,
+    check_positions,
+    data_lines,
+    load_stage_data,
+    model_lines,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +55,7 @@ def read_stages(recipe: Recipe, names: Sequence[str], *, rank: int = 0) -> dict[
         try:
             data = load_stage_data(stage, lambda path: existing(recipe, path), rank=rank)
             warnings = check_lengths(stage, data, lambda path: existing(recipe, path))
+            warnings += model_lines(stage, lambda path: existing(recipe, path))
             read[name] = ReadStage(data, data_lines(stage, data) + warnings)
         except ServiceError as error:
             read[name] = error

@@ -43,7 +43,7 @@ from aligndistil.rollout import SamplingParams
 from aligndistil.run_folder import RunFolder, add_comparison
 from aligndistil.training import gold_reward_of
 
-EVALUATION_VERSION = "4"
+EVALUATION_VERSION = "5"
 """Raised when the same models get other numbers than before."""
 
 

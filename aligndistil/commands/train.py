@@ -30,7 +30,7 @@ from aligndistil.run_folder.trackers import check_trackers
 from aligndistil.stop import StopSignal
 from aligndistil.training import StageTraining, is_code, source_of
 
-RESULT_VERSION = "3"
+RESULT_VERSION = "4"
 """Raised when the same recipe gives other weights than before, so that finished stages are trained again."""
 
 

@@ -24,13 +24,14 @@ from aligndistil.engine.teacher_cache import CachedModel
 from aligndistil.engine.trained import Trained, import_deepspeed
 from aligndistil.maths import Metric, sum_tokens
 from aligndistil.objectives.base import Loss, Need, Objective, Role, State, scalar_term
+from aligndistil.objectives.sft import SFT
 
 
 class Engine:
     """The trained models and the frozen ones beside them.
 
     `frozen` are the models of all other roles but the critic; `reward` stands in for the reward model where the reward
-    is no model.
+    is no model. `temperature` divides the logits of all language models.
     """
 
     def __init__(
@@ -46,8 +47,10 @@ class Engine:
         vocab: int,
         critic: PreTrainedModel | None = None,
         reward: Scorer | None = None,
+        temperature: float = 1.0,
     ) -> None:
         self.objective, self.processes, self.vocab = objective, processes, vocab
+        self._temperature = temperature
         self._without_direction: set[int] = set()
         self._settings, self._train, self._total_steps = settings, train, total_steps
         self.accumulation = train.batch_size // (train.micro_batch_size * processes.world)
@@ -102,7 +105,9 @@ class Engine:
         terms: dict[str, Tensor] = {}
         if not needs[Role.POLICY].is_scalar:
             frozen = {role: model.read(batch) for role, model in self._frozen.items() if role in needs}
-            terms = self._policy.engine(batch, self.objective, frozen, self._gathered_heads, preparing, known)
+            terms = self._policy.engine(
+                batch, self.objective, frozen, self._gathered_heads, preparing, known, self._temperature
+            )
         for role, need in needs.items():
             if not need.is_scalar:
                 continue
@@ -190,6 +195,13 @@ class Engine:
         batch = batch.to(self.processes.device)
         terms = self._policy.engine(batch, Divergence(), {Role.REFERENCE: other.read(batch)}, self._gathered_heads)
         return sum_tokens(terms[Role.REFERENCE], batch.response_BT)
+
+    @torch.no_grad()
+    def log_probabilities(self, batch: Batch) -> Tensor:
+        """(B, T) of the response tokens under the policy itself, at temperature 1 and zero elsewhere."""
+        self._set_training(False)
+        terms: dict[str, Tensor] = self._policy.engine(batch.to(self.processes.device), SFT(), {})
+        return terms["logp"]
 
     @contextmanager
     def generating(self) -> Iterator[PreTrainedModel]:

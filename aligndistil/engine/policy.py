@@ -80,8 +80,12 @@ class Policy(nn.Module):
         gathered: Callable[[], AbstractContextManager[Any]] = nullcontext,
         preparing: bool = False,
         known: Mapping[str, Tensor] | None = None,
+        temperature: float = 1.0,
     ) -> dict[str, Tensor]:
-        """`known` is the derivative (B, T) of the loss in the terms, where it is known: see `loss_direction`."""
+        """`known` is the derivative (B, T) of the loss in the terms, where it is known: see `loss_direction`.
+
+        `temperature` divides the logits of all models.
+        """
         hidden = response_hidden(self.model, batch)
         mask = batch.response_BT
         plan = Plan(
@@ -93,6 +97,7 @@ class Policy(nn.Module):
             None if known is None else {name: value.to(mask.device)[mask] for name, value in known.items()},
             gathered,
             preparing,
+            temperature,
         )
         values = self.projection(hidden, plan)
         blank = torch.zeros(mask.shape, device=mask.device, dtype=values[0].dtype)

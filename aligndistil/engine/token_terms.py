@@ -55,12 +55,17 @@ class Plan:
     """Makes the frozen heads' weights whole under ZeRO-3."""
     preparing: bool = False
     """Whether the terms are for `Objective.prepare`."""
+    temperature: float = 1.0
+    """All logits are divided by it."""
     frozen_logp: dict[str, Tensor] = field(default_factory=dict)
+    own_logp: dict[str, Tensor] = field(default_factory=dict)
     names: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         for role, frozen in self.frozen.items():
             self.frozen_logp[role] = torch.empty(len(self.ids), device=self.ids.device, dtype=_wide(frozen.hidden))
+            if self.temperature != 1.0:
+                self.own_logp[role] = torch.empty_like(self.frozen_logp[role])
 
     @property
     def slices(self) -> Iterator[slice]:
@@ -75,8 +80,15 @@ class Plan:
     def policy_need(self) -> Need:
         return self.needs[Role.POLICY]
 
-    def terms_of(self, chunk: TokenChunk) -> dict[str, Tensor]:
-        objective = self.objective
+    def tempered(self, values: Tensor) -> Tensor:
+        """Logits, or a gradient in tempered logits, divided in their own memory."""
+        return values if self.temperature == 1.0 else values.div_(self.temperature)
+
+    def terms_of(
+        self, rows: slice, logp: Mapping[str, Tensor], policy_logp: Tensor, logps: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        objective, own_logp = self.objective, {role: values[rows] for role, values in self.own_logp.items()}
+        chunk = TokenChunk(self.ids[rows], {**logp, Role.POLICY: policy_logp}, logps, own_logp)
         return objective.preparation_terms(chunk) if self.preparing else objective.token_terms(chunk)
 
 
@@ -137,6 +149,9 @@ def _frozen_chunk(plan: Plan, rows: slice, first_pass: bool) -> tuple[dict[str, 
         if not whole and not first_pass:
             continue
         logits = frozen.head.finish(frozen.head.project(frozen.hidden[rows]))
+        if plan.own_logp:
+            plan.own_logp[role][rows] = _pick(logits, plan.ids[rows]) - logits.logsumexp(-1)
+        logits = plan.tempered(logits)
         if whole:
             logps[role] = logits.sub_(logits.logsumexp(-1, keepdim=True))
             plan.frozen_logp[role][rows] = _pick(logits, plan.ids[rows])
@@ -148,13 +163,13 @@ def _frozen_chunk(plan: Plan, rows: slice, first_pass: bool) -> tuple[dict[str, 
 def _terms_only(
     plan: Plan, hidden: Tensor, rows: slice, logp: dict[str, Tensor], logps: dict[str, Tensor]
 ) -> dict[str, Tensor]:
-    logits = plan.head.finish(plan.head.project(hidden))
+    logits = plan.tempered(plan.head.finish(plan.head.project(hidden)))
     if plan.policy_need is Need.DISTRIBUTION:
         logps = {**logps, Role.POLICY: logits.sub_(logits.logsumexp(-1, keepdim=True))}
         policy_logp = _pick(logits, plan.ids[rows])
     else:
         policy_logp, _ = _logp_and_softmax(logits, plan.ids[rows])
-    return plan.terms_of(TokenChunk(plan.ids[rows], {**logp, Role.POLICY: policy_logp}, logps))
+    return plan.terms_of(rows, logp, policy_logp, logps)
 
 
 def _terms_and_gradient(
@@ -168,12 +183,14 @@ def _terms_and_gradient(
     """The terms of a chunk, and the gradient (n, all rows of the head) of sum(cotangent * term) in the raw product."""
     raw = plan.head.project(hidden)
     if plan.head.is_plain:
-        terms, grad_logits = _gradient_in_logits(plan, raw[:, : plan.head.vocab], rows, logp, logps, cotangent)
-        return terms, grad_logits
+        logits = plan.tempered(raw[:, : plan.head.vocab])
+        terms, grad_logits = _gradient_in_logits(plan, logits, rows, logp, logps, cotangent)
+        return terms, plan.tempered(grad_logits)
     with torch.enable_grad():
         logits = plan.head.finish(raw.requires_grad_())
-    terms, grad_logits = _gradient_in_logits(plan, logits.detach().clone(), rows, logp, logps, cotangent)
-    (grad_raw,) = torch.autograd.grad(logits, raw, grad_logits)
+    own = plan.tempered(logits.detach().clone())
+    terms, grad_logits = _gradient_in_logits(plan, own, rows, logp, logps, cotangent)
+    (grad_raw,) = torch.autograd.grad(logits, raw, plan.tempered(grad_logits))
     return terms, grad_raw[:, : plan.head.vocab]
 
 
@@ -195,7 +212,7 @@ def _gradient_in_logits(
         leaf.requires_grad_()
     with torch.enable_grad():
         policy_logp = _pick(leaf, ids) if plan.policy_need is Need.DISTRIBUTION else leaf
-        terms = plan.terms_of(TokenChunk(ids, {**logp, Role.POLICY: policy_logp}, logps))
+        terms = plan.terms_of(rows, logp, policy_logp, logps)
         learnt = [terms[name] for name in cotangent if terms[name].requires_grad]
         weights = [cotangent[name].to(terms[name].dtype) for name in cotangent if terms[name].requires_grad]
         (grad_leaf,) = torch.autograd.grad(learnt, leaf, weights)

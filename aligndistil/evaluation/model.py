@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from torch import Tensor
@@ -14,12 +14,14 @@ from aligndistil.engine.divergence import Divergence
 from aligndistil.engine.policy import FrozenModel, Policy, on_device
 from aligndistil.engine.processes import Processes
 from aligndistil.engine.scalar import Scorer
+from aligndistil.errors import DivergedError
 from aligndistil.evaluation.measurements import EvalSet, Pairs
 from aligndistil.evaluation.rows import last_scores, log_probabilities, read_rows, summed_terms
 from aligndistil.evaluation.samples import distinct_n, values_of_samples
 from aligndistil.models import shared_vocab
 from aligndistil.objectives.base import Role
 from aligndistil.rollout import LoadedModel, Sample, SamplingParams, sample_seed
+from aligndistil.training.agreement import LIMITS, what_to_do
 
 _Result = TypeVar("_Result")
 
@@ -71,10 +73,13 @@ class Evaluator:
 
         def answers(places: Sequence[int]) -> list[Sample]:
             seeds = [sample_seed(self.seed, "report", place) for place in places]
-            return loaded.sample([prompts[place] for place in places], self.params, seeds)
+            params = replace(self.params, logps=True)
+            return loaded.sample([prompts[place] for place in places], params, seeds)
 
         samples = self._share(len(prompts), answers)
         rows = [Row(prompt, sample.token_ids) for prompt, sample in zip(prompts, samples, strict=True)]
+        read = self._of_rows(rows, lambda batch: log_probabilities(policy, batch))
+        _refuse_samples_of_another(model, samples, [logp for (logp,) in read])
         texts = [text.strip() for text in loaded.texts(samples)]
         rewards: dict[str, list[float]] = {}
         if self.gold_reward is not None:
@@ -137,6 +142,20 @@ class Evaluator:
         places = range(self.processes.rank, count, world)
         parts: list[list[_Result]] = self.processes.gather(work(places) if places else [])
         return [parts[place % world][place // world] for place in range(count)]
+
+
+def _refuse_samples_of_another(model: PreTrainedModel, samples: Sequence[Sample], logps: Sequence[float]) -> None:
+    """Compare what generation says of whole responses with their log-probabilities when they are read."""
+    pairs = [(sum(sample.logps), logp, len(sample.token_ids)) for sample, logp in zip(samples, logps, strict=True)]
+    off = [abs(generated - read) / tokens for generated, read, tokens in pairs]
+    if not sum(off) / len(off) <= LIMITS[model.dtype]:
+        generated, read, _ = pairs[off.index(max(off))]
+        raise DivergedError(
+            f"model {model.config.name_or_path!r} does not sample what it means: generation gives its samples other "
+            f"log-probabilities than reading them does, by {sum(off) / len(off):.2g} nats a token on average and "
+            f"{max(off):.2g} at most ({generated:.2f} against {read:.2f} for that response), and "
+            f"{LIMITS[model.dtype]:g} may be rounding; {what_to_do('report.batch_size')}"
+        )
 
 
 def _means(values: Mapping[str, Sequence[float]]) -> dict[str, float]:

@@ -72,9 +72,10 @@ def check_same_tokenizer(
 
 
 def shared_vocab(models: Iterable[PreTrainedModel], tokenizer: PreTrainedTokenizerBase) -> int:
-    """Rows of the vocabulary that all models have; the padding rows some of them add are cut from every softmax.
+    """Rows of the vocabulary that are tokens: what some models pad their matrices with is cut from every softmax.
 
-    Raises UserError when a model has fewer rows than the tokenizer has tokens.
+    Nothing was ever trained there, no data hold such ids, and a sampled one could be neither decoded nor read by a
+    model with fewer rows. Raises UserError when a model has fewer rows than the tokenizer has tokens.
     """
     rows: dict[str, int] = {}
     for model in models:
@@ -84,4 +85,4 @@ def shared_vocab(models: Iterable[PreTrainedModel], tokenizer: PreTrainedTokeniz
     if smallest < len(tokenizer):
         name = min(rows, key=lambda key: rows[key])
         raise UserError(f"model {name!r} has {smallest} rows for {len(tokenizer)} tokens; resize its embeddings")
-    return smallest
+    return min(smallest, 1 + max(tokenizer.get_vocab().values()))  # ids may have gaps

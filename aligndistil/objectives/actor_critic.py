@@ -12,7 +12,7 @@ from torch import Tensor
 
 from aligndistil.batch import Batch, DataKind
 from aligndistil.maths import Metric, kl_divergence, last_tokens, mean_of, mean_tokens, sum_tokens
-from aligndistil.objectives.base import Expected, Loss, Need, Objective, OnPolicy, Prepares, Role, TokenChunk
+from aligndistil.objectives.base import Expected, Loss, Need, Objective, OnPolicy, Prepares, Role, Sampled, TokenChunk
 from aligndistil.objectives.types import MetricInfo, TermInfo
 
 _SMALLEST_VARIANCE = 1e-8
@@ -274,6 +274,7 @@ class ActorCritic(Objective):
 
     data = DataKind.RESPONSES
     on_policy = OnPolicy.ALWAYS
+    sampled = Sampled.TEMPERED
     prepares = Prepares.ROLLOUT
 
     gamma: float = Field(1.0, gt=0, le=1)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from aligndistil.batch import Batch, DataKind
 from aligndistil.maths import kl_divergence, mean_of, mean_tokens, sum_tokens, total_variation
-from aligndistil.objectives.base import Loss, MetricInfo, Need, Objective, OnPolicy, Role, TermInfo, TokenChunk
+from aligndistil.objectives.base import Loss, MetricInfo, Need, Objective, OnPolicy, Role, Sampled, TermInfo, TokenChunk
 from aligndistil.objectives.metrics import KL_TEACHER, TEACHER_METRICS, TOKEN_REWARD, teacher_metrics
 
 _SMALL_ALPHA = 0.01
@@ -45,6 +45,7 @@ class AlignDistil(Objective):
 
     data = DataKind.RESPONSES
     on_policy = OnPolicy.OPTIONAL
+    sampled = Sampled.STATES
     paper = "Zhang et al. 2025, arXiv 2503.02832"
     title = "AlignDistil"
     terms = {

@@ -24,6 +24,7 @@ from aligndistil.objectives.types import (
     Prepared,
     Prepares,
     Role,
+    Sampled,
     State,
     TermInfo,
     TokenChunk,
@@ -41,6 +42,7 @@ __all__ = [
     "Prepared",
     "Prepares",
     "Role",
+    "Sampled",
     "State",
     "TermInfo",
     "TokenChunk",
@@ -56,6 +58,8 @@ class Objective(BaseModel):
     data: ClassVar[DataKind]
     """What an example of its batches is. On-policy, a rollout turns PROMPTS into RESPONSES."""
     on_policy: ClassVar[OnPolicy] = OnPolicy.NEVER
+    sampled: ClassVar[Sampled] = Sampled.ITSELF
+    """What a rollout's samples are to it, which says what they may be drawn with."""
     prepares: ClassVar[Prepares] = Prepares.NOTHING
     groups: ClassVar[bool] = False
     """Whether `prepare` compares the samples of one prompt with each other: it is then given whole groups (see
@@ -91,6 +95,10 @@ class Objective(BaseModel):
     def is_scalar(self) -> bool:
         """Whether what is trained is a scalar head, so that the stage ends with no language model."""
         return self.needs[Role.POLICY].is_scalar
+
+    def trained_at(self, temperature: float) -> float:
+        """The temperature of the policy that is trained, and of all distributions, on samples drawn at this one."""
+        return temperature if self.sampled is Sampled.TEMPERED else 1.0
 
     def token_terms(self, chunk: TokenChunk) -> dict[str, Tensor]:
         """Named per-token scalars (n,), differentiable in the policy's log-probabilities."""

@@ -56,6 +56,13 @@ ROLLOUT_METRICS = {
     "rollout/tokens_per_second": MetricInfo(
         "tokens/s", "response tokens sampled in the step, of all processes, by the wall time of sampling"
     ),
+    "rollout/logp_diff": MetricInfo(
+        "nats per token",
+        "mean over the sampled tokens of the distance between the log-probability that generation gave a token and the "
+        "one that training gives it, of the first rollout of a stage; above 0.01 in float32 and 0.25 in bfloat16 the "
+        "stage stops",
+    ),
+    "rollout/logp_diff_max": MetricInfo("nats", "the largest of the same (a maximum, like `.../max`)"),
 }
 """Of on-policy stages; the first two of evaluations that sample, too."""
 

@@ -99,7 +99,8 @@ class RTO(ActorCritic):
         return {**whole, Role.TEACHER: Need.LOGP, **score, Role.CRITIC: Need.VALUE}
 
     def preparation_terms(self, chunk: TokenChunk) -> dict[str, Tensor]:
-        teacher_logratio = chunk.logp[Role.TEACHER] - chunk.logp[Role.REFERENCE]
+        own_logp = chunk.own_logp or chunk.logp  # a reward is what it is, whatever is sampled with
+        teacher_logratio = own_logp[Role.TEACHER] - own_logp[Role.REFERENCE]
         return {**super().preparation_terms(chunk), "teacher_logratio": teacher_logratio}
 
     def prepare(self, batch: Batch, terms: Mapping[str, Tensor], state: State) -> Prepared:

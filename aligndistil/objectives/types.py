@@ -66,6 +66,18 @@ class OnPolicy(StrEnum):
     ALWAYS = "always"
 
 
+class Sampled(StrEnum):
+    """What a rollout's samples are to an objective: what it may be sampled with, beside temperature 1 and top_p 1."""
+
+    ITSELF = "itself"
+    """Draws from the policy, over which its estimator averages: nothing else."""
+    TEMPERED = "tempered"
+    """Draws from the policy that is trained, which is the one at the rollout's temperature: logits are divided by it
+    before every softmax. No top_p: what it cuts off has a probability in the loss."""
+    STATES = "states"
+    """Texts after which is learnt what would be learnt after any other: any temperature, any top_p."""
+
+
 class Prepares(StrEnum):
     """On what `Objective.prepare` runs, before the gradient of a step."""
 
@@ -91,6 +103,9 @@ class TokenChunk:
     """(n,) log-probability of the token, for every role that is needed."""
     logps: Mapping[str, Tensor]
     """(n, V) log-probabilities, for roles needed as a DISTRIBUTION."""
+    own_logp: Mapping[str, Tensor] = field(default_factory=dict)
+    """(n,) `logp` of the frozen roles at temperature 1, where the others are at another one (`Sampled.TEMPERED`); else
+    empty."""
 
 
 class MetricInfo(NamedTuple):

@@ -187,9 +187,11 @@ class Rollout(Section):
     max_new_tokens: int = Field(default=1024, ge=1)
     """Longest response."""
     temperature: float = Field(default=1.0, gt=0)
-    """Of the sampling; 1 samples from the policy itself."""
+    """Of the sampling; 1 samples from the policy itself. PPO and RTO train the policy at this temperature, AlignDistil
+    only learns after other texts; where the method needs samples of the policy itself, others are refused."""
     top_p: float = Field(default=1.0, gt=0, le=1)
-    """Sample from the smallest set of tokens with this probability; 1 is all of them."""
+    """Sample from the smallest set of tokens with this probability; 1 is all of them, and what every method but
+    AlignDistil needs."""
     samples_per_prompt: int = Field(default=1, ge=1)
     """Responses to each prompt in a rollout; they all count in train.batch_size."""
     responses: int | None = Field(default=None, ge=1)

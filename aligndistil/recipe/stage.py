@@ -27,7 +27,7 @@ from pydantic import (
 
 from aligndistil import objectives
 from aligndistil.errors import UserError, listed
-from aligndistil.objectives.base import Objective, OnPolicy, Prepares, Role
+from aligndistil.objectives.base import Objective, OnPolicy, Prepares, Role, Sampled
 from aligndistil.recipe.problems import Problem, problem_at
 from aligndistil.recipe.sections import (
     Checkpoint,
@@ -215,6 +215,14 @@ class Stage(Section):
         if objective.groups and rollout.samples_per_prompt < 2:
             text = f"`{objective.name}` compares the samples of one prompt with each other: write 2 or more"
             draft.refuse("rollout.samples_per_prompt", text)
+        if objective.sampled is not Sampled.STATES:
+            learns = f"`{objective.name}` learns from samples of the policy that it trains"
+            if objective.sampled is Sampled.ITSELF and rollout.temperature != 1:
+                text = f"{learns}, and this samples from another one, of which its gradient would be wrong: write 1"
+                draft.refuse("rollout.temperature", text)
+            if rollout.top_p != 1:
+                text = f"{learns}, and what this cuts off has a probability in its loss: write 1"
+                draft.refuse("rollout.top_p", text)
         if objective.prepares is Prepares.ROLLOUT:
             return rollout
         return rollout.model_copy(update={"responses": None, "epochs": 1})

@@ -17,7 +17,9 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from aligndistil.rollout.sampling import CutVocabulary, Sample, SamplingParams, SeededSampling
+from aligndistil.rollout.sampling import CutVocabulary, KeepLogps, Sample, SamplingParams, SeededSampling
+
+_ROUTING = "output_router_logits"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,7 @@ class LoadedModel:
     def sample(self, prompts: Sequence[Sequence[int]], params: SamplingParams, seeds: Sequence[int]) -> list[Sample]:
         """One response per prompt, in order; equal seeds give equal samples of equal weights."""
         samples: list[Sample] = []
-        with self.whole(), _own_generation_config(self.model):
+        with self.whole(), _only_itself(self.model):
             for start in range(0, len(prompts), self.batch_size):
                 rows = slice(start, start + self.batch_size)
                 samples += self._decode(prompts[rows], params, seeds[rows])
@@ -61,13 +63,14 @@ class LoadedModel:
         for row, prompt in enumerate(prompts):
             ids[row, width - len(prompt) :] = torch.tensor(prompt)
             attention[row, width - len(prompt) :] = 1
-        warpers = LogitsProcessorList([CutVocabulary(self.vocab)])
+        warpers = LogitsProcessorList()
         if params.temperature > 0:  # without any of these the likeliest token is taken
             if params.temperature != 1.0:
                 warpers.append(TemperatureLogitsWarper(params.temperature))
             if params.top_p < 1.0:
                 warpers.append(TopPLogitsWarper(params.top_p))
             warpers.append(SeededSampling(seeds, model.device))
+        kept = KeepLogps(warpers) if params.logps else None
         config = GenerationConfig(
             max_new_tokens=params.max_new_tokens,
             do_sample=False,
@@ -79,24 +82,34 @@ class LoadedModel:
             ids.to(model.device),
             attention_mask=attention.to(model.device),
             generation_config=config,
-            logits_processor=warpers,
+            logits_processor=LogitsProcessorList([CutVocabulary(self.vocab), *(warpers if kept is None else [kept])]),
             synced_gpus=self.synced,
         )
-        return [self._cut(row) for row in output[:, width:].tolist()]
+        logps = [()] * len(prompts) if kept is None else kept.rows
+        return [self._cut(row, of_row) for row, of_row in zip(output[:, width:].tolist(), logps, strict=True)]
 
-    def _cut(self, tokens: list[int]) -> Sample:
-        for position, token in enumerate(tokens):
-            if token in self.stop_ids:
-                return Sample(tuple(tokens[: position + 1]), finished=True)
-        return Sample(tuple(tokens), finished=False)
+    def _cut(self, tokens: list[int], logps: Sequence[float]) -> Sample:
+        ends = (position + 1 for position, token in enumerate(tokens) if token in self.stop_ids)
+        end = next(ends, None)
+        return Sample(tuple(tokens[:end]), end is not None, tuple(logps[:end]))
 
 
 @contextmanager
-def _own_generation_config(model: PreTrainedModel) -> Iterator[None]:
-    """Keep a model's published settings (a repetition penalty, say) out of the policy's own distribution."""
+def _only_itself(model: PreTrainedModel) -> Iterator[None]:
+    """Keep out of sampling what a model was published with for other uses.
+
+    A generation configuration (a repetition penalty, say) would change the policy's own distribution, and transformers
+    cannot make the balancing loss that router logits are for of a cached step.
+    """
     published = model.generation_config
     model.generation_config = GenerationConfig()
+    routing = [part for part in (model.config, model.config.get_text_config()) if hasattr(part, _ROUTING)]
+    asked = [getattr(part, _ROUTING) for part in routing]
+    for part in routing:
+        setattr(part, _ROUTING, False)
     try:
         yield
     finally:
         model.generation_config = published
+        for part, value in zip(routing, asked, strict=True):
+            setattr(part, _ROUTING, value)

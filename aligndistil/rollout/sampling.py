@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor
+from transformers import LogitsProcessor, LogitsProcessorList
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +19,8 @@ class SamplingParams:
     temperature: float = 1.0
     """0 is greedy: always the likeliest token, whatever the seed."""
     top_p: float = 1.0
+    logps: bool = False
+    """Whether the samples also say how likely generation held their tokens for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,9 @@ class Sample:
     """Stop id included, when there is one."""
     finished: bool
     """False when `max_new_tokens` cut the response: it then has no stop id, and gets none."""
+    logps: tuple[float, ...] = ()
+    """Of each token, in nats: its log-probability under the model that generated it, before temperature and top_p.
+    Empty where it was not asked for."""
 
 
 def sample_seed(*parts: int | str) -> int:
@@ -44,10 +49,29 @@ class CutVocabulary(LogitsProcessor):  # type: ignore[misc]
         self._vocab = vocab
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        if scores.shape[-1] > self._vocab:
-            scores = scores.clone()
-            scores[:, self._vocab :] = -torch.inf
-        return scores
+        return scores[:, : self._vocab]  # and no -inf: how many numbers are drawn must not depend on padding either
+
+
+class KeepLogps(LogitsProcessor):  # type: ignore[misc]
+    """Does what a chain of processors does, and keeps how likely each token was before them that is chosen after them:
+    transformers takes the largest.
+    """
+
+    def __init__(self, chain: LogitsProcessorList) -> None:
+        self._chain = chain
+        self._steps: list[Tensor] = []
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        chosen: Tensor = self._chain(input_ids, scores)  # type: ignore[arg-type]
+        tokens = chosen.argmax(-1, keepdim=True)
+        self._steps.append(torch.log_softmax(scores.float(), dim=-1).gather(-1, tokens).squeeze(-1))
+        return chosen
+
+    @property
+    def rows(self) -> list[list[float]]:
+        """Of each row, one number a step."""
+        kept: list[list[float]] = torch.stack(self._steps, dim=-1).tolist()
+        return kept
 
 
 class SeededSampling(LogitsProcessor):  # type: ignore[misc]

@@ -56,7 +56,9 @@ def inspect(path: Path, request: Request, out: Path | None = None, top: int = 6)
     vocab = shared_vocab(models.values(), tokenizer)
     policy = LoadedModel(models[stage.model.path], tokenizer, stops, vocab, _BATCH)
     shown = answer(stage, chosen, request.max_new_tokens, policy)
-    viewer = Viewer(stage.objective, policy.model, {role: models[p] for role, p in stage.paths.items()}, vocab, top)
+    temperature = stage.objective.trained_at(stage.rollout.temperature) if stage.rollout else 1.0
+    frozen = {role: models[p] for role, p in stage.paths.items()}
+    viewer = Viewer(stage.objective, policy.model, frozen, vocab, top, temperature)
     viewed = []
     with Steps(f"looking at {stage.name}", len(shown), unit="responses") as steps:
         for response in shown:

@@ -103,13 +103,17 @@ class Viewer:
         frozen: Mapping[str, PreTrainedModel],
         vocab: int,
         top: int = 6,
+        temperature: float = 1.0,
     ) -> None:
-        """`top` tokens of each distribution are kept; all models are on one device."""
+        """`top` tokens of each distribution are kept; all models are on one device.
+
+        `temperature` is that of the policy that the objective trained.
+        """
         self._objective = objective
         self._policy = Policy(policy, vocab).eval()
         self._frozen = {role: FrozenModel(model, vocab) for role, model in frozen.items()}
         self._device = policy.device
-        self._top = min(top, vocab)
+        self._top, self._temperature = min(top, vocab), temperature
 
     @torch.no_grad()
     def values(self, row: Row) -> TokenValues:
@@ -117,7 +121,8 @@ class Viewer:
         batch = collate([row], DataKind.RESPONSES, pad_id=0).to(self._device)
         record = _Record(self._top)
         recording = _Recording.of(self._objective, record)
-        terms_BT = self._policy(batch, recording, {role: model.read(batch) for role, model in self._frozen.items()})
+        frozen = {role: model.read(batch) for role, model in self._frozen.items()}
+        terms_BT = self._policy(batch, recording, frozen, temperature=self._temperature)
         loss = loss_by_token(self._objective, batch, terms_BT)
         where = batch.response_BT
         candidates, columns = _distinct(torch.cat(record.candidates).tolist())

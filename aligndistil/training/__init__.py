@@ -5,7 +5,7 @@ objective look at it beforehand, `evaluation`, `log` and `checkpoints` are what 
 together.
 """
 
-from aligndistil.training.checks import Longest, check_lengths, check_positions, data_lines
+from aligndistil.training.checks import Longest, check_lengths, check_positions, data_lines, model_lines
 from aligndistil.training.data import StageData, gold_reward_of, load_stage_data
 from aligndistil.training.python_reward import is_code, source_of
 from aligndistil.training.stage import Outcome, StageTraining
@@ -21,5 +21,6 @@ __all__ = [
     "gold_reward_of",
     "is_code",
     "load_stage_data",
+    "model_lines",
     "source_of",
 ]

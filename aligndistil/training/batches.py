@@ -6,11 +6,12 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from aligndistil.batch import Batch, DataKind, Row, collate
 from aligndistil.data import Examples, Sampler
@@ -21,7 +22,7 @@ from aligndistil.objectives.base import Prepares
 from aligndistil.recipe import Stage
 from aligndistil.rollout import LoadedModel, Sample, SamplingParams, sample_seed
 from aligndistil.training.data import GoldReward, StageData
-from aligndistil.training.samples import completion_metrics, sample_rows
+from aligndistil.training.samples import completion_metrics, sample_rows, sampled_logps
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,8 @@ class StepBatch:
     """For an objective that prepares on mismatched rows."""
     minibatches: Sequence[Sequence[int]] = ()
     """The micro-batches of each optimizer step."""
+    sampled_logp: Sequence[Tensor] = ()
+    """Of each micro-batch (B, T), the log-probabilities of generation, where training's are compared with them."""
     together: int = 1
     """Neighbouring micro-batches that hold whole groups."""
 
@@ -158,6 +161,7 @@ class RolloutBatches:
         self._together = math.lcm(self._size, self._group) // self._size if stage.objective.groups else 1
         self._params = SamplingParams(settings.max_new_tokens, settings.temperature, settings.top_p)
         self._gold_reward, self._write = gold_reward, write
+        self._compares = True  # generation with training: once, since what generates is the policy itself
         self.total_steps, self.epoch = schedule.total_steps, schedule.epoch
 
     def at(self, step: int) -> StepBatch:
@@ -175,7 +179,7 @@ class RolloutBatches:
         prompts = [self._examples.prompt_ids(example) for _, example, _ in mine]
         seeds = [sample_seed(self._seed, number, self._examples.key(example), k) for _, example, k in mine]
         began = time.perf_counter()
-        samples = self._policy.sample(prompts, self._params, seeds)
+        samples = self._policy.sample(prompts, replace(self._params, logps=self._compares), seeds)
         seconds = time.perf_counter() - began
         rows = [
             Row(prompt, sample.token_ids, group=group)
@@ -185,6 +189,9 @@ class RolloutBatches:
             collate(rows[start : start + self._size], DataKind.RESPONSES, self._policy.tokenizer.pad_token_id)
             for start in range(0, len(rows), self._size)
         ]
+        of_rows = [samples[start : start + self._size] for start in range(0, len(rows), self._size)]
+        compared = zip(micro_batches, of_rows, strict=True) if self._compares else ()
+        self._compares = False
         metrics = completion_metrics(samples)
         tokens, _ = metrics["completions/mean_length"]
         metrics["rollout/tokens_per_second"] = Metric(tokens, torch.tensor(seconds / self._processes.world))
@@ -193,6 +200,7 @@ class RolloutBatches:
             each,
             metrics | self._scores(step, prompts, samples),
             minibatches=self._minibatches(number, len(micro_batches)),
+            sampled_logp=[sampled_logps(batch, some) for batch, some in compared],
             together=self._together,
         )
 

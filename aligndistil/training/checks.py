@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from aligndistil.errors import UserError, printable
-from aligndistil.models import positions
-from aligndistil.objectives.base import Prepares
+from aligndistil.models import config_of, positions
+from aligndistil.objectives.base import Prepares, Role, Sampled
 from aligndistil.recipe import Model, Stage
 from aligndistil.training.batches import Schedule
 from aligndistil.training.data import Locate, StageData
 from aligndistil.training.python_reward import is_code
+
+_EXPERTS = re.compile(r"(^|_)(num|n)_(local_|routed_)?experts$")
+"""What the configurations of mixtures of experts call how many there are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +46,36 @@ def data_lines(stage: Stage, data: StageData) -> list[str]:
         count, *rest = evaluated.report.lines()
         lines += [f"evaluation: {line}" for line in [count, *(line for line in rest if line not in lines)]]
     return [printable(line) for line in lines]
+
+
+def model_lines(stage: Stage, locate: Locate) -> list[str]:
+    """What a person should know of how the models of a stage are trained. `locate` as for `check_lengths`."""
+    lines, rollout = [], stage.rollout
+    if rollout is not None and (rollout.temperature, rollout.top_p) != (1, 1):
+        drawn = f"rollout.temperature {rollout.temperature:g}, rollout.top_p {rollout.top_p:g}"
+        if stage.objective.sampled is Sampled.TEMPERED:
+            what = "the policy at this temperature is trained: sample it so; evaluations and the comparison have 1"
+        else:
+            what = "other texts are learnt from than the policy's own; what is learnt of each stays the same"
+        lines.append(f"{drawn}: {what}")
+    for path in dict.fromkeys([stage.model.path, stage.models.get(Role.CRITIC, stage.model.path)]):
+        experts = [
+            value for key, value in _numbers(config_of(locate(path), stage.model).to_dict()) if _EXPERTS.search(key)
+        ]
+        if max(experts, default=1) > 1:
+            lines.append(
+                f"model {path} is a mixture of {max(experts)} experts, and its load-balancing loss is not trained "
+                "with: the objective alone moves its routers"
+            )
+    return [printable(line) for line in lines]
+
+
+def _numbers(config: dict[Any, Any]) -> Iterator[tuple[str, int]]:
+    for key, value in config.items():
+        if isinstance(value, dict):
+            yield from _numbers(value)
+        elif isinstance(value, int):
+            yield str(key), value
 
 
 def check_lengths(stage: Stage, data: StageData, locate: Locate) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import torch
@@ -13,11 +14,14 @@ from aligndistil.objectives.base import Prepares
 from aligndistil.recipe import Stage
 from aligndistil.rollout import LoadedModel, Sample, SamplingParams, sample_seed
 from aligndistil.run_folder import StageFolder
+from aligndistil.training.agreement import compare_sampling, what_to_do
 from aligndistil.training.batches import eval_batches
 from aligndistil.training.data import GoldReward, StageData
 from aligndistil.training.metrics import Sums
 from aligndistil.training.preparation import prepare_mismatched
-from aligndistil.training.samples import completion_metrics, sample_rows
+from aligndistil.training.samples import completion_metrics, sample_rows, sampled_logps
+
+logger = logging.getLogger(__name__)
 
 
 class StageEvaluation:
@@ -42,6 +46,7 @@ class StageEvaluation:
         self._policy, self._folder, self._gold_reward, self._initial = policy, folder, gold_reward, initial
         self._batches: list[tuple[Batch, bool]] = []
         self._mismatched: list[tuple[Batch, bool]] = []
+        self._compared = False
         prepares = stage.objective.prepares
         if data.eval is not None and prepares is not Prepares.ROLLOUT:
             size = stage.evaluation.batch_size or stage.train.micro_batch_size
@@ -66,8 +71,12 @@ class StageEvaluation:
         mine = [i % count for i in range(processes.rank, -(-count // world) * world, world)]
         prompts = [data.eval_prompts.prompt_ids(i) for i in mine]
         seeds = [sample_seed(self._stage.train.seed, "eval", data.eval_prompts.key(i)) for i in mine]
-        params = SamplingParams(settings.max_new_tokens or self._stage.data.max_response_length)
+        longest = settings.max_new_tokens or self._stage.data.max_response_length
+        params = SamplingParams(longest, logps=not self._compared)
         samples = self._policy.sample(prompts, params, seeds)
+        if not self._compared:
+            self._compare(prompts, samples)
+        self._compared = True
         gathered = processes.gather(list(zip(mine, prompts, samples, strict=True)))
         unique = {i: (prompt, sample) for part in gathered for i, prompt, sample in part}
         prompts, answers = [unique[i][0] for i in range(count)], [unique[i][1] for i in range(count)]
@@ -81,6 +90,17 @@ class StageEvaluation:
         if self._initial is not None:
             metrics["kl_initial"] = self._divergence(self._initial, prompts, answers)
         return metrics
+
+    def _compare(self, prompts: Sequence[Sequence[int]], samples: Sequence[Sample]) -> None:
+        """Say where this is no sampling from the policy. It ends no training, which may be of given responses."""
+        size, pad = self._policy.batch_size, self._data.tokenizer.pad_token_id
+        parts = [slice(start, start + size) for start in range(0, len(samples), size)]
+        rows = [Row(prompt, sample.token_ids) for prompt, sample in zip(prompts, samples, strict=True)]
+        batches = [collate(rows[part], DataKind.RESPONSES, pad) for part in parts]
+        logps = [sampled_logps(batch, samples[part]) for batch, part in zip(batches, parts, strict=True)]
+        if problem := compare_sampling(self._engine, batches, logps).problem:
+            advice = what_to_do("evaluation.batch_size")
+            logger.warning("stage %s: evaluation.samples: %s; %s", self._stage.name, problem, advice)
 
     def _divergence(self, initial: FrozenModel, prompts: Sequence[Sequence[int]], answers: Sequence[Sample]) -> float:
         """Mean over answers of KL(policy || initial) in nats per response. Every process reads its share."""

@@ -14,6 +14,7 @@ from aligndistil.errors import DivergedError, Interrupted
 from aligndistil.maths import Metric
 from aligndistil.objectives.base import Expected, Prepares
 from aligndistil.stop import StopSignal
+from aligndistil.training.agreement import compare_sampling, what_to_do
 from aligndistil.training.batches import DataBatches, RolloutBatches
 from aligndistil.training.checkpoints import Checkpoints, LoopState
 from aligndistil.training.evaluation import StageEvaluation
@@ -44,8 +45,9 @@ def train(
     several. Evaluations, checkpoints and stops that fall due inside a rollout wait for its end, so that a resumed run
     samples its next rollout from the same policy. `expected` must hold at the first step.
 
-    Raises DivergedError for a loss or gradient that is not finite and for a first step that contradicts the objective,
-    and Interrupted, after a checkpoint, when a stop was requested of any process.
+    Raises DivergedError for a loss or gradient that is not finite, for a first step that contradicts the objective, and
+    for a first rollout whose samples are not the policy's; Interrupted, after a checkpoint, when a stop was requested
+    of any process.
     """
     state = checkpoints.restore() or LoopState(objective=engine.objective.initial_state())
     began_at = time.monotonic() - state.seconds
@@ -60,6 +62,9 @@ def train(
         # know of all of it before the first gradient: KTO's mean KL; PPO's rewards, advantages and their spread, with
         # the KL to the reference that the reward is charged for.
         batch = batches.at(state.step)
+        agreement = compare_sampling(engine, batch.micro_batches, batch.sampled_logp) if batch.sampled_logp else None
+        if agreement is not None and agreement.problem:
+            raise DivergedError(f"stage {stage}: {agreement.problem}; {what_to_do('rollout.batch_size')}")
         prepared = prepare(engine, batch, state.objective)
 
         for number, minibatch in enumerate(batch.minibatches[: batches.total_steps - first]):
@@ -79,6 +84,8 @@ def train(
             saving |= bool(sums.maxima.pop("overdue"))
             if number == 0:
                 sums.adopt(prepared.sums)
+            if agreement is not None and state.step == 0:  # a resumed run compares again, and logs what it would have
+                sums.adopt(agreement.sums)
             _refuse_divergence(stage, state.step, sums.means(), expected)
 
             # The step: the gradient is clipped, AdamW moves the weights, the schedule moves the learning rate.

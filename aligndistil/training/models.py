@@ -71,4 +71,5 @@ def build_engine(
         vocab=vocab,
         critic=critic,
         reward=reward,
+        temperature=stage.objective.trained_at(stage.rollout.temperature) if stage.rollout else 1.0,
     )

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from aligndistil.batch import Batch
 from aligndistil.maths import Metric
 from aligndistil.rollout import Sample
 
@@ -21,6 +23,12 @@ def completion_metrics(samples: Sequence[Sample]) -> dict[str, Metric]:
         "completions/mean_length": Metric(tokens, count),
         "completions/truncated_fraction": Metric(truncated, count),
     }
+
+
+def sampled_logps(batch: Batch, samples: Sequence[Sample]) -> Tensor:
+    """(B, T) what generation says of the response tokens of a batch that was made of these samples, zero elsewhere."""
+    flat = torch.tensor([logp for sample in samples for logp in sample.logps])
+    return torch.zeros(batch.response_BT.shape).masked_scatter(batch.response_BT, flat)
 
 
 def sample_rows(

@@ -101,13 +101,33 @@ def test_a_model_that_only_reads_may_know_more_tokens_but_not_fewer() -> None:
         check_same_tokenizer("reward", ours, build_tokenizer(["w01", "w00", *WORDS[2:]]), extra_allowed=True)
 
 
-def test_models_padded_differently_share_the_rows_all_of_them_have(model_folder: ModelFolder) -> None:
-    paths = [model_folder(seed=0, vocab=vocab) for vocab in (128, 96, 104)]
+@pytest.mark.parametrize(
+    ("rows", "extra", "tokens"),
+    [
+        ([96], {}, 96),
+        ([128], {}, 96),  # one model that pads its matrix: what is beyond the tokenizer is no token
+        ([128, 104], {}, 96),
+        ([96, 128], {}, 96),
+        ([128, 104], {"<more>": 96}, 97),
+        ([128], {"<far>": 120}, 121),  # ids have a gap, and its rows stay
+        ([100, 128], {"<far>": 120}, 100),
+    ],
+)
+def test_the_vocabulary_ends_with_the_tokenizer(
+    rows: list[int], extra: dict[str, int], tokens: int, model_folder: ModelFolder
+) -> None:
+    paths = [model_folder(seed=0, vocab=count) for count in rows]
     models = [load_model(path, section(path), trained=False) for path in paths]
-    assert shared_vocab(models, build_tokenizer()) == 96
-    assert shared_vocab(models[::2], build_tokenizer()) == 104
-    narrow = model_folder(seed=0, vocab=100, scalar=True)
+    tokenizer = build_tokenizer()
+    names = tokenizer.get_vocab() | extra
+    tokenizer.get_vocab = lambda: names
+    assert shared_vocab(models, tokenizer) == tokens
+
+
+def test_a_model_has_a_row_for_each_token(model_folder: ModelFolder) -> None:
+    wide, narrow = model_folder(seed=0, vocab=128), model_folder(seed=0, vocab=100, scalar=True)
     scorer = load_scalar_model(narrow, section(narrow), trained=False)
-    assert shared_vocab([models[0], scorer], build_tokenizer()) == 100
-    with pytest.raises(UserError, match=r"has 96 rows for 106 tokens; resize its embeddings"):
+    models = [load_model(wide, section(wide), trained=False), scorer]
+    assert shared_vocab(models, build_tokenizer()) == 96
+    with pytest.raises(UserError, match=r"has 100 rows for 106 tokens; resize its embeddings"):
         shared_vocab(models, build_tokenizer([*WORDS, *(f"x{i}" for i in range(10))]))

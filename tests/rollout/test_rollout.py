@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import GenerationConfig
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from aligndistil.batch import DataKind, Row, collate
 from aligndistil.engine.policy import response_hidden
@@ -153,6 +153,42 @@ def test_the_settings_a_model_was_published_with_do_not_leak_in(model: Any) -> N
     published = loud.generation_config
     assert rollout(loud).sample(PROMPTS, SamplingParams(12), SEEDS) == clean
     assert loud.generation_config is published
+
+
+@pytest.mark.parametrize(
+    "params",
+    [{}, {"temperature": 0.5}, {"temperature": 2.0, "top_p": 0.8}, {"temperature": 0.0}],
+    ids=["itself", "sharper", "cut", "greedy"],
+)
+def test_a_sample_says_how_likely_its_tokens_were_whatever_it_was_drawn_with(params: dict[str, float]) -> None:
+    """Among the ids of the tokenizer, at temperature 1."""
+    wide, stops = build_model(seed=3, vocab=160), frozenset(range(1, 20))
+    loaded = rollout(wide, stops=stops)
+    settings = SamplingParams(8, **params)
+    samples = loaded.sample(PROMPTS, replace(settings, logps=True), SEEDS)
+    assert [sample.token_ids for sample in samples] == [s.token_ids for s in loaded.sample(PROMPTS, settings, SEEDS)]
+    assert {sample.logps for sample in loaded.sample(PROMPTS, settings, SEEDS)} == {()}
+    for prompt, sample in zip(PROMPTS, samples, strict=True):
+        with torch.no_grad():
+            logits = wide(input_ids=torch.tensor([[*prompt, *sample.token_ids]])).logits[0, len(prompt) - 1 : -1, :96]
+        own = logits.log_softmax(-1)[torch.arange(len(sample.token_ids)), list(sample.token_ids)]
+        torch.testing.assert_close(torch.tensor(sample.logps), own, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "olmoe", "qwen3_moe"])
+def test_router_logits_are_for_training_alone(kind: str) -> None:
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    experts = {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+    known = AutoConfig.for_model(kind).to_dict().keys()
+    config = {"vocab_size": 96, "num_key_value_heads": 2, "pad_token_id": PAD, **sizes, **experts}
+    torch.manual_seed(0)
+    asked = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(kind, **{name: value for name, value in config.items() if name in known})
+    ).eval()
+    quiet = rollout(asked).sample(PROMPTS, SamplingParams(6), SEEDS)
+    asked.config.output_router_logits = True
+    assert rollout(asked).sample(PROMPTS, SamplingParams(6), SEEDS) == quiet
+    assert asked.config.output_router_logits
 
 
 def test_rows_that_only_pad_the_output_matrix_are_never_sampled() -> None:

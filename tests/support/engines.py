@@ -62,6 +62,7 @@ def make_engine(
     steps: int = 4,
     critic: str | None = None,
     reward: Any = None,
+    temperature: float = 1.0,
 ) -> Engine:
     """`frozen` are the models of the roles the objective needs, in its order, but for the critic."""
     roles = [role for role in goal.needs if role not in (Role.POLICY, Role.CRITIC)]
@@ -82,6 +83,7 @@ def make_engine(
         vocab=VOCAB,
         critic=None if critic is None else load(Role.CRITIC, critic, True),
         reward=reward,
+        temperature=temperature,
     )
 
 

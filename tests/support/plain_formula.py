@@ -18,26 +18,36 @@ Logits = Mapping[str, Tensor]
 """What each model says at each position: logits (B, T, V), or the numbers (B, T) of a scalar head."""
 
 
-def plain_terms(objective: Objective, batch: Batch, logits: Logits) -> dict[str, Tensor]:
+def plain_terms(objective: Objective, batch: Batch, logits: Logits, temperature: float = 1.0) -> dict[str, Tensor]:
     """Named terms (B, T) of the loss, but for those that are prepared."""
-    return _read(objective.token_terms, objective.update_needs, batch, logits)
+    return _read(objective.token_terms, objective.update_needs, batch, logits, temperature)
 
 
-def plain_loss(objective: Objective, batch: Batch, logits: Logits, found: Mapping[str, Tensor] | None = None) -> Loss:
+def plain_loss(
+    objective: Objective,
+    batch: Batch,
+    logits: Logits,
+    found: Mapping[str, Tensor] | None = None,
+    temperature: float = 1.0,
+) -> Loss:
     """`found` is what the preparation of the step has to say of this batch."""
-    return objective.loss(batch, {**plain_terms(objective, batch, logits), **(found or {})})
+    return objective.loss(batch, {**plain_terms(objective, batch, logits, temperature), **(found or {})})
 
 
 @torch.no_grad()
-def plain_preparation(objective: Objective, batch: Batch, logits: Logits, state: State | None = None) -> Prepared:
+def plain_preparation(
+    objective: Objective, batch: Batch, logits: Logits, state: State | None = None, temperature: float = 1.0
+) -> Prepared:
     """`state` is that of the first step, unless it is given."""
-    terms = preparation_terms(objective, batch, logits)
+    terms = preparation_terms(objective, batch, logits, temperature)
     return objective.prepare(batch, terms, objective.initial_state() if state is None else state)
 
 
-def preparation_terms(objective: Objective, batch: Batch, logits: Logits) -> dict[str, Tensor]:
+def preparation_terms(
+    objective: Objective, batch: Batch, logits: Logits, temperature: float = 1.0
+) -> dict[str, Tensor]:
     """Named terms (B, T) of the preparation."""
-    return _read(objective.preparation_terms, objective.needs, batch, logits)
+    return _read(objective.preparation_terms, objective.needs, batch, logits, temperature)
 
 
 def means(metrics: Mapping[str, Metric]) -> dict[str, float]:
@@ -107,15 +117,23 @@ def critic_gradient_of(loss: Loss, leaf: Tensor) -> Tensor:
 
 
 def _read(
-    terms_of: Callable[[TokenChunk], dict[str, Tensor]], needs: Mapping[str, Need], batch: Batch, logits: Logits
+    terms_of: Callable[[TokenChunk], dict[str, Tensor]],
+    needs: Mapping[str, Need],
+    batch: Batch,
+    logits: Logits,
+    temperature: float,
 ) -> dict[str, Tensor]:
     mask = batch.response_BT
     ids = batch.ids_BT[mask]
     read = [role for role, need in needs.items() if not need.is_scalar]
-    logps = {role: torch.log_softmax(_predictions(logits[role], batch), dim=-1) for role in read}
-    logp = {role: values.gather(-1, ids[:, None]).squeeze(-1) for role, values in logps.items()}
+    z = {role: _predictions(logits[role], batch) for role in read}
+    own, logps = ({role: (values / t).log_softmax(-1) for role, values in z.items()} for t in (1.0, temperature))
+    own_logp, logp = (
+        {role: values.gather(-1, ids[:, None]).squeeze(-1) for role, values in of.items()} for of in (own, logps)
+    )
     whole = {role: values for role, values in logps.items() if needs[role] is Need.DISTRIBUTION}
-    return {**_scattered(terms_of(TokenChunk(ids, logp, whole)), mask), **scalar_terms(needs, batch, logits)}
+    chunk = TokenChunk(ids, logp, whole, own_logp)
+    return {**_scattered(terms_of(chunk), mask), **scalar_terms(needs, batch, logits)}
 
 
 def scalar_terms(needs: Mapping[str, Need], batch: Batch, logits: Logits) -> dict[str, Tensor]:

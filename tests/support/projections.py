@@ -23,6 +23,8 @@ HEADS: dict[str, dict[str, Any]] = {
     "scaled": {"scale": 0.25},
     "capped": {"softcap": 1.5},
     "padded": {"padding": 3},
+    "tempered": {"temperature": 0.5},
+    "capped and tempered": {"softcap": 1.5, "padding": 3, "temperature": 2.0},
     "all": {"bias": True, "scale": 0.5, "softcap": 2.0, "padding": 5},
 }
 
@@ -40,6 +42,7 @@ class HiddenStates:
         scale: float = 1.0,
         softcap: float | None = None,
         padding: int = 0,
+        temperature: float = 1.0,
         vocab: int = VOCAB,
         hidden: int = HIDDEN,
         examples: int = 3,
@@ -47,7 +50,7 @@ class HiddenStates:
         device: str = "cpu",
     ) -> None:
         torch.manual_seed(0)
-        self.objective = objective
+        self.objective, self.temperature = objective, temperature
         self.batch = ragged_batch(objective.data, examples, vocab).to(device)
         self.hidden: dict[str, Tensor] = {}
         self.heads: dict[str, Head] = {}
@@ -69,7 +72,8 @@ class HiddenStates:
 
     def logits(self, role: str) -> Tensor:
         head = self.heads[role]
-        return head.finish(head.linear(self.hidden[role]).flatten(0, 1)).unflatten(0, self.batch.ids_BT.shape)
+        logits = head.finish(head.linear(self.hidden[role]).flatten(0, 1)).unflatten(0, self.batch.ids_BT.shape)
+        return logits / self.temperature
 
     def plain(self) -> Loss:
         scalars = {
@@ -83,7 +87,8 @@ class HiddenStates:
         states = {role: hidden[:, :-1][mask[:, 1:]] for role, hidden in self.hidden.items()}
         frozen = {role: FrozenRole(states[role], head) for role, head in self.heads.items() if role != Role.POLICY}
         flat = None if known is None else {name: value.to(mask.device)[mask] for name, value in known.items()}
-        plan = Plan(self.objective, self.heads[Role.POLICY], self.batch.ids_BT[mask], frozen, chunk, flat)
+        ids, temperature = self.batch.ids_BT[mask], self.temperature
+        plan = Plan(self.objective, self.heads[Role.POLICY], ids, frozen, chunk, flat, temperature=temperature)
         terms = token_terms(plan, states[Role.POLICY])
         blank = torch.zeros(mask.shape, dtype=next(iter(terms.values())).dtype, device=mask.device)
         spread = {name: blank.masked_scatter(mask, v) for name, v in terms.items()}

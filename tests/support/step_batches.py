@@ -42,6 +42,7 @@ class Case:
     critic: str | None = None
     rates: tuple[float, float] = (1e-3, 3e-3)
     max_norm: float = 0.5
+    temperature: float = 1.0
 
     @property
     def data(self) -> list[list[list[Row]]]:
@@ -88,7 +89,8 @@ def engine_of(case: Case, processes: Processes, stage: int, **more: Any) -> Engi
     whole = {"deepspeed": {"zero_optimization": {"stage3_param_persistence_threshold": 0}}} if stage == 3 else {}
     return make_engine(
         case.goal, case.policy, case.frozen, processes,
-        train=case.train, engine={"zero_stage": stage, **whole}, steps=case.steps, critic=case.critic, **more,
+        train=case.train, engine={"zero_stage": stage, **whole}, steps=case.steps, critic=case.critic,
+        temperature=case.temperature, **more,
     )  # fmt: skip
 
 
@@ -175,11 +177,12 @@ def train_plainly(case: Case) -> tuple[list[dict[str, float]], dict[str, dict[st
         if goal.prepares is not Prepares.NOTHING:
             looked_at = batch if goal.prepares is Prepares.ROLLOUT else batch_of(mismatched_rows(some), goal.data)
             with torch.no_grad():
-                prepared = plain_preparation(goal, looked_at, outputs(models, goal, looked_at), state)
+                said = outputs(models, goal, looked_at)
+                prepared = plain_preparation(goal, looked_at, said, state, case.temperature)
             means = step_means([prepared])
             found = {**means, **prepared.terms}
             state = goal.next_state(state, {name: float(mean) for name, mean in means.items()}, len(some))
-        for step in case.updates:
+        for k, step in enumerate(case.updates):
             rows = [row for number in step for row in rows_of(batch, 2 * number)]
             part = Batch(
                 batch.kind,
@@ -187,11 +190,14 @@ def train_plainly(case: Case) -> tuple[list[dict[str, float]], dict[str, dict[st
                 batch.label_B[rows],
             )
             ours = {name: value[rows] if value.ndim else value for name, value in found.items()}
-            loss = plain_loss(goal, part, outputs(models, goal, part), ours)
+            loss = plain_loss(goal, part, outputs(models, goal, part), ours, case.temperature)
             losses = {"policy": loss.per_example.mean()}
-            line = {"loss": float(loss.per_example.detach().mean())} | {
-                k: float(t / n) for k, (t, n) in loss.metrics.items() if n
-            }
+            found_here = {name: float(value) for name, value in found.items() if not value.ndim and k == 0}
+            line = (
+                {"loss": float(loss.per_example.detach().mean())}
+                | {name: float(t / n) for name, (t, n) in loss.metrics.items() if n}
+                | found_here
+            )
             if loss.critic_per_example is not None:
                 losses["critic"] = loss.critic_per_example.mean()
             for name, value in losses.items():
