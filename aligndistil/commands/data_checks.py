@@ -10,6 +10,7 @@ from aligndistil.batch import DataKind
 from aligndistil.data import check_source, sources_of
 from aligndistil.errors import ServiceError, UserError
 from aligndistil.evaluation.measurements import initial_model, measurements_of, read_eval_set
+from aligndistil.models import text_part
 from aligndistil.recipe import Recipe, Stage, stage_of
 from aligndistil.training import Longest, StageData, check_lengths, check_positions, data_lines, load_stage_data
 
@@ -47,7 +48,9 @@ def read_stages(recipe: Recipe, names: Sequence[str], *, rank: int = 0) -> dict[
         try:
             data = load_stage_data(stage, lambda path: existing(recipe, path), rank=rank)
             warnings = check_lengths(stage, data, lambda path: existing(recipe, path))
-            read[name] = ReadStage(data, data_lines(stage, data) + warnings)
+            composite = text_part(existing(recipe, stage.model.path), stage.model)
+            lines = [] if composite is None else [composite]
+            read[name] = ReadStage(data, lines + data_lines(stage, data) + warnings)
         except ServiceError as error:
             read[name] = error
         except UserError as error:
