@@ -20,6 +20,16 @@ def load_tokenizer(path: str, section: recipe.Model) -> PreTrainedTokenizerBase:
     A tokenizer without a padding token pads with its end-of-sequence token: masks come from lengths, so the id is never
     looked at, and no embedding is added.
     """
+    tokenizer = published_tokenizer(path, section)
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"the tokenizer of {path!r} has no end-of-sequence token; set eos_token in its configuration")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def published_tokenizer(path: str, section: recipe.Model) -> PreTrainedTokenizerBase:
+    """The tokenizer as it came, but for the recipe's chat template: what is exported."""
     place, options = located(path)
     options["trust_remote_code"] = section.trust_remote_code
     tokenizer = from_hub(path, lambda: AutoTokenizer.from_pretrained(place, **options))
@@ -29,10 +39,6 @@ def load_tokenizer(path: str, section: recipe.Model) -> PreTrainedTokenizerBase:
         if is_file and not file.is_file():
             raise UserError(f"model.chat_template: {section.chat_template!r} is no file and no Jinja template")
         tokenizer.chat_template = file.read_text() if is_file else section.chat_template
-    if tokenizer.eos_token_id is None:
-        raise UserError(f"the tokenizer of {path!r} has no end-of-sequence token; set eos_token in its configuration")
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
