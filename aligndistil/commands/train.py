@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -22,7 +23,8 @@ from aligndistil.engine.processes import Processes, launched_rank, launched_worl
 from aligndistil.errors import Interrupted, ServiceError, UserError
 from aligndistil.evaluation.measurements import initial_model
 from aligndistil.files import remove_folder
-from aligndistil.models import model_exists, model_hash
+from aligndistil.models import check_weights, model_exists, model_hash
+from aligndistil.objectives.base import Role
 from aligndistil.progress import RunView
 from aligndistil.recipe import Recipe, Stage, changed_sections, stage_fingerprint, stage_of
 from aligndistil.run_folder import Done, Environment, RunFolder, StageFolder, setup_logging
@@ -143,6 +145,7 @@ def _stop_between_stages(processes: Processes, stop: StopSignal, finished: str) 
 
 def check_recipe(recipe: Recipe, processes: int) -> None:
     """What can be known before anything is loaded: batches divide, and local models exist."""
+    checked = set[tuple[str, bool, bool]]()
     for stage in recipe.stages.values():
         stage.check_processes(processes)
         check_trackers(stage.logging.trackers, stage.where("logging", "trackers"))
@@ -153,8 +156,15 @@ def check_recipe(recipe: Recipe, processes: int) -> None:
             raise UserError(f"{at}: {str(error).removeprefix('engine.deepspeed: ')}") from None
         named = {("model", "path"): stage.model.path} | {("models", role): p for role, p in stage.models.items()}
         for where, path in named.items():
-            if stage_of(path) is None and not is_code(path):
-                _with_position(stage.where(*where), path)
+            if stage_of(path) is not None or is_code(path):
+                continue
+            _with_position(stage.where(*where), path)
+            role = Role.POLICY if where[0] == "model" else where[1]
+            check = (path, stage.objective.needs[role].is_scalar, role in (Role.POLICY, Role.CRITIC))
+            if check not in checked:
+                checked.add(check)
+                fits = functools.partial(check_weights, section=stage.model, scalar=check[1], trained=check[2])
+                _with_position(stage.where(*where), path, fits)
     report = recipe.report
     for key, given in (("kl_to", report.kl_to), ("reward", report.reward), ("against", report.against)):
         if given is not None and is_code(given):

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from aligndistil.batch import Batch
+from aligndistil.engine.head import backbone
 from aligndistil.engine.rows import hidden_states
+from aligndistil.errors import UserError
 from aligndistil.objectives.base import Need
 
 
@@ -38,15 +40,35 @@ class ScalarNetwork(nn.Module):
     """A sequence-classification model read at every token; `forward` gives (B, T)."""
 
     def __init__(self, model: PreTrainedModel) -> None:
+        """Raises UserError when its own score of a text is not that of its linear head at the last token."""
         super().__init__()
         self.model = model
         self.projection = _Projection()
+        self._head = _scalar_head(model)
+        self._check_head()
 
     @property
     def head(self) -> nn.Linear:
-        linear = self.model.score
-        assert isinstance(linear, nn.Linear)
-        return linear
+        """What makes one number of a hidden state; transformers calls it `score` in most families."""
+        return getattr(self.model, self._head)  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def _check_head(self) -> None:
+        """A head may be read at another token than the last, or after more than a product (BERT's pooled first one)."""
+        training, pad = self.model.training, self.model.config.get_text_config().pad_token_id
+        self.model.eval()
+        ids = torch.tensor([[i for i in range(1, 8) if i != pad]], device=self.model.device)
+        hidden = backbone(self.model)(input_ids=ids, use_cache=False).last_hidden_state
+        ours = self.projection(hidden[:, -1], self.head)
+        theirs = self.model(input_ids=ids).logits[:, 0].to(ours.dtype)
+        self.model.train(training)
+        tolerance = 0.05 if self.model.dtype in (torch.bfloat16, torch.float16) else 1e-4
+        if not bool((ours - theirs).abs() <= tolerance * theirs.abs().clamp(min=1.0)):
+            raise UserError(
+                f"model {self.model.config.name_or_path!r} ({type(self.model).__name__}) scores a text otherwise than "
+                f"with its linear head at the last token: {float(theirs):.4g} where that gives {float(ours):.4g}; use "
+                "a causal model with a scalar head, or score with python:MODULE:FUNCTION"
+            )
 
     def forward(self, batch: Batch) -> Tensor:
         of_row: dict[int, Tensor] = {}
@@ -55,6 +77,20 @@ class ScalarNetwork(nn.Module):
             padded = F.pad(outputs, (0, batch.ids_BT.shape[1] - outputs.shape[1]))
             of_row |= zip(rows.tolist(), padded, strict=True)
         return torch.stack([of_row[row] for row in range(batch.rows)])
+
+
+def _scalar_head(model: PreTrainedModel) -> str:
+    """The name of the linear layer with one output that is all there is beside the body of the model."""
+    body, own = backbone(model), dict(model.named_children())
+    heads = [name for name, module in own.items() if isinstance(module, nn.Linear) and module.out_features == 1]
+    others = [name for name, module in own.items() if module is not body and any(True for _ in module.parameters())]
+    if len(heads) != 1 or others != heads:
+        raise UserError(
+            f"model {model.config.name_or_path!r} ({type(model).__name__}) has no linear head with one output on its "
+            f"hidden states, but {', '.join(others) or 'none'}; use an architecture that transformers gives one "
+            "(Llama, Qwen2, Mistral, Gemma, GPT-2 ...)"
+        )
+    return heads[0]
 
 
 class ScalarModel:

@@ -5,14 +5,16 @@ from aligndistil.models.load import (
     Positions,
     check_language_model,
     check_scalar_model,
+    check_weights,
     config_of,
     load_model,
     load_scalar_model,
     pick_dtype,
     positions,
+    text_part,
 )
 from aligndistil.models.places import builtin_model, from_hub, located, model_exists, model_hash
-from aligndistil.models.tokenizers import check_same_tokenizer, load_tokenizer, shared_vocab, stop_ids
+from aligndistil.models.tokenizers import check_same_tokenizer, load_tokenizer, reads_tokens, shared_vocab, stop_ids
 
 __all__ = [
     "Positions",
@@ -20,6 +22,7 @@ __all__ = [
     "check_language_model",
     "check_same_tokenizer",
     "check_scalar_model",
+    "check_weights",
     "config_of",
     "export_model",
     "from_hub",
@@ -31,6 +34,8 @@ __all__ = [
     "model_hash",
     "pick_dtype",
     "positions",
+    "reads_tokens",
     "shared_vocab",
     "stop_ids",
+    "text_part",
 ]

@@ -1,57 +1,165 @@
-"""Save a trained model as an ordinary Hugging Face folder."""
+"""Save a trained model as an ordinary Hugging Face folder: what was published, plus training."""
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.core_model_loading import revert_weight_conversion
+from transformers.modeling_utils import remove_tied_weights_from_state_dict
 
+from aligndistil import recipe
 from aligndistil.files import replace_folder, start_folder
+from aligndistil.models.load import language_head
+from aligndistil.models.places import from_hub, located
+from aligndistil.models.tokenizers import published_tokenizer
+from aligndistil.models.weights import published_file, published_tensors
+
+_BESIDE = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
+"""What the other parts of a composite model are read with."""
+_OF_TOKENIZERS = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_SCALE = ("score_mean", "score_std")
+"""Of a reward model's scores, where its training measured them."""
 
 
 def export_model(
     model: PreTrainedModel,
     state: dict[str, Tensor],
-    tokenizer: PreTrainedTokenizerBase,
+    start: str,
+    section: recipe.Model,
     stops: frozenset[int],
     folder: Path,
     card: str,
 ) -> None:
     """Write weights, configuration, tokenizer, generation configuration and card, all of them or none.
 
-    The generation configuration stops at every id that training treated as an end, and samples as it did before.
-    A model with a scalar head has none.
+    All but what was trained is as in the model that training started from: `start` is its folder or Hub id, `section`
+    how it was loaded. Tensors have its names and dtypes; those that training had no place for (the other parts of a
+    composite model, say) are written back. The generation configuration stops at every id that training treated as an
+    end. Where a scalar head took the place of a language model's, the configuration says so; and its tokenizer pads
+    with a token that ends no text, for transformers finds the token to score by looking for padding.
     """
     partial = start_folder(folder)
-    cached, model.config.use_cache = model.config.use_cache, True
+    place, revision = located(start)
+    commit: str | None = getattr(model.config, "_commit_hash", None)
+    if commit and revision.get("revision") != commit and not os.path.isdir(place):
+        start = f"{place}@{commit}"  # a branch may have moved since, and the Hub may not answer
+    tokenizer = published_tokenizer(start, section)
+    file = published_file(start, "config.json")
+    assert file is not None  # the model was loaded from it
+    config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    # Its own files are rewritten below; transformers refuses to save some generation settings that models come with.
+    kept: Any = getattr(model, "generation_config", None)
+    model.generation_config = GenerationConfig()
+    tensors = _tensors(model, state, config, start, section)
+    model.save_pretrained(partial, state_dict=tensors, save_original_format=False)
+    model.generation_config = kept
+    (partial / "generation_config.json").unlink(missing_ok=True)
+    # As transformers saves a tokenizer, it may not come back as it was; code of its own is copied by `save_pretrained`.
+    changed = section.chat_template is not None or "auto_map" in tokenizer.init_kwargs
     if model.can_generate():
-        _save_generating(model, state, tokenizer, stops, partial)
+        _write_generation(model, start, stops, partial)
     else:
-        # transformers finds the token to score by looking for padding: an EOS that pads would not be scored.
-        pad = tokenizer.pad_token_id
-        model.config.pad_token_id = None if pad == tokenizer.eos_token_id else pad
-        model.save_pretrained(partial, state_dict=state)
-    model.config.use_cache = cached
-    tokenizer.save_pretrained(partial)
+        config = _scalar_config(model, config, start, section)
+        pad = _scoring_pad(tokenizer, stops)
+        changed |= pad != tokenizer.pad_token or tokenizer.padding_side != "right"
+        tokenizer.pad_token, tokenizer.padding_side = pad, "right"
+        config.get("text_config", config)["pad_token_id"] = tokenizer.pad_token_id
+    (partial / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    if changed:
+        for option in ("is_local", "local_files_only"):  # of loading it; transformers would write them down
+            tokenizer.init_kwargs.pop(option, None)
+        tokenizer.save_pretrained(partial)
+    copied = _BESIDE if changed else (*_BESIDE, *_OF_TOKENIZERS, *tokenizer.vocab_files_names.values())
+    for name in dict.fromkeys(copied):
+        if (file := published_file(start, name)) is not None:
+            shutil.copy(file, partial / name)
     (partial / "README.md").write_text(card, encoding="utf-8")
     replace_folder(folder)
 
 
-def _save_generating(
-    model: PreTrainedModel,
-    state: dict[str, Tensor],
-    tokenizer: PreTrainedTokenizerBase,
-    stops: frozenset[int],
-    folder: Path,
-) -> None:
-    generation = model.generation_config
-    ids = sorted(stops)
-    generation.eos_token_id = ids if len(ids) > 1 else ids[0]
-    generation.pad_token_id = tokenizer.pad_token_id
-    # transformers refuses to save some settings that models are published with (a temperature without sampling): these
-    # are written as they came, so that a finished training does not fail on them.
-    model.generation_config = GenerationConfig()
-    model.save_pretrained(folder, state_dict=state)
-    model.generation_config = generation
-    (folder / "generation_config.json").write_text(generation.to_json_string(), encoding="utf-8")
+def _scalar_config(model: PreTrainedModel, config: dict[str, Any], start: str, section: recipe.Model) -> dict[str, Any]:
+    """A published configuration with a scalar head and the scale of its scores."""
+    if _is_part(model, config):
+        place, revision = located(start)
+        options = revision | {"trust_remote_code": section.trust_remote_code}
+        config = from_hub(start, lambda: AutoConfig.from_pretrained(place, **options)).get_text_config().to_dict()
+    if config.get("architectures") != [type(model).__name__]:
+        config = config | {"architectures": [type(model).__name__]}
+        config |= {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
+    config = {name: value for name, value in config.items() if name not in _SCALE}
+    return config | {name: getattr(model.config, name) for name in _SCALE if hasattr(model.config, name)}
+
+
+def _is_part(model: PreTrainedModel, published: dict[str, Any]) -> bool:
+    """Whether the model is only the language model of a composite one."""
+    kind: str | None = published.get("model_type")
+    return model.config.model_type != kind
+
+
+def _tensors(
+    model: PreTrainedModel, state: dict[str, Tensor], config: dict[str, Any], start: str, section: recipe.Model
+) -> dict[str, Tensor]:
+    """All tensors of the exported model, by the names and in the dtypes that they were published with."""
+    published = published_tensors(start)
+    tensors: dict[str, Tensor] = revert_weight_conversion(model, remove_tied_weights_from_state_dict(state, model))
+    absent = set(model.all_tied_weights_keys)
+    if not model.can_generate():
+        absent |= language_head(model.config, trust_remote_code=section.trust_remote_code)
+    untouched = set[str]()
+    if model.can_generate() or not _is_part(model, config):  # a scalar head has no place for the other parts
+        endings = tuple(f".{name}" for name in absent)
+        untouched = {name for name in published.keys() - tensors.keys() if not f".{name}".endswith(endings)}
+    # The language model of a composite one has shorter names.
+    prefixes = [
+        {place.removesuffix(name) for place in untouched if place.endswith(f".{name}")}
+        for name in tensors.keys() - published.keys()
+    ]
+    prefix = min(set.intersection(*prefixes), default="") if prefixes else ""
+    tensors = {name if name in published else prefix + name: tensor for name, tensor in tensors.items()}
+    untouched -= tensors.keys()
+    common = Counter(tensor.dtype for tensor in published.values() if tensor.dtype in _DTYPES)
+    default = common.most_common(1)[0][0] if common else model.dtype
+    for name, tensor in tensors.items():
+        dtype = published[name].dtype if name in published else default
+        if tensor.is_floating_point() and dtype in _DTYPES:
+            tensors[name] = tensor.to(dtype)
+    return tensors | {name: published[name].clone() for name in untouched}
+
+
+def _write_generation(model: PreTrainedModel, start: str, stops: frozenset[int], folder: Path) -> None:
+    """The published settings as they came; without any, those that transformers makes of the configuration."""
+    file = published_file(start, "generation_config.json")
+    if file is None:
+        settings = json.loads(model.generation_config.to_json_string())
+    else:
+        settings = json.loads(file.read_text(encoding="utf-8"))
+    ends = settings.get("eos_token_id")
+    if set(ends if isinstance(ends, list) else [ends]) != stops:
+        settings["eos_token_id"] = sorted(stops) if len(stops) > 1 else min(stops)
+    text = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
+    (folder / "generation_config.json").write_text(text, encoding="utf-8")
+
+
+def _scoring_pad(tokenizer: PreTrainedTokenizerBase, stops: frozenset[int]) -> str | None:
+    """The token to pad with; None where each may end a text: transformers then scores one text at a time."""
+    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id not in stops:
+        return str(tokenizer.pad_token)
+    special = [str(token) for i, token in tokenizer.added_tokens_decoder.items() if token.special and i not in stops]
+    special = [token for token in special if token not in (tokenizer.bos_token, tokenizer.eos_token)]
+    return min(special, key=lambda token: ("pad" not in token.lower(), token != tokenizer.unk_token), default=None)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
 import torch
 import transformers
+from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -19,9 +23,12 @@ from transformers import (
 from aligndistil import recipe
 from aligndistil.errors import UserError
 from aligndistil.models.places import from_hub, located, model_exists
+from aligndistil.models.weights import published_tensors
 
 _DROPS = ("dropout", "pdrop", "dropout_prob", "layerdrop")
 transformers.utils.logging.disable_progress_bar()  # it draws over ours
+# What it lists is refused here, in one sentence.
+logging.getLogger("transformers.modeling_utils").addFilter(lambda record: "LOAD REPORT" not in record.getMessage())
 
 
 def pick_dtype(dtype: str) -> torch.dtype:
@@ -68,20 +75,14 @@ def positions(path: str, section: recipe.Model) -> Positions | None:
 def load_model(path: str, section: recipe.Model, *, trained: bool) -> PreTrainedModel:
     """The causal language model of one role, with the loading options of the recipe's `model` section.
 
-    Dropout is off: the reference and the policy must agree at step 0, and a resumed run must repeat itself.
-    Raises UserError when the folder or Hub model cannot be loaded or lacks weights, MissingError when a package that
-    loading it needs is not installed, ServiceError when the Hub cannot be reached.
+    Dropout is off: the reference and the policy must agree at step 0, and a resumed run must repeat itself. Of a
+    composite model that is `trained` (see `text_part`), everything but the language model is frozen.
+    Raises UserError when the folder or Hub model cannot be loaded, lacks weights, or has weights that its class has no
+    place for, MissingError when a package that loading it needs is not installed, ServiceError when the Hub cannot be
+    reached.
     """
     place, options = _options(path, section)
-    _refuse_classifier(path, options["config"])
-    loaded: Any = from_hub(path, lambda: AutoModelForCausalLM.from_pretrained(place, **options))
-    model: PreTrainedModel = loaded[0]
-    if missing := sorted(loaded[1]["missing_keys"]):
-        raise UserError(
-            f"model {path!r} lacks {len(missing)} of its weights, {missing[0]} for one, which transformers would draw "
-            "at random; give a complete causal language model"
-        )
-    return _ready(model, section, trained=trained)
+    return _ready(_language_model(path, place, options), section, trained=trained)
 
 
 def load_scalar_model(path: str, section: recipe.Model, *, trained: bool, seed: int = 0) -> PreTrainedModel:
@@ -91,29 +92,138 @@ def load_scalar_model(path: str, section: recipe.Model, *, trained: bool, seed: 
     Raises UserError when a frozen one has no head or a head has other outputs, and as `load_model` does.
     """
     place, options = _options(path, section)
+    model, new = _scalar_model(path, place, options, trained=trained)
+    generator = torch.Generator().manual_seed(seed)
+    spread = getattr(options["config"].get_text_config(), "initializer_range", 0.02)
+    for name in new:
+        parameter = model.get_parameter(name)
+        drawn = (
+            torch.randn(parameter.shape, generator=generator) if parameter.ndim > 1 else torch.zeros(parameter.shape)
+        )
+        parameter.data.copy_(spread * drawn)
+    return _ready(model, section, trained=trained)
+
+
+def check_weights(path: str, section: recipe.Model, *, scalar: bool, trained: bool) -> None:
+    """Refuse a model folder whose tensors are not those of its class, as loading it would; none of them is read.
+
+    A model on the Hub, or with code of its own, is checked when it is loaded. Raises as `load_model` and
+    `load_scalar_model` do.
+    """
+    if not os.path.isdir(located(path)[0]):
+        return
+    place, options = _options(path, section)
+    options["state_dict"] = published_tensors(path, contents=False)
+    if not options["state_dict"] or (section.trust_remote_code and hasattr(options["config"], "auto_map")):
+        return
+    if scalar:
+        _scalar_model(path, place, options, trained=trained)
+    else:
+        _language_model(path, place, options)
+
+
+def text_part(path: str, section: recipe.Model) -> str | None:
+    """A sentence about a composite model (text and images, say), of which the language model alone is trained.
+
+    None for a model that is nothing else. Raises as `load_model` does.
+    """
+    config = config_of(path, section)
+    text = config.get_text_config()
+    others = [name for name in config.sub_configs if getattr(config, name, None) not in (None, text)]
+    if not others or text is config:
+        return None
+    return (
+        f"model {path} ({config.model_type}) is composite: its language model ({text.model_type}) is trained; the rest "
+        f"({', '.join(others)}) is exported as it came"
+    )
+
+
+def _language_model(path: str, place: str, options: dict[str, Any]) -> PreTrainedModel:
+    config = options["config"]
+    _refuse_classifier(path, config)
+    model, found = from_hub(path, lambda: _loaded(AutoModelForCausalLM, place, options))
+    if missing := sorted(found["missing_keys"]):
+        raise UserError(
+            f"model {path!r} lacks {len(missing)} of its weights, {missing[0]} for one, which transformers would draw "
+            "at random; give a complete causal language model"
+        )
+    _refuse_leftovers(path, model, config, found["unexpected_keys"])
+    return model
+
+
+def _scalar_model(
+    path: str, place: str, options: dict[str, Any], *, trained: bool
+) -> tuple[PreTrainedModel, list[str]]:
+    """The model, and the names of its head's parameters where the head is new."""
     config = options["config"]
     if config.num_labels != 1 and any("SequenceClassification" in name for name in config.architectures or []):
         raise UserError(f"model {path!r} is a classifier with {config.num_labels} outputs, and a score is one number")
     config.num_labels = 1
-    loaded: Any = from_hub(path, lambda: AutoModelForSequenceClassification.from_pretrained(place, **options))
-    model: PreTrainedModel = loaded[0]
-    head = getattr(model, "score", None)
-    if not isinstance(head, torch.nn.Linear):
+    model, found = from_hub(path, lambda: _loaded(AutoModelForSequenceClassification, place, options))
+    body = f"{model.base_model_prefix}."
+    missing = sorted(found["missing_keys"])
+    lacks = [name for name in missing if not trained or name.startswith(body)]
+    if lacks:
         raise UserError(
-            f"model {path!r} ({type(model).__name__}) has no linear head called `score`; use an architecture that "
-            "transformers gives one (Llama, Qwen2, Mistral, Gemma, GPT-2 ...)"
+            f"model {path!r} lacks {lacks[0]}, which transformers would draw at random; give a model with a trained "
+            "scalar head, such as a stage that trains one"
         )
-    missing = sorted(key for key in loaded[1]["missing_keys"] if not key.startswith("score."))
-    if missing or (loaded[1]["missing_keys"] and not trained):
+    leftovers = found["unexpected_keys"]
+    if leftovers:
+        leftovers = leftovers - language_head(config, trust_remote_code=options["trust_remote_code"])
+    _refuse_leftovers(path, model, config, leftovers)
+    return model, missing
+
+
+def _loaded(auto: Any, place: str, options: dict[str, Any]) -> tuple[PreTrainedModel, dict[str, set[str]]]:
+    """A model, and the names that transformers missed or could not place; on `meta` with a `state_dict` of its own."""
+    if "state_dict" in options:
+        with torch.device("meta"):
+            built = auto.from_config(options["config"])
+        return _on_meta(type(built), built.config, options["state_dict"])
+    loaded: tuple[PreTrainedModel, dict[str, set[str]]] = auto.from_pretrained(place, **options)
+    return loaded
+
+
+def _on_meta(kind: Any, config: Any, tensors: dict[str, Tensor]) -> tuple[PreTrainedModel, dict[str, set[str]]]:
+    given = {"config": config, "state_dict": tensors, "device_map": "meta", "output_loading_info": True}
+    loaded: tuple[PreTrainedModel, dict[str, set[str]]] = kind.from_pretrained(None, **given)
+    return loaded
+
+
+def language_head(config: Any, *, trust_remote_code: bool) -> set[str]:
+    """Names of the language-model head of a model with this configuration, which a scalar head takes the place of."""
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    except ValueError:  # there is no such language model
+        return set()
+    head = model.get_output_embeddings()
+    return {
+        f"{name}.{parameter}"
+        for name, module in model.named_modules()
+        if module is head
+        for parameter, _ in module.named_parameters()
+    }
+
+
+def _refuse_leftovers(path: str, model: PreTrainedModel, config: Any, leftovers: Iterable[str]) -> None:
+    """Refuse tensors that the class of a model has no place for, but for those of the other parts of a composite one.
+
+    Those that the class declares as ignorable are no leftovers of transformers'.
+    """
+    left = sorted(leftovers)
+    if left and type(model.config) is not type(config):
+        kind = getattr(transformers, next(iter(config.architectures or []), ""), None)
+        if kind is not None:
+            tensors = published_tensors(path, contents=False)
+            left = sorted(from_hub(path, lambda: _on_meta(kind, config, tensors))[1]["unexpected_keys"])
+    if left:
+        some = ", ".join(left[:3]) + (" ..." if len(left) > 3 else "")
         raise UserError(
-            f"model {path!r} lacks {(missing or ['score.weight'])[0]}, which transformers would draw at random; give "
-            "a model with a trained scalar head, such as a stage that trains one"
+            f"model {path!r} has {len(left)} tensors that {type(model).__name__} (model_type {config.model_type}) has "
+            f"no place for: {some}; they would be lost from training and from the export: is model_type right?"
         )
-    if loaded[1]["missing_keys"]:
-        generator = torch.Generator().manual_seed(seed)
-        spread = getattr(options["config"].get_text_config(), "initializer_range", 0.02)
-        head.weight.data.copy_(spread * torch.randn(head.weight.shape, generator=generator))
-    return _ready(model, section, trained=trained)
 
 
 def config_of(path: str, section: recipe.Model) -> Any:
@@ -159,6 +269,13 @@ def _options(path: str, section: recipe.Model) -> tuple[str, dict[str, Any]]:
 
 def _ready(model: PreTrainedModel, section: recipe.Model, *, trained: bool) -> PreTrainedModel:
     model.config.use_cache = False
+    body = getattr(model, model.base_model_prefix, model)
+    decoder = model.get_decoder()
+    if trained and decoder is not body and model.config.get_text_config() is not model.config:
+        # Text does not pass through the rest; ZeRO would let weight decay move it all the same.
+        text = {id(parameter) for parameter in decoder.parameters()}
+        for parameter in body.parameters():
+            parameter.requires_grad_(id(parameter) in text)
     if trained and section.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return model

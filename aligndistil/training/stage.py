@@ -126,8 +126,8 @@ class StageTraining:
         state = engine.state_dict()
         _note_scores(engine.model.config, metrics)
         if self.processes.is_main:
-            card = self._card(metrics)
-            export_model(engine.model, state, self.data.tokenizer, self.data.stop_ids, self.folder.final, card)
+            model, start, card = self.stage.model, self.locate(self.stage.model.path), self._card(metrics)
+            export_model(engine.model, state, start, model, self.data.stop_ids, self.folder.final, card)
         self.processes.barrier()
 
     def _card(self, metrics: dict[str, float]) -> str:

@@ -8,15 +8,19 @@ import pytest
 import torch
 from transformers import (
     AutoModelForSequenceClassification,
+    BertConfig,
+    CTRLConfig,
     Gemma2Config,
     GPT2Config,
     PhiConfig,
     PretrainedConfig,
     Qwen2Config,
+    RobertaConfig,
 )
 
 from aligndistil.batch import Batch, DataKind, Row, collate
 from aligndistil.engine.scalar import ScalarModel, ScalarNetwork, scalar_output
+from aligndistil.errors import UserError
 from aligndistil.maths import last_tokens, sum_tokens
 from aligndistil.objectives.base import Need
 from support.micro_batches import ragged_batch
@@ -103,3 +107,38 @@ def test_a_head_with_a_bias_adds_it() -> None:
         model.score.weight.copy_(scorer().score.weight)
         model.score.bias.fill_(2.5)
     torch.testing.assert_close(ScalarModel(model).scores(batch()), without + 2.5)
+
+
+def test_a_head_of_another_name_is_found() -> None:
+    config = CTRLConfig(n_embd=16, n_layer=1, n_head=2, dff=16, n_positions=32, **ENDS)
+    model = AutoModelForSequenceClassification.from_config(config).eval()
+    rows = batch()
+    network = ScalarModel(model).network
+    assert network.head is model.classifier
+    theirs = [
+        model(input_ids=ids[mask][None]).logits.item() for ids, mask in zip(rows.ids_BT, rows.attention_BT, strict=True)
+    ]
+    ours = sum_tokens(ScalarModel(model).scores(rows), last_tokens(rows.response_BT))
+    torch.testing.assert_close(ours, torch.tensor(theirs))
+
+
+@pytest.mark.parametrize(
+    ("kind", "sentence"),
+    [
+        (BertConfig, "scores a text otherwise than with its linear head at the last token"),  # at the first
+        (RobertaConfig, "has no linear head with one output on its hidden states, but classifier"),
+    ],
+)
+def test_what_is_no_linear_head_at_the_last_token_is_refused(kind: type[PretrainedConfig], sentence: str) -> None:
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_config(kind(**SIZES, **ENDS))
+    with pytest.raises(UserError, match=sentence) as caught:
+        ScalarModel(model)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_score_that_transformers_changes_after_the_head_is_refused() -> None:
+    model = scorer()
+    model.score.register_forward_hook(lambda module, given, output: output + 0.05)
+    with pytest.raises(UserError, match="scores a text otherwise than"):
+        ScalarModel(model)

@@ -13,8 +13,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForSequenceClassification,
-    BertConfig,
-    BertLMHeadModel,
     CohereConfig,
     CohereForCausalLM,
     GPT2Config,
@@ -25,7 +23,14 @@ from transformers import (
 )
 
 from aligndistil.errors import EXIT_SERVICE, MissingError, ServiceError, UserError
-from aligndistil.models import builtin_model, load_model, load_scalar_model, model_exists, pick_dtype
+from aligndistil.models import (
+    builtin_model,
+    check_weights,
+    load_model,
+    load_scalar_model,
+    model_exists,
+    pick_dtype,
+)
 from aligndistil.recipe import Model
 from support.models import build_model
 
@@ -217,16 +222,108 @@ def test_a_classifier_with_several_outputs_is_no_scorer(
 SIZES = {"vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
 
 
-def test_an_architecture_without_a_head_called_score_is_one_sentence(tmp_path: Path) -> None:
-    BertLMHeadModel(BertConfig(is_decoder=True, **SIZES)).save_pretrained(tmp_path / "other")
-    CohereForCausalLM(CohereConfig(num_key_value_heads=1, eos_token_id=1, bos_token_id=2, **SIZES)).save_pretrained(
-        tmp_path / "none"
-    )
-    for name, sentence in (("other", r"has no linear head called `score`; use an"), ("none", "cannot be loaded by")):
-        path = str(tmp_path / name)
-        with pytest.raises(UserError, match=sentence) as caught:
-            load_scalar_model(path, section(path), trained=True)
-        assert "\n" not in str(caught.value)
+def test_an_architecture_without_a_scalar_head_is_one_sentence(tmp_path: Path) -> None:
+    config = CohereConfig(num_key_value_heads=1, eos_token_id=1, bos_token_id=2, **SIZES)
+    CohereForCausalLM(config).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="cannot be loaded by") as caught:
+        load_scalar_model(str(tmp_path), section(str(tmp_path)), trained=True)
+    assert "\n" not in str(caught.value)
+
+
+def edit(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> str:
+    """Change the tensors of a model folder; its path."""
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return str(folder)
+
+
+def both_ways(path: str, *, scalar: bool, trained: bool) -> list[str]:
+    """What loading says, and what is said of the tensors before they are read; empty where nothing is wrong."""
+    load = load_scalar_model if scalar else load_model
+    said = []
+    for one in (
+        lambda: load(path, section(path), trained=trained),
+        lambda: check_weights(path, section(path), scalar=scalar, trained=trained),
+    ):
+        try:
+            one()
+        except UserError as error:
+            said.append(str(error))
+    return said
+
+
+@pytest.mark.parametrize(
+    ("scalar", "more", "named"),
+    [
+        (False, ["lm_head.bias"], "lm_head.bias"),
+        (False, ["score.weight"], "score.weight"),
+        (False, ["v_head.summary.weight", "v_head.summary.bias"], "v_head.summary.bias, v_head.summary.weight"),
+        (
+            False,
+            [f"model.layers.{i}.self_attn.q_norm.weight" for i in range(5)],
+            "layers.2.self_attn.q_norm.weight ...",
+        ),
+        (True, ["score.bias"], "score.bias"),
+        (True, ["lm_head.weight", "lm_head.bias"], "lm_head.bias"),
+    ],
+)
+@pytest.mark.parametrize("trained", [True, False])
+def test_tensors_without_a_place_are_refused(
+    scalar: bool, more: list[str], named: str, trained: bool, model_folder: ModelFolder, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(model_folder(seed=0, tied=False, scalar=scalar), tmp_path / "model"))
+    path = edit(folder, lambda weights: weights.update({name: torch.ones(1) for name in more}))
+    left = [name for name in more if not (scalar and name == "lm_head.weight")]
+    said = both_ways(path, scalar=scalar, trained=trained)
+    assert said[0] == said[1]
+    assert f"has {len(left)} tensors that Llama" in said[0]
+    assert f"(model_type llama) has no place for: {left[0] if len(left) == 1 else ''}" in said[0]
+    assert named in said[0]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"model.layers.0.self_attn.rotary_emb.inv_freq": 8},  # a buffer of older versions
+        {"lm_head.weight": 96 * 32},
+    ],
+)
+def test_tensors_that_transformers_declares_ignorable_and_replaced_heads_are_let_be(
+    more: dict[str, int], model_folder: ModelFolder, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(model_folder(seed=0, scalar=True), tmp_path / "model"))
+    path = edit(folder, lambda weights: weights.update({name: torch.ones(size) for name, size in more.items()}))
+    assert both_ways(path, scalar=True, trained=False) == []
+
+
+def test_missing_weights_are_seen_before_any_is_read(copy: Path) -> None:
+    path = edit(copy, lambda weights: weights.pop("lm_head.weight"))
+    first, second = both_ways(path, scalar=False, trained=True)
+    assert first == second
+    assert "lacks 1 of its weights, lm_head.weight for one" in first
+
+
+@pytest.mark.parametrize("form", ["shards", "bin", "old shards"])
+def test_weights_in_other_files_are_checked_too(form: str, model_folder: ModelFolder, tmp_path: Path) -> None:
+    model = build_model(seed=0, tied=False)
+    weights = {**model.state_dict(), "lm_head.bias": torch.ones(96)}
+    for kept, name in ((model.state_dict(), "whole"), (weights, "extra")):
+        folder = Path(shutil.copytree(model_folder(seed=0, tied=False), tmp_path / name))
+        (folder / "model.safetensors").unlink()
+        parts = [dict(list(kept.items())[::2]), dict(list(kept.items())[1::2])]
+        stem, ending = ("model", "safetensors") if form == "shards" else ("pytorch_model", "bin")
+        places = [f"{stem}-0000{i}-of-00002.{ending}" for i in (1, 2)]
+        if form == "bin":
+            torch.save(kept, folder / "pytorch_model.bin")
+        else:
+            for place, part in zip(places, parts, strict=True):
+                save_file(part, folder / place) if form == "shards" else torch.save(part, folder / place)
+            index = {key: place for place, part in zip(places, parts, strict=True) for key in part}
+            (folder / f"{stem}.{ending}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+        said = both_ways(str(folder), scalar=False, trained=True)
+        assert len(said) == (2 if name == "extra" else 0)
+        assert all("lm_head.bias" in one for one in said)
 
 
 def test_random_weights_are_the_same_every_time() -> None:
