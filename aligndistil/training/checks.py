@@ -51,8 +51,8 @@ def data_lines(stage: Stage, data: StageData) -> list[str]:
 def model_lines(stage: Stage, locate: Locate) -> list[str]:
     """What a person should know of how the models of a stage are trained. `locate` as for `check_lengths`."""
     lines, rollout = [], stage.rollout
-    if rollout is not None and (rollout.temperature, rollout.top_p) != (1, 1):
-        drawn = f"rollout.temperature {rollout.temperature:g}, rollout.top_p {rollout.top_p:g}"
+    given = {} if rollout is None else {"temperature": rollout.temperature, "top_p": rollout.top_p}
+    if drawn := ", ".join(f"rollout.{name} {value:g}" for name, value in given.items() if value != 1):
         if stage.objective.sampled is Sampled.TEMPERED:
             what = "the policy at this temperature is trained: sample it so; evaluations and the comparison have 1"
         else:
@@ -62,6 +62,7 @@ def model_lines(stage: Stage, locate: Locate) -> list[str]:
         experts = [
             value for key, value in _numbers(config_of(locate(path), stage.model).to_dict()) if _EXPERTS.search(key)
         ]
+        # That loss is a product of means over a batch: each way of cutting one into micro-batches would have its own.
         if max(experts, default=1) > 1:
             lines.append(
                 f"model {path} is a mixture of {max(experts)} experts, and its load-balancing loss is not trained "

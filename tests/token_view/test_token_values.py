@@ -154,6 +154,21 @@ def test_chunks_are_put_together_in_order(models: dict[str, Any], monkeypatch: p
     assert pieces.terms["tvd"] == pytest.approx(whole.terms["tvd"], abs=1e-6)
 
 
+def test_a_policy_that_was_trained_at_a_temperature_is_seen_at_it(models: dict[str, Any]) -> None:
+    watched, ids = objective("rto"), torch.tensor(ROW.response_ids)
+    frozen = frozen_of(models, watched.needs)
+    seen = Viewer(watched, models[Role.POLICY], frozen, vocab=96, top=TOP, temperature=0.5).values(ROW).terms
+    own = {role: logps(models[role]) for role in (Role.POLICY, Role.REFERENCE, Role.TEACHER)}
+    sharp = {role: (2 * table).log_softmax(-1) for role, table in own.items()}
+    expected = {
+        "logp": sharp[Role.POLICY],
+        "kl_sampled": sharp[Role.POLICY] - sharp[Role.REFERENCE],
+        "teacher_logratio": own[Role.TEACHER] - own[Role.REFERENCE],
+    }
+    for name, table in expected.items():
+        assert seen[name] == pytest.approx(table[torch.arange(5), ids].tolist(), abs=1e-5), name
+
+
 def test_padding_rows_of_the_output_matrix_are_cut(models: dict[str, Any]) -> None:
     padded = {**models, Role.POLICY: build_model(seed=0, vocab=128, tied=False)}
     assert all(token < 96 for row in view(padded, objective("aligndistil")).candidates for token in row)
