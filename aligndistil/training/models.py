@@ -65,8 +65,8 @@ def build_engine(
             f"{stage.where('models', 'reward')}: the objective normalizes scores, and this reward has no mean and "
             "standard deviation of its scores; train it as a stage with eval data, or switch the normalization off"
         )
-    of_these_tokens = [model for role, model in frozen.items() if role != Role.REWARD or reader is None]
-    vocab = shared_vocab([policy, *of_these_tokens, *([critic] if critic else [])], data.tokenizer)
+    others = (model for role, model in frozen.items() if role != Role.REWARD or reader is None)
+    vocab = shared_vocab([policy, *others, *([critic] if critic else [])], data.tokenizer)
     read: dict[str, PreTrainedModel | CachedModel] = {}
     for role in list(frozen):
         model = frozen.pop(role)
