@@ -16,7 +16,6 @@ from aligndistil.batch import Batch, joined
 from aligndistil.engine.config import frozen_config
 from aligndistil.engine.direction import loss_direction
 from aligndistil.engine.divergence import Divergence
-from aligndistil.engine.head import check_head
 from aligndistil.engine.policy import FrozenModel, Policy, on_device
 from aligndistil.engine.processes import Processes
 from aligndistil.engine.scalar import ScalarModel, ScalarNetwork, Scorer, gathered, scalar_output
@@ -67,8 +66,7 @@ class Engine:
                 normalized = objective.needs[role] is Need.NORMALIZED_SCORE
                 self._scorers[role] = ScalarModel(model, normalized=normalized)
             else:
-                self._frozen[role] = read = FrozenModel(model, vocab)
-                check_head(model, read.head)
+                self._frozen[role] = FrozenModel(model, vocab)
             if settings.zero_stage == 3:
                 import_deepspeed().initialize(model=model, config=frozen_config(settings, model.dtype))
         if reward is not None:
@@ -78,8 +76,6 @@ class Engine:
         model = on_device(model, self.processes.device)
         chunk = None if self._settings.chunk_tokens == "auto" else self._settings.chunk_tokens
         module: Policy | ScalarNetwork = ScalarNetwork(model) if scalar else Policy(model, self.vocab, chunk)
-        if isinstance(module, Policy):
-            check_head(model, module.lm_head)
         return Trained(
             module,
             model,
