@@ -130,7 +130,7 @@ def _refuse_divergence(stage: str, step: int, means: Mapping[str, float], expect
     if not math.isfinite(means["loss"]):
         raise DivergedError(_diverged(stage, step + 1, f"the loss is {means['loss']}"))
     for metric, value, tolerance, why in expected if step == 0 else ():
-        if abs(means[metric] - value) > tolerance:
+        if abs(means[metric] - value) > max(tolerance, 1e-6):  # float32 itself has no more digits
             raise DivergedError(
                 f"stage {stage}: the first step has {metric} = {means[metric]:.4f} and should have {value:.4f}, "
                 f"since {why}; {CAUSES}"
