@@ -23,7 +23,7 @@ from aligndistil.training.preparation import prepare
 
 CAUSES = (
     "likely causes: the reference is not the model that training starts from, another dtype or chat template, "
-    "or dropout that is still active"
+    "or noise that is still active"
 )
 
 
@@ -48,7 +48,7 @@ def train(
     and Interrupted, after a checkpoint, when a stop was requested of any process.
     """
     state = checkpoints.restore() or LoopState(objective=engine.objective.initial_state())
-    began_at = time.monotonic() - state.seconds
+    began_at, began_step = time.monotonic() - state.seconds, state.step
     log.open(state.step)
     if state.step == 0 and evaluation.every:
         log.write(0, "eval", evaluation.run(0))
@@ -60,6 +60,8 @@ def train(
         # know of all of it before the first gradient: KTO's mean KL; PPO's rewards, advantages and their spread, with
         # the KL to the reference that the reward is charged for.
         batch = batches.at(state.step)
+        if first == began_step:
+            engine.settle(batch.micro_batches[0])
         prepared = prepare(engine, batch, state.objective)
 
         for number, minibatch in enumerate(batch.minibatches[: batches.total_steps - first]):
