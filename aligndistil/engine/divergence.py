@@ -1,4 +1,4 @@
-"""KL from a policy to other models, exact over the vocabulary: measured, never trained on."""
+"""What is measured of a policy and never trained on: its KL to other models, and the log-probabilities of tokens."""
 
 from __future__ import annotations
 
@@ -26,3 +26,17 @@ class Divergence(Objective):
     def token_terms(self, chunk: TokenChunk) -> dict[str, Tensor]:
         policy = chunk.logps[Role.POLICY]
         return {role: kl_divergence(policy, chunk.logps[role]) for role in self.others}
+
+
+class LogProbability(Objective):
+    """The log-probability of each response token, the term `logp`."""
+
+    data = DataKind.RESPONSES
+    name: Literal["logp"] = "logp"
+
+    @property
+    def needs(self) -> dict[str, Need]:
+        return {Role.POLICY: Need.LOGP}
+
+    def token_terms(self, chunk: TokenChunk) -> dict[str, Tensor]:
+        return {"logp": chunk.logp[Role.POLICY]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -15,16 +16,18 @@ from aligndistil import recipe
 from aligndistil.batch import Batch, joined
 from aligndistil.engine.config import frozen_config
 from aligndistil.engine.direction import loss_direction
-from aligndistil.engine.divergence import Divergence
-from aligndistil.engine.head import check_head
+from aligndistil.engine.divergence import Divergence, LogProbability
 from aligndistil.engine.policy import FrozenModel, Policy, on_device
 from aligndistil.engine.processes import Processes
 from aligndistil.engine.scalar import ScalarModel, ScalarNetwork, Scorer, gathered, scalar_output
 from aligndistil.engine.teacher_cache import CachedModel
 from aligndistil.engine.trained import Trained, import_deepspeed
+from aligndistil.errors import UserError
 from aligndistil.maths import Metric, sum_tokens
 from aligndistil.objectives.base import Loss, Need, Objective, Role, State, scalar_term
 from aligndistil.objectives.sft import SFT
+
+logger = logging.getLogger(__name__)
 
 
 class Engine:
@@ -73,8 +76,7 @@ class Engine:
                 normalized = objective.needs[role] is Need.NORMALIZED_SCORE
                 self._scorers[role] = ScalarModel(model, normalized=normalized)
             else:
-                self._frozen[role] = read = FrozenModel(model, vocab)
-                check_head(model, read.head)
+                self._frozen[role] = FrozenModel(model, vocab)
             if settings.zero_stage == 3:
                 import_deepspeed().initialize(model=model, config=frozen_config(settings, model.dtype))
         if reward is not None:
@@ -86,8 +88,6 @@ class Engine:
         model = on_device(model, self.processes.device)
         chunk = None if self._settings.chunk_tokens == "auto" else self._settings.chunk_tokens
         module: Policy | ScalarNetwork = ScalarNetwork(model) if scalar else Policy(model, self.vocab, chunk)
-        if isinstance(module, Policy):
-            check_head(model, module.lm_head)
         return Trained(
             module,
             model,
@@ -97,6 +97,47 @@ class Engine:
             accumulation=self.accumulation,
             total_steps=self._total_steps,
         )
+
+    def settle(self, batch: Batch) -> None:
+        """Make sure that training mode repeats itself: two passes over a batch must agree. Collective.
+
+        A model in which they do not (router noise, layers left out) is trained in evaluation mode from now on, and a
+        warning says so. Raises UserError where that does not help.
+        """
+        for trained in self._all_trained:
+            if (difference := self._unrepeated(trained, batch)) <= 1e-4:
+                continue
+            trained.noiseless = True
+            rest = self._unrepeated(trained, batch)
+            trained.noiseless = rest < difference / 2
+            model, unit = trained.model, "nats" if isinstance(trained.engine.module, Policy) else "score"
+            which = f"model {model.config.name_or_path!r} ({type(model).__name__})"
+            # Kernels that add in any order differ by their rounding.
+            if rest > (0.05 if model.dtype == torch.bfloat16 else 1e-4):
+                raise UserError(
+                    f"{which} is random: two passes over the first batch differ by {rest:.2g} {unit} a token, in "
+                    "evaluation mode too; switch off what draws random numbers in it, or use another model"
+                )
+            if trained.noiseless and self.processes.is_main:
+                logger.warning(
+                    "%s is random in training mode: two passes over the first batch differ by %.2g %s a token. Its "
+                    "router noise, dropout and the like are switched off: it is trained as it is evaluated",
+                    which,
+                    difference,
+                    unit,
+                )
+
+    @torch.no_grad()
+    def _unrepeated(self, trained: Trained, batch: Batch) -> float:
+        """Mean difference of two passes in training mode at a response token, on the process where it is largest."""
+        self._set_training(True)
+        batch = batch.to(self.processes.device)
+        given = (LogProbability(), {}) if isinstance(trained.engine.module, Policy) else ()
+        with torch.random.fork_rng([self.processes.device] if self.processes.device.type == "cuda" else []):
+            passes = [trained.engine(batch, *given) for _ in range(2)]
+        first, second = (one["logp"] if isinstance(one, dict) else one for one in passes)
+        mean = (first - second)[batch.response_BT].abs().mean().double()
+        return float(self.processes.max(mean))
 
     def terms(
         self, batch: Batch, *, preparing: bool = False, known: Mapping[str, Tensor] | None = None
@@ -242,6 +283,10 @@ class Engine:
         engines = {"policy": self._policy.engine}
         return engines if self._critic is None else {**engines, "critic": self._critic.engine}
 
+    @property
+    def _all_trained(self) -> list[Trained]:
+        return [self._policy] if self._critic is None else [self._policy, self._critic]
+
     def close(self) -> None:
         """Give the memory back before the next stage."""
         for engine in self.deepspeed.values():
@@ -249,8 +294,8 @@ class Engine:
         self._frozen, self._scorers = {}, {}
 
     def _set_training(self, training: bool) -> None:
-        for engine in self.deepspeed.values():
-            engine.train(training)
+        for trained in self._all_trained:
+            trained.set_training(training)
 
     def _gathered_heads(self) -> AbstractContextManager[Any]:
         return gathered([p for model in self._frozen.values() for p in model.head.linear.parameters()])

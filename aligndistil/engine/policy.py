@@ -64,10 +64,6 @@ class Policy(nn.Module):
         self._chunk = chunk_tokens or chunk_size(vocab)
 
     @property
-    def lm_head(self) -> Head:
-        return self._head
-
-    @property
     def head(self) -> nn.Linear:
         """The output embeddings."""
         return self._head.linear

@@ -35,6 +35,8 @@ class Trained:
         total_steps: int,
     ) -> None:
         self.model = model
+        self.noiseless = False
+        """Whether it is trained in evaluation mode, since it is random in training mode."""
         self.engine: Any
         self.engine, *_ = import_deepspeed().initialize(
             model=module,
@@ -47,6 +49,12 @@ class Trained:
             from deepspeed.runtime.zero import register_external_parameter
 
             register_external_parameter(module.projection, module.head.weight)
+
+    def set_training(self, training: bool) -> None:
+        self.engine.train(training)
+        if training and self.noiseless:
+            for part in self.model.modules():  # what is computed again in the backward pass asks for training mode
+                part.training = bool(getattr(part, "gradient_checkpointing", False))
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         """Add the gradient of one micro-batch; `last` says that the optimizer step comes next."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from aligndistil.batch import Batch, DataKind
 from aligndistil.maths import Metric, kl_divergence, last_tokens, mean_of, mean_tokens, sum_tokens
 from aligndistil.objectives.base import Expected, Loss, Need, Objective, OnPolicy, Prepares, Role, Sampled, TokenChunk
-from aligndistil.objectives.types import MetricInfo, TermInfo
+from aligndistil.objectives.types import FIRST_STEP_NATS, MetricInfo, TermInfo
 
 _SMALLEST_VARIANCE = 1e-8
 
@@ -317,4 +317,5 @@ class ActorCritic(Objective):
         return Loss(update.policy_B, update.metrics, update.maxima, update.value_B)
 
     def first_step(self) -> list[Expected]:
-        return [Expected("kl/policy_reference", 0.0, 0.02, "policy and reference are the same model at step 0")]
+        same = "policy and reference are the same model at step 0"
+        return [Expected("kl/policy_reference", 0.0, FIRST_STEP_NATS, same)]

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from aligndistil.batch import Batch, DataKind
 from aligndistil.objectives.types import (
+    FIRST_STEP_NATS,
     Expected,
     ImplicitReward,
     Loss,
@@ -32,6 +33,7 @@ from aligndistil.objectives.types import (
 )
 
 __all__ = [
+    "FIRST_STEP_NATS",
     "Expected",
     "ImplicitReward",
     "Loss",

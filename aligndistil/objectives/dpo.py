@@ -12,7 +12,16 @@ from torch import Tensor
 
 from aligndistil.batch import Batch, DataKind
 from aligndistil.maths import sum_tokens
-from aligndistil.objectives.base import Expected, ImplicitReward, Loss, Need, Objective, Role, TokenChunk
+from aligndistil.objectives.base import (
+    FIRST_STEP_NATS,
+    Expected,
+    ImplicitReward,
+    Loss,
+    Need,
+    Objective,
+    Role,
+    TokenChunk,
+)
 from aligndistil.objectives.metrics import LOGP, LOGP_METRICS, PREFERENCE_METRICS, REF_LOGP, preference_metrics
 
 
@@ -64,9 +73,9 @@ class DPO(Objective):
         return Loss(losses, metrics)
 
     def first_step(self) -> list[Expected]:
-        same = "policy and reference are the same model at step 0"
+        same, tolerance = "policy and reference are the same model at step 0", self.beta * FIRST_STEP_NATS
         return [
-            Expected("loss", math.log(2), 0.02, same),
-            Expected("rewards/chosen", 0.0, 0.02, same),
-            Expected("rewards/rejected", 0.0, 0.02, same),
+            Expected("loss", math.log(2), tolerance, same),
+            Expected("rewards/chosen", 0.0, tolerance, same),
+            Expected("rewards/rejected", 0.0, tolerance, same),
         ]

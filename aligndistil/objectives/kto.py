@@ -13,7 +13,7 @@ from aligndistil.batch import Batch, DataKind
 from aligndistil.maths import mean_of, sum_tokens
 from aligndistil.objectives.base import Expected, Loss, Need, Objective, Prepared, Prepares, Role, State, TokenChunk
 from aligndistil.objectives.metrics import LOGP, REF_LOGP
-from aligndistil.objectives.types import ImplicitReward, MetricInfo
+from aligndistil.objectives.types import FIRST_STEP_NATS, ImplicitReward, MetricInfo
 
 
 def kto_loss(
@@ -115,7 +115,8 @@ class KTO(Objective):
 
     def first_step(self) -> list[Expected]:
         same = "policy and reference are the same model at step 0"
-        expected = [Expected("kl/mismatched", 0.0, 0.02 / self.beta, same)]
+        expected = [Expected("kl/mismatched", 0.0, FIRST_STEP_NATS, same)]
         if self.desirable_weight == self.undesirable_weight:
-            expected.append(Expected("loss", self.desirable_weight / 2, 0.02 * self.desirable_weight, same))
+            tolerance = self.desirable_weight * self.beta * FIRST_STEP_NATS
+            expected.append(Expected("loss", self.desirable_weight / 2, tolerance, same))
         return expected

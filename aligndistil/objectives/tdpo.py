@@ -14,7 +14,7 @@ from aligndistil.batch import Batch, DataKind
 from aligndistil.maths import kl_divergence, mean_of, sum_tokens
 from aligndistil.objectives.base import Expected, Loss, Need, Objective, Role, TokenChunk
 from aligndistil.objectives.metrics import LOGP, LOGP_METRICS, PREFERENCE_METRICS, REF_LOGP, preference_metrics
-from aligndistil.objectives.types import ImplicitReward, MetricInfo, TermInfo
+from aligndistil.objectives.types import FIRST_STEP_NATS, ImplicitReward, MetricInfo, TermInfo
 
 
 def tdpo_loss(
@@ -123,6 +123,9 @@ class TDPO(Objective):
         return Loss(losses, metrics)
 
     def first_step(self) -> list[Expected]:
-        same = "policy and reference are the same model at step 0"
-        names = ("rewards/chosen", "rewards/rejected", "kl/chosen", "kl/rejected")
-        return [Expected("loss", math.log(2), 0.02, same), *(Expected(name, 0.0, 0.02, same) for name in names)]
+        same, tolerance = "policy and reference are the same model at step 0", self.beta * FIRST_STEP_NATS
+        return [
+            Expected("loss", math.log(2), tolerance, same),
+            *(Expected(f"rewards/{which}", 0.0, tolerance, same) for which in ("chosen", "rejected")),
+            *(Expected(f"kl/{which}", 0.0, FIRST_STEP_NATS, same) for which in ("chosen", "rejected")),
+        ]

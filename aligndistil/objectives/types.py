@@ -169,10 +169,15 @@ State = Mapping[str, float]
 """Numbers that an objective carries from step to step."""
 
 
+FIRST_STEP_NATS = 0.01
+"""How far the log-ratio of a response may be from 0 at step 0, when policy and reference are the same weights."""
+
+
 class Expected(NamedTuple):
     """A metric whose value at step 0 is known, when the policy starts as the reference."""
 
     metric: str
     value: float
     tolerance: float
+    """In the metric's unit, what FIRST_STEP_NATS make of it; that is for float32, and 20 times as far for bfloat16."""
     why: str

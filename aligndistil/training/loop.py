@@ -24,7 +24,7 @@ from aligndistil.training.preparation import prepare
 
 CAUSES = (
     "likely causes: the reference is not the model that training starts from, another dtype or chat template, "
-    "or dropout that is still active"
+    "or noise that is still active"
 )
 
 
@@ -50,7 +50,7 @@ def train(
     of any process.
     """
     state = checkpoints.restore() or LoopState(objective=engine.objective.initial_state())
-    began_at = time.monotonic() - state.seconds
+    began_at, began_step = time.monotonic() - state.seconds, state.step
     log.open(state.step)
     if state.step == 0 and evaluation.every:
         log.write(0, "eval", evaluation.run(0))
@@ -62,6 +62,8 @@ def train(
         # know of all of it before the first gradient: KTO's mean KL; PPO's rewards, advantages and their spread, with
         # the KL to the reference that the reward is charged for.
         batch = batches.at(state.step)
+        if first == began_step:
+            engine.settle(batch.micro_batches[0])
         agreement = compare_sampling(engine, batch.micro_batches, batch.sampled_logp) if batch.sampled_logp else None
         if agreement is not None and agreement.problem:
             raise DivergedError(f"stage {stage}: {agreement.problem}; {what_to_do('rollout.batch_size')}")
@@ -137,7 +139,7 @@ def _refuse_divergence(stage: str, step: int, means: Mapping[str, float], expect
     if not math.isfinite(means["loss"]):
         raise DivergedError(_diverged(stage, step + 1, f"the loss is {means['loss']}"))
     for metric, value, tolerance, why in expected if step == 0 else ():
-        if abs(means[metric] - value) > tolerance:
+        if abs(means[metric] - value) > max(tolerance, 1e-6):  # float32 itself has no more digits
             raise DivergedError(
                 f"stage {stage}: the first step has {metric} = {means[metric]:.4f} and should have {value:.4f}, "
                 f"since {why}; {CAUSES}"

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from transformers import PretrainedConfig
 
 from aligndistil.engine.engine import Engine
@@ -15,7 +16,7 @@ from aligndistil.engine.memory import forget_peak_memory
 from aligndistil.engine.policy import FrozenModel, on_device
 from aligndistil.engine.processes import Processes
 from aligndistil.models import export_model, load_model, located
-from aligndistil.objectives.base import MetricInfo, Role
+from aligndistil.objectives.base import Expected, MetricInfo, Role
 from aligndistil.objectives.loop_metrics import EVALUATION_METRICS, GOLD_REWARD, LOOP_METRICS
 from aligndistil.progress import RunView
 from aligndistil.recipe import Stage
@@ -105,10 +106,15 @@ class StageTraining:
                 log=stack.enter_context(log),
                 checkpoints=Checkpoints(engine, self.folder.path, stage.checkpoint),
                 stop=stop,
-                expected=stage.objective.first_step() if starts_at_reference else (),
+                expected=self._expected(engine) if starts_at_reference else (),
             )
             self._export(engine, state.last)
             return Outcome(state.step, state.seconds, state.last)
+
+    def _expected(self, engine: Engine) -> list[Expected]:
+        rounding = 20 if engine.model.dtype == torch.bfloat16 else 1
+        first_step = self.stage.objective.first_step()
+        return [expected._replace(tolerance=rounding * expected.tolerance) for expected in first_step]
 
     def _initial_model(self, engine: Engine) -> FrozenModel | None:
         if not self.stage.evaluation.kl_initial or self.stage.objective.is_scalar:

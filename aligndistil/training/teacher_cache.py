@@ -10,7 +10,6 @@ from filelock import FileLock
 from transformers import PreTrainedModel
 
 from aligndistil.batch import Row
-from aligndistil.engine.head import Head, check_head
 from aligndistil.engine.policy import FrozenModel, on_device
 from aligndistil.engine.processes import Processes
 from aligndistil.engine.teacher_cache import CachedModel, cache_name, is_whole, row_key, write_cache
@@ -39,7 +38,6 @@ def cached_model(
     Raises UserError when the disk has no room for them, or when they are not finite.
     """
     frozen = FrozenModel(on_device(model, processes.device), vocab)
-    check_head(model, frozen.head)
     read = [examples for examples in (data.train, data.eval) if examples is not None]
     every = (row for examples in read for i in range(len(examples)) for row in examples.rows(i))
     rows = list({row_key(row): row for row in every}.values())
@@ -58,7 +56,7 @@ def cached_model(
         if not processes.gather(whole)[0]:
             what = f"{stage.name}: caching {role.replace('_', ' ')}"
             _write(what, frozen, path, rows, data.tokenizer.pad_token_id, processes, folder)
-        return CachedModel(folder, Head.of(model, vocab))
+        return CachedModel(folder, frozen.head)
     finally:
         lock.release()
 

@@ -17,7 +17,6 @@ from transformers import (
     GPT2LMHeadModel,
     GraniteConfig,
     GraniteForCausalLM,
-    LlamaForCausalLM,
     PhiConfig,
     PhiForCausalLM,
     PreTrainedModel,
@@ -26,9 +25,8 @@ from transformers import (
 )
 
 from aligndistil.batch import Batch, DataKind, Row, collate
-from aligndistil.engine.head import Head, backbone, check_head
+from aligndistil.engine.head import backbone
 from aligndistil.engine.policy import FrozenModel, Policy, response_hidden
-from aligndistil.errors import UserError
 from aligndistil.objectives.aligndistil import AlignDistil
 from aligndistil.objectives.base import Objective, Role
 from aligndistil.objectives.sft import SFT
@@ -156,12 +154,6 @@ def test_every_architecture_is_read_as_it_reads_itself(
     assert_same(objective, models, 7)
 
 
-@pytest.mark.parametrize("build", ARCHITECTURES)
-def test_check_head_accepts_what_is_read_rightly(build: Callable[..., PreTrainedModel]) -> None:
-    model = seeded(build, 0).float()
-    check_head(model, Head.of(model, VOCAB))
-
-
 @pytest.mark.parametrize(
     "objective", [AlignDistil(), *(variant for variant in VARIANTS if not variant.is_scalar)], ids=named
 )
@@ -222,30 +214,6 @@ def test_a_frozen_model_is_left_without_gradients_and_dropout() -> None:
     assert not model.training
     assert not any(p.requires_grad for p in model.parameters())
     assert not frozen.read(ragged_batch(DataKind.RESPONSES, vocab=VOCAB)).hidden.requires_grad
-
-
-class Tempered(LlamaForCausalLM):
-    """Divides its logits by two, and no field of its configuration says so."""
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        output = super().forward(*args, **kwargs)
-        output.logits = output.logits / 2
-        return output
-
-
-class Bodiless(LlamaForCausalLM):
-    base_model_prefix = "nothing"
-
-
-def test_an_architecture_that_changes_its_logits_otherwise_is_refused() -> None:
-    model = Tempered(llama().config).eval()
-    with pytest.raises(UserError, match=r"\(Tempered\) computes its logits in a way that is not supported"):
-        check_head(model, Head.of(model, VOCAB))
-
-
-def test_a_model_without_a_separate_body_is_refused() -> None:
-    with pytest.raises(UserError, match="no separate body and language-model head"):
-        backbone(Bodiless(llama().config))
 
 
 @pytest.mark.gpu

@@ -136,9 +136,9 @@ def test_the_loss_at_the_first_step_is_known_where_both_labels_weigh_the_same():
 
 
 def test_what_may_differ_at_the_first_step_is_in_the_unit_of_the_metric():
-    """A log-ratio of 0.02 / beta is a reward of 0.02; and losses are as large as their weight."""
+    """Of log-ratios, in nats; a loss moves by beta times as much, times its weight."""
     same_weights = KTO(beta=0.5, desirable_weight=3, undesirable_weight=3)
-    assert [expected.tolerance for expected in same_weights.first_step()] == pytest.approx([0.04, 0.06])
+    assert [expected.tolerance for expected in same_weights.first_step()] == pytest.approx([0.01, 0.015])
 
 
 def test_it_reads_unpaired_responses_and_looks_at_mismatched_ones_first():

@@ -79,6 +79,9 @@ class ToyEngine:
     prepared: list[dict[str, Tensor]] = field(default_factory=list)
     """What each micro-step was given."""
 
+    def settle(self, batch: Batch) -> None:
+        pass
+
     def prepare(
         self, micro_batches: Sequence[Batch], state: State
     ) -> tuple[list[dict[str, Tensor]], dict[str, Metric]]:
