@@ -10,6 +10,7 @@ from aligndistil.batch import DataKind
 from aligndistil.data import check_source, sources_of
 from aligndistil.errors import ServiceError, UserError
 from aligndistil.evaluation.measurements import initial_model, measurements_of, read_eval_set
+from aligndistil.evaluation.rewards import text_reader
 from aligndistil.models import text_part
 from aligndistil.recipe import Recipe, Stage, stage_of
 from aligndistil.training import Longest, StageData, check_lengths, check_positions, data_lines, load_stage_data
@@ -82,8 +83,13 @@ def _check_comparison(recipe: Recipe, read: dict[str, ReadStage | ServiceError])
     stage, settings = measurements.reference_stage, recipe.report
     of_stage = read[stage.name]
     assert isinstance(of_stage, ReadStage)
-    prompts = read_eval_set(measurements, lambda path: existing(recipe, path)).prompts
-    prompt = max((len(ids) for ids in prompts), default=0)
+    eval_set = read_eval_set(measurements, lambda path: existing(recipe, path))
+    if settings.reward is not None:
+        try:
+            text_reader(measurements, eval_set, lambda path: existing(recipe, path))
+        except UserError as error:
+            raise type(error)(f"{recipe.where('report', 'reward')}: {error}") from None
+    prompt = max((len(ids) for ids in eval_set.prompts), default=0)
     field = "report.max_new_tokens" if settings.max_new_tokens else "data.max_response_length"
     sampled = Longest(
         f"the longest prompt of the comparison with {field}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -15,13 +16,13 @@ from aligndistil.commands.judging import Judging, judge_models
 from aligndistil.data import sources_of
 from aligndistil.engine.policy import on_device
 from aligndistil.engine.processes import Processes
-from aligndistil.engine.scalar import ScalarModel
+from aligndistil.engine.scalar import ScalarModel, Scorer
 from aligndistil.errors import UserError
 from aligndistil.evaluation.measurements import INITIAL, EvalSet, Measurements, measurements_of, read_eval_set, sha256
 from aligndistil.evaluation.model import EvalResult, Evaluator
-from aligndistil.evaluation.rewards import contrastive_rewards, own_reward
+from aligndistil.evaluation.rewards import contrastive_rewards, own_reward, text_reader
 from aligndistil.files import write_text
-from aligndistil.models import load_model, load_scalar_model, load_tokenizer, model_hash, pick_dtype
+from aligndistil.models import load_model, load_scalar_model, model_hash, pick_dtype
 from aligndistil.progress import Steps
 from aligndistil.recipe import Recipe, stage_of
 from aligndistil.report import (
@@ -41,10 +42,13 @@ from aligndistil.report import (
 )
 from aligndistil.rollout import SamplingParams
 from aligndistil.run_folder import RunFolder, add_comparison
-from aligndistil.training import gold_reward_of
+from aligndistil.training import TextReward, gold_reward_of
 
-EVALUATION_VERSION = "4"
+EVALUATION_VERSION = "5"
 """Raised when the same models get other numbers than before."""
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,13 +156,17 @@ def _measure(
         model = load_scalar_model(locate(run, path), section, trained=False)
         return ScalarModel(on_device(model, processes.device))
 
+    def load_reward(path: str) -> Scorer | None:
+        try:
+            reader = text_reader(measurements, eval_set, lambda path: locate(run, path))
+        except UserError as error:
+            logger.warning("nothing is scored: %s", error)
+            return None
+        scores = load_scalar(path)
+        return scores if reader is None else TextReward(scores, reader, eval_set.tokenizer)
+
     with Steps("comparing models", len(waiting), unit="models", rank=processes.rank) as steps:
-        reward_model = None
-        if measurements.reward is not None:
-            vocab = load_tokenizer(locate(run, measurements.reward), stage.model).get_vocab()
-            # A reward model that reads other tokens than the policies write scores no samples.
-            if vocab == eval_set.tokenizer.get_vocab():
-                reward_model = load_scalar(measurements.reward)
+        reward_model = None if measurements.reward is None else load_reward(measurements.reward)
         evaluator = Evaluator(
             eval_set,
             SamplingParams(settings.max_new_tokens or stage.data.max_response_length),

@@ -3,6 +3,7 @@ made by `workers`, kept by `cache`) -> examples (`dataset`, with its `report`, a
 the examples of a step (`sampler`). `preview` shows rows.
 """
 
+from aligndistil.data.conversations import PromptReader
 from aligndistil.data.dataset import Examples, eval_prompts, load_examples, prompts_of
 from aligndistil.data.encoded_source import check_source, gives, sources_of
 from aligndistil.data.encoding import Encoder
@@ -18,6 +19,7 @@ __all__ = [
     "Dropped",
     "Encoder",
     "Examples",
+    "PromptReader",
     "Record",
     "Sampler",
     "check_source",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -30,7 +30,7 @@ class Engine:
     """The trained models and the frozen ones beside them.
 
     `frozen` are the models of all other roles but the critic; `reward` stands in for the reward model where the reward
-    is no model.
+    is no model, and `through` between batches and a reward model that reads something else.
     """
 
     def __init__(
@@ -46,6 +46,7 @@ class Engine:
         vocab: int,
         critic: PreTrainedModel | None = None,
         reward: Scorer | None = None,
+        through: Callable[[Scorer], Scorer] | None = None,
     ) -> None:
         self.objective, self.processes, self.vocab = objective, processes, vocab
         self._without_direction: set[int] = set()
@@ -73,6 +74,8 @@ class Engine:
                 import_deepspeed().initialize(model=model, config=frozen_config(settings, model.dtype))
         if reward is not None:
             self._scorers[Role.REWARD] = reward
+        elif through is not None:
+            self._scorers[Role.REWARD] = through(self._scorers[Role.REWARD])
 
     def _trained(self, model: PreTrainedModel, scalar: bool, learning_rate: float) -> Trained:
         model = on_device(model, self.processes.device)

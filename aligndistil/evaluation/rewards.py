@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple, TypeAlias
 
-from aligndistil.evaluation.measurements import Measurements
+from aligndistil.data import PromptReader
+from aligndistil.evaluation.measurements import EvalSet, Measurements
+from aligndistil.models import load_tokenizer
 from aligndistil.objectives.base import ImplicitReward, Role
-from aligndistil.recipe import Stage
+from aligndistil.recipe import Stage, stage_of
+from aligndistil.training import TextReader
 
 ScoredPairs: TypeAlias = Mapping[str, Mapping[str, Sequence[Sequence[float]]]]
 """By row and split, of the chosen and the rejected response of each pair."""
@@ -80,3 +83,21 @@ def _is_reverse(stage: Stage, of: Stage) -> bool:
     turned = of.data.model_copy(update={"reverse_preferences": True})
     same = (stage.objective, stage.model, stage.models) == (of.objective, of.model, of.models)
     return same and (stage.data, stage.train) == (turned, of.train)
+
+
+def text_reader(measurements: Measurements, eval_set: EvalSet, locate: Callable[[str], str]) -> TextReader | None:
+    """What tells the samples to a reward model that has other tokens than the policies; None for one that has theirs.
+
+    Raises UserError when it cannot read all prompts.
+    """
+    path, stage = measurements.reward, measurements.reference_stage
+    if path is None:
+        return None
+    tokenizer, name = eval_set.tokenizer, stage_of(path)
+    section = stage.model if name is None else measurements.recipe.stages[name].model
+    if load_tokenizer(locate(path), section).get_vocab() == tokenizer.get_vocab():
+        return None
+    policy = PromptReader(tokenizer, eval_set.stop_ids, stage.model.chat_template_kwargs)
+    reader = TextReader(path, locate(path), section, policy)
+    reader.check(eval_set.prompts)
+    return reader

@@ -14,7 +14,7 @@ from aligndistil.models.load import (
     text_part,
 )
 from aligndistil.models.places import builtin_model, from_hub, located, model_exists, model_hash
-from aligndistil.models.tokenizers import check_same_tokenizer, load_tokenizer, shared_vocab, stop_ids
+from aligndistil.models.tokenizers import check_same_tokenizer, load_tokenizer, reads_tokens, shared_vocab, stop_ids
 
 __all__ = [
     "Positions",
@@ -34,6 +34,7 @@ __all__ = [
     "model_hash",
     "pick_dtype",
     "positions",
+    "reads_tokens",
     "shared_vocab",
     "stop_ids",
     "text_part",

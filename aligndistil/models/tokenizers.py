@@ -65,16 +65,24 @@ def check_same_tokenizer(
     `extra_allowed`: the model only reads, so that tokens which the policy does not have do no harm (Qwen2.5 has some
     that Qwen2 has not). Raises UserError naming the first token that differs.
     """
+    if differing := _differing(ours, theirs, extra_allowed=extra_allowed):
+        a, b, example = ours.get_vocab(), theirs.get_vocab(), differing[0]
+        raise UserError(
+            f"model {path!r} has another tokenizer than the policy: {len(differing)} tokens differ, {example!r} for "
+            f"one ({a.get(example)} and {b.get(example)}); token-level objectives need models of one family"
+        )
+
+
+def reads_tokens(ours: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase) -> bool:
+    """Whether a model can be given the policy's tokens; see `check_same_tokenizer`."""
+    return not _differing(ours, theirs, extra_allowed=True)
+
+
+def _differing(ours: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase, *, extra_allowed: bool) -> list[str]:
+    """Tokens that mean something else, and then those that one of the two has not."""
     a, b = ours.get_vocab(), theirs.get_vocab()
     different = sorted(token for token in a.keys() & b.keys() if a[token] != b[token])
-    missing = sorted(a.keys() - b.keys() if extra_allowed else a.keys() ^ b.keys())
-    if different or missing:
-        example = (different or missing)[0]
-        raise UserError(
-            f"model {path!r} has another tokenizer than the policy: {len(different) + len(missing)} tokens differ, "
-            f"{example!r} for one ({a.get(example)} and {b.get(example)}); token-level objectives need models of one "
-            "family"
-        )
+    return different + sorted(a.keys() - b.keys() if extra_allowed else a.keys() ^ b.keys())
 
 
 def shared_vocab(models: Iterable[PreTrainedModel], tokenizer: PreTrainedTokenizerBase) -> int:

@@ -60,6 +60,9 @@ class Objective(BaseModel):
     groups: ClassVar[bool] = False
     """Whether `prepare` compares the samples of one prompt with each other: it is then given whole groups (see
     `Batch.group_B`), and `rollout.samples_per_prompt` must be 2 or more."""
+    reads_last_score: ClassVar[bool] = False
+    """Whether of a reward model's scores it reads that of the whole response alone, so that the model need not have the
+    policy's tokens: one with others is told the conversation as text."""
     implicit_reward: ClassVar[ImplicitReward] = ImplicitReward.NONE
     """The reward that the trained policy stands for."""
     roles: ClassVar[Mapping[str, str]] = {}

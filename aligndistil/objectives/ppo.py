@@ -35,6 +35,7 @@ class PPO(ActorCritic):
 
     paper = "Schulman et al. 2017, arXiv 1707.06347; Ziegler et al. 2019, arXiv 1909.08593"
     title = "PPO"
+    reads_last_score = True
     terms = actor_critic.TERMS
     metrics = {
         **actor_critic.SCORE_METRICS,

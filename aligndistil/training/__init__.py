@@ -9,12 +9,15 @@ from aligndistil.training.checks import Longest, check_lengths, check_positions,
 from aligndistil.training.data import StageData, gold_reward_of, load_stage_data
 from aligndistil.training.python_reward import is_code, source_of
 from aligndistil.training.stage import Outcome, StageTraining
+from aligndistil.training.text_reward import TextReader, TextReward
 
 __all__ = [
     "Longest",
     "Outcome",
     "StageData",
     "StageTraining",
+    "TextReader",
+    "TextReward",
     "check_lengths",
     "check_positions",
     "data_lines",

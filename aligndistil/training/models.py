@@ -6,16 +6,25 @@ from collections.abc import Callable
 
 from transformers import PreTrainedModel
 
+from aligndistil.data import PromptReader
 from aligndistil.engine.engine import Engine
 from aligndistil.engine.processes import Processes
 from aligndistil.engine.teacher_cache import CachedModel
 from aligndistil.errors import UserError
-from aligndistil.models import check_same_tokenizer, load_model, load_scalar_model, load_tokenizer, shared_vocab
+from aligndistil.models import (
+    check_same_tokenizer,
+    load_model,
+    load_scalar_model,
+    load_tokenizer,
+    reads_tokens,
+    shared_vocab,
+)
 from aligndistil.objectives.base import Need, Role
 from aligndistil.recipe import Stage
 from aligndistil.training.data import StageData
 from aligndistil.training.python_reward import PythonReward, is_code
 from aligndistil.training.teacher_cache import cached_model, caches
+from aligndistil.training.text_reward import TextReader, TextReward
 
 
 def build_engine(
@@ -31,13 +40,17 @@ def build_engine(
     frozen: dict[str, PreTrainedModel] = {}
     critic: PreTrainedModel | None = None
     reward: PythonReward | None = None
+    reader: TextReader | None = None
     for role, path in stage.models.items():
         if is_code(path):
             reward = PythonReward(path, data.tokenizer)
             continue
         folder = locate(path)
         tokenizer = load_tokenizer(folder, stage.model)
-        check_same_tokenizer(path, data.tokenizer, tokenizer, extra_allowed=needs[role].is_scalar)
+        if role == Role.REWARD and stage.objective.reads_last_score and not reads_tokens(data.tokenizer, tokenizer):
+            reader = _text_reader(stage, path, folder, data)
+        else:
+            check_same_tokenizer(path, data.tokenizer, tokenizer, extra_allowed=needs[role].is_scalar)
         if role == Role.CRITIC:
             critic = load_scalar_model(folder, stage.model, trained=True, seed=seed)
         elif needs[role].is_scalar:
@@ -51,7 +64,14 @@ def build_engine(
             f"{stage.where('models', 'reward')}: the objective normalizes scores, and this reward has no mean and "
             "standard deviation of its scores; train it as a stage with eval data, or switch the normalization off"
         )
-    vocab = shared_vocab([policy, *frozen.values(), *([critic] if critic else [])], data.tokenizer)
+    vocab = shared_vocab(
+        [
+            policy,
+            *(frozen[role] for role in frozen if role != Role.REWARD or reader is None),
+            *([critic] if critic else []),
+        ],
+        data.tokenizer,
+    )
     read: dict[str, PreTrainedModel | CachedModel] = {}
     for role in list(frozen):
         model = frozen.pop(role)
@@ -71,4 +91,16 @@ def build_engine(
         vocab=vocab,
         critic=critic,
         reward=reward,
+        through=None if reader is None else lambda model: TextReward(model, reader, data.tokenizer),
     )
+
+
+def _text_reader(stage: Stage, path: str, folder: str, data: StageData) -> TextReader:
+    """For a reward model of another tokenizer, after it was tried on all prompts. Raises UserError where it fails."""
+    policy = PromptReader(data.tokenizer, data.stop_ids, stage.model.chat_template_kwargs)
+    reader = TextReader(path, folder, stage.model, policy)
+    try:
+        reader.check(data.train.prompt_ids(i) for i in range(len(data.train)))
+    except UserError as error:
+        raise UserError(f"{stage.where('models', 'reward')}: {error}") from None
+    return reader

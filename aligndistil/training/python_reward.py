@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from aligndistil.batch import Batch
 from aligndistil.errors import UserError
 from aligndistil.recipe import CODE
+from aligndistil.training.text_reward import at_last_token, ids_of
 
 
 class PythonReward:
@@ -33,20 +34,14 @@ class PythonReward:
 
     def scores(self, batch: Batch) -> Tensor:
         """(B, T) float32, zero but at the last response token. Raises UserError when what comes back is no score."""
-        ids_BT, response_BT = batch.ids_BT.cpu(), batch.response_BT.cpu()
-        prompt_BT = batch.attention_BT.cpu() & ~response_BT
-        prompt_ids = [ids[mask].tolist() for ids, mask in zip(ids_BT, prompt_BT, strict=True)]
-        response_ids = [ids[mask].tolist() for ids, mask in zip(ids_BT, response_BT, strict=True)]
+        prompt_ids, response_ids = ids_of(batch)
         values = self.function(
             prompts=self.tokenizer.batch_decode(prompt_ids),
             responses=self.tokenizer.batch_decode(response_ids, skip_special_tokens=True),
             prompt_ids=prompt_ids,
             response_ids=response_ids,
         )
-        scores = torch.tensor(self._checked(values, batch.rows), device=batch.ids_BT.device)
-        positions = torch.arange(batch.ids_BT.shape[1], device=batch.ids_BT.device)
-        last = (positions * batch.response_BT).amax(-1, keepdim=True)
-        return torch.zeros(batch.ids_BT.shape, device=scores.device).scatter(1, last, scores[:, None])
+        return at_last_token(batch, torch.tensor(self._checked(values, batch.rows), device=batch.ids_BT.device))
 
     def _checked(self, values: Any, rows: int) -> list[float]:
         try:
