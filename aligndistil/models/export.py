@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,6 @@ from transformers.modeling_utils import remove_tied_weights_from_state_dict
 
 from aligndistil import recipe
 from aligndistil.files import replace_folder, start_folder
-from aligndistil.models.load import language_head
 from aligndistil.models.places import from_hub, located
 from aligndistil.models.tokenizers import published_tokenizer
 from aligndistil.models.weights import published_file, published_tensors
@@ -62,11 +63,12 @@ def export_model(
     tokenizer = published_tokenizer(start, section)
     file = published_file(start, "config.json")
     assert file is not None  # the model was loaded from it
-    config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    text = file.read_text(encoding="utf-8")
+    config: dict[str, Any] = json.loads(text)
     # Its own files are rewritten below; transformers refuses to save some generation settings that models come with.
     kept: Any = getattr(model, "generation_config", None)
     model.generation_config = GenerationConfig()
-    tensors = _tensors(model, state, config, start, section)
+    tensors = _tensors(model, state, config, start)
     model.save_pretrained(partial, state_dict=tensors, save_original_format=False)
     model.generation_config = kept
     (partial / "generation_config.json").unlink(missing_ok=True)
@@ -80,7 +82,8 @@ def export_model(
         changed |= pad != tokenizer.pad_token or tokenizer.padding_side != "right"
         tokenizer.pad_token, tokenizer.padding_side = pad, "right"
         config.get("text_config", config)["pad_token_id"] = tokenizer.pad_token_id
-    (partial / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        text = _as_json(config)
+    (partial / "config.json").write_text(text, encoding="utf-8")
     if changed:
         for option in ("is_local", "local_files_only"):  # of loading it; transformers would write them down
             tokenizer.init_kwargs.pop(option, None)
@@ -112,26 +115,20 @@ def _is_part(model: PreTrainedModel, published: dict[str, Any]) -> bool:
     return model.config.model_type != kind
 
 
-def _tensors(
-    model: PreTrainedModel, state: dict[str, Tensor], config: dict[str, Any], start: str, section: recipe.Model
-) -> dict[str, Tensor]:
+def _tensors(model: PreTrainedModel, state: dict[str, Tensor], config: dict[str, Any], start: str) -> dict[str, Tensor]:
     """All tensors of the exported model, by the names and in the dtypes that they were published with."""
     published = published_tensors(start)
     tensors: dict[str, Tensor] = revert_weight_conversion(model, remove_tied_weights_from_state_dict(state, model))
-    absent = set(model.all_tied_weights_keys)
-    if not model.can_generate():
-        absent |= language_head(model.config, trust_remote_code=section.trust_remote_code)
+    tensors = {_published_name(name, tensors, published, model): tensor for name, tensor in tensors.items()}
     untouched = set[str]()
-    if model.can_generate() or not _is_part(model, config):  # a scalar head has no place for the other parts
-        endings = tuple(f".{name}" for name in absent)
-        untouched = {name for name in published.keys() - tensors.keys() if not f".{name}".endswith(endings)}
-    # The language model of a composite one has shorter names.
-    prefixes = [
-        {place.removesuffix(name) for place in untouched if place.endswith(f".{name}")}
-        for name in tensors.keys() - published.keys()
-    ]
-    prefix = min(set.intersection(*prefixes), default="") if prefixes else ""
-    tensors = {name if name in published else prefix + name: tensor for name, tensor in tensors.items()}
+    if not _is_part(model, config):
+        ignored = [re.compile(pattern) for pattern in model._keys_to_ignore_on_load_unexpected or ()]
+        untouched = {name for name in published if any(pattern.search(name) for pattern in ignored)}
+    elif model.can_generate():  # a scalar head has no place for the other parts
+        if strange := tensors.keys() - published.keys():
+            raise RuntimeError(f"{start} has no tensor called as that of its language model: {min(strange)}")
+        tied = tuple(f".{name}" for name in model.all_tied_weights_keys)
+        untouched = {name for name in published if not f".{name}".endswith(tied)}
     untouched -= tensors.keys()
     common = Counter(tensor.dtype for tensor in published.values() if tensor.dtype in _DTYPES)
     default = common.most_common(1)[0][0] if common else model.dtype
@@ -142,23 +139,42 @@ def _tensors(
     return tensors | {name: published[name].clone() for name in untouched}
 
 
+def _published_name(
+    name: str, tensors: Mapping[str, Tensor], published: Mapping[str, Tensor], model: PreTrainedModel
+) -> str:
+    """What a tensor was called where the model came from."""
+    if name in published:
+        return name
+    # A model published without its head has the names of the body.
+    if (short := name.removeprefix(f"{model.base_model_prefix}.")) in published:
+        return short
+    # The language model of a composite one has shorter names: all of them have a place behind one prefix.
+    for place in published:
+        prefix = place.removesuffix(name)
+        if place.endswith(f".{name}") and all(prefix + other in published for other in tensors):
+            return place
+    return name
+
+
 def _write_generation(model: PreTrainedModel, start: str, stops: frozenset[int], folder: Path) -> None:
     """The published settings as they came; without any, those that transformers makes of the configuration."""
     file = published_file(start, "generation_config.json")
-    if file is None:
-        settings = json.loads(model.generation_config.to_json_string())
-    else:
-        settings = json.loads(file.read_text(encoding="utf-8"))
+    text = model.generation_config.to_json_string() if file is None else file.read_text(encoding="utf-8")
+    settings = json.loads(text)
     ends = settings.get("eos_token_id")
     if set(ends if isinstance(ends, list) else [ends]) != stops:
         settings["eos_token_id"] = sorted(stops) if len(stops) > 1 else min(stops)
-    text = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
+        text = _as_json(settings)
     (folder / "generation_config.json").write_text(text, encoding="utf-8")
+
+
+def _as_json(settings: dict[str, Any]) -> str:
+    return json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
 
 
 def _scoring_pad(tokenizer: PreTrainedTokenizerBase, stops: frozenset[int]) -> str | None:
     """The token to pad with; None where each may end a text: transformers then scores one text at a time."""
-    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id not in stops:
+    if tokenizer.pad_token_id not in (None, tokenizer.eos_token_id):
         return str(tokenizer.pad_token)
     special = [str(token) for i, token in tokenizer.added_tokens_decoder.items() if token.special and i not in stops]
     special = [token for token in special if token not in (tokenizer.bos_token, tokenizer.eos_token)]

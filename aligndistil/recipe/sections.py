@@ -66,7 +66,8 @@ class Model(Section):
     """Branch, tag or commit of `path` on the Hub, also where the same path stands for another role; null is the default
     branch."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """`auto` is bfloat16 on CUDA and float32 on a CPU."""
+    """What is computed in: `auto` is bfloat16 on CUDA and float32 on a CPU. What is exported has the dtype that the
+    model came in."""
     attn_implementation: str | None = None
     """`sdpa`, `eager`, `flash_attention_2` ...; null leaves the choice to transformers."""
     gradient_checkpointing: bool = False
@@ -383,8 +384,8 @@ class Report(Section):
     """The model that D_KL(policy || .) is measured against; null is the teacher of the last stage that has one, or else
     the initial model."""
     reward: Text | None = None
-    """The model with a scalar head that scores the samples; null is the last stage that trains one, or else the reward
-    of the last stage that is given one."""
+    """The model with a scalar head that scores the samples, as text if it has another tokenizer; null is the last stage
+    that trains one, or else the reward of the last stage that is given one."""
     samples: int = Field(default=256, ge=1)
     """Prompts each model answers, and responses of the data that divergences are measured on."""
     pairs: int | None = Field(default=None, ge=1)

@@ -96,6 +96,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "kind": "qwen3_moe",
         "config": {**LLAMA, "vocab_size": 96, "num_experts": 2, "moe_intermediate_size": 8},
     },
+    "names of the body alone": {"kind": "gpt2", "config": GPT2, "without": "transformer."},
     "bin": {"kind": "llama", "config": {**LLAMA, "vocab_size": 96}, "bin": True},
 }
 
@@ -107,9 +108,10 @@ def publish(folder: Path, about: dict[str, Any]) -> str:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config).to(about.get("dtype", torch.float32))
     model.save_pretrained(folder)
-    if "kept" in about or "bin" in about:
+    if about.keys() & {"kept", "bin", "without"}:
         weights = load_file(folder / "model.safetensors")
         weights = {name: one.float() if about.get("kept", "?") in name else one for name, one in weights.items()}
+        weights = {name.removeprefix(about.get("without", "")): one for name, one in weights.items()}
         if "bin" in about:
             (folder / "model.safetensors").unlink()
             torch.save(weights, folder / "pytorch_model.bin")
@@ -301,6 +303,7 @@ def test_a_tokenizer_whose_tokens_may_all_end_a_text_pads_with_none(tmp_path: Pa
     """Transformers then asks for one text at a time, instead of scoring the wrong token."""
     build_model(seed=0, scalar=True).save_pretrained(tmp_path / "start")
     tokenizer = build_tokenizer()
+    tokenizer.pad_token = None
     tokenizer.save_pretrained(tmp_path / "start")
     options = Model(path=str(tmp_path / "start"))
     model = load_scalar_model(options.path, options, trained=True)
