@@ -49,9 +49,8 @@ def build_engine(
         tokenizer = load_tokenizer(folder, stage.model)
         if role == Role.REWARD and stage.objective.reads_last_score and not reads_tokens(data.tokenizer, tokenizer):
             reader = _text_reader(stage, path, folder, data)
-            frozen[role] = load_scalar_model(folder, stage.model, trained=False)
-            continue
-        check_same_tokenizer(path, data.tokenizer, tokenizer, extra_allowed=needs[role].is_scalar)
+        else:
+            check_same_tokenizer(path, data.tokenizer, tokenizer, extra_allowed=needs[role].is_scalar)
         if role == Role.CRITIC:
             critic = load_scalar_model(folder, stage.model, trained=True, seed=seed)
         elif needs[role].is_scalar:
