@@ -344,8 +344,41 @@ def test_a_reference_that_is_not_what_is_trained_is_caught_at_the_first_step(
     assert not (three.parent / "runs" / "toy" / "dpo" / "final").exists()
 
 
-def test_dropout_that_is_still_active_is_caught_at_the_first_step(
-    recipe_file: Callable[..., Path], pairs_file: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("beta", [0.001, 0.5, 3])
+def test_how_far_the_reference_may_be_at_the_first_step_is_in_nats_whatever_beta(
+    beta: float,
+    recipe_file: Callable[..., Path],
+    pairs_file: Callable[..., str],
+    model_folder: ModelFolder,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from aligndistil.training import models as stage_models
+
+    factor = 1.0
+
+    def perturbed(path: str, section: Any, *, trained: bool) -> Any:
+        model = models.load_model(path, section, trained=trained)
+        if not trained:
+            with torch.no_grad():
+                model.lm_head.weight.mul_(factor)
+        return model
+
+    monkeypatch.setattr(stage_models, "load_model", perturbed)
+    settings = {"objective": {"beta": beta}, "train": {"max_steps": 1}, "evaluation": {"every": None}}
+    recipe = recipe_file(off_policy(model_folder(seed=0, tied=False), pairs_file(10), **settings))
+    factor = 1.003  # about 0.05 nats a response
+    with pytest.raises(DivergedError, match="the first step has rewards/"):
+        run(recipe)
+    factor = 1.000001
+    run(recipe)
+
+
+def test_dropout_that_is_still_active_is_switched_off(
+    recipe_file: Callable[..., Path],
+    pairs_file: Callable[..., str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     from aligndistil.training import models as stage_models
     from support.models import build_model
@@ -360,9 +393,11 @@ def test_dropout_that_is_still_active_is_caught_at_the_first_step(
         return model
 
     monkeypatch.setattr(stage_models, "load_model", with_dropout)
-    recipe = recipe_file(off_policy(str(tmp_path / "model"), pairs_file(10)))
-    with pytest.raises(DivergedError, match="dropout that is still active"):
-        run(recipe)
+    recipe = recipe_file(off_policy(str(tmp_path / "model"), pairs_file(10), logging={"every": 1}))
+    done = run(recipe)
+    assert "(LlamaForCausalLM) is random in training mode" in caplog.text
+    first = next(line for line in lines(done.run / "dpo") if line["split"] == "train")
+    assert (first["step"], first["rewards/chosen"]) == (1, 0.0)
 
 
 def test_a_reference_that_is_meant_to_be_another_model_is_not_checked(
