@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Set
 
 from rich.console import RenderableType
-from rich.markup import escape
 
 from aligndistil.commands.data_checks import ReadStage, read_stages
 from aligndistil.commands.estimate import Memory, ModelSize, configuration, cost, cost_at_most, memory, model_size
 from aligndistil.commands.train import check_recipe, stages_wanted
-from aligndistil.errors import ServiceError
+from aligndistil.errors import ServiceError, for_console
 from aligndistil.evaluation.measurements import initial_model
 from aligndistil.recipe import Recipe, Stage, changed_sections, stage_of
 from aligndistil.run_folder import Done, RunFolder
@@ -30,13 +29,13 @@ def plan(recipe: Recipe, only: str | None, processes: int) -> Iterator[Renderabl
         again = [] if done is None else _why_again(stage, done, trained)
         if done is None or again:
             trained.add(name)
-        state = "to train" if done is None else escape("; ".join(again)) or "was trained before"
+        state = "to train" if done is None else for_console("; ".join(again)) or "was trained before"
         yield f"[bold]{name}[/]: {stage.objective.name}, {state}"
         sizes = _sizes(recipe, stage, unread)
         yield f"  models  {_shown(stage, sizes)}"
         yield f"  data    {_taken(recipe, stage, read[name], unread)}"
         if isinstance(of_stage := read[name], ReadStage):
-            yield from (f"          {escape(line)}" for line in of_stage.lines)
+            yield from (f"          {for_console(line)}" for line in of_stage.lines)
         if sizes is not None:
             policy, others = sizes
             yield f"  memory  {_needed(memory(stage, policy, others, processes))}"
@@ -93,10 +92,10 @@ def _shown(stage: Stage, sizes: tuple[ModelSize, dict[str, ModelSize]] | None) -
     if sizes is None:
         return "unknown: a configuration is on the Hub, which cannot be reached"
     policy, others = sizes
-    models = [f"policy {escape(stage.model.path)} ({_millions(policy)})"]
+    models = [f"policy {for_console(stage.model.path)} ({_millions(policy)})"]
     for role, path in stage.models.items():
         size = f" ({_millions(others[role])})" if role in others else ""
-        models.append(f"{role.replace('_', ' ')} {escape(path)}{size}")
+        models.append(f"{role.replace('_', ' ')} {for_console(path)}{size}")
     return ", ".join(models)
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import rich
 import torch
-from rich.markup import escape
 
 from aligndistil.commands.compare import show
 from aligndistil.commands.data_checks import read_stages
@@ -20,7 +19,7 @@ from aligndistil.data import content_hash, sources_of
 from aligndistil.engine.checkpoint import checkpoints
 from aligndistil.engine.config import user_config
 from aligndistil.engine.processes import Processes, launched_rank, launched_world, process_group
-from aligndistil.errors import Interrupted, ServiceError, UserError
+from aligndistil.errors import Interrupted, ServiceError, UserError, for_console
 from aligndistil.evaluation.measurements import initial_model
 from aligndistil.files import remove_folder
 from aligndistil.models import check_weights, model_exists, model_hash
@@ -62,7 +61,7 @@ def train(recipe: Recipe, *, stage: str | None, fresh: bool, allow_code: bool) -
     *others, last = finished.models.items()
     lines = [f"        {path} ({name})" for name, path in others]
     for line in [*lines, f"model   {last[1]} ({last[0]})" if others else f"model   {last[1]}"]:
-        rich.get_console().print(escape(line), soft_wrap=True)
+        rich.get_console().print(for_console(line), soft_wrap=True)
 
 
 def run_recipe(recipe: Recipe, *, stage: str | None = None, fresh: bool = False, allow_code: bool = False) -> Finished:
@@ -225,7 +224,7 @@ def _run_stage(
     done = folder.read_done()
     if done is not None and done.fingerprint == fingerprint and not fresh and _as_trained(folder, done, processes):
         skipped = f"finished and unchanged, skipped ({done.step} steps, {folder.final})"
-        _say(processes, f"[green]✓[/] [bold]{name}[/]: {escape(skipped)}")
+        _say(processes, f"[green]✓[/] [bold]{name}[/]: {for_console(skipped)}")
         view.finish(name, done.step, done.seconds, done.metrics)
         return done.weights
     # The data may be refused: nothing of an earlier run is moved before it is accepted.
@@ -277,7 +276,7 @@ def _make_room(stage: Stage, folder: StageFolder, done: Done | None, fingerprint
         why = _why_again(stage, folder, done, same, fresh)
         moved = folder.archive()
         if moved is not None:
-            again = escape(f"{why}; the old folder is kept as {moved}")
+            again = for_console(f"{why}; the old folder is kept as {moved}")
             _print(f"[yellow]↻[/] [bold]{stage.name}[/]: {again}")
     folder.clear_unfinished()
     folder.path.mkdir(parents=True, exist_ok=True)
@@ -308,9 +307,9 @@ def _announce(stage: Stage, training: StageTraining, processes: Processes, lines
         + f", {how}, {len(training.data.train)} examples, {training.schedule.total_steps} steps of "
         f"{stage.train.batch_size}"
     )
-    _say(processes, f"[cyan]▶[/] [bold]{stage.name}[/]: {escape(what)}")
+    _say(processes, f"[cyan]▶[/] [bold]{stage.name}[/]: {for_console(what)}")
     for line in lines:
-        _say(processes, f"  {escape(line)}")
+        _say(processes, f"  {for_console(line)}")
 
 
 def _say(processes: Processes, text: str) -> None:

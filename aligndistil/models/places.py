@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+import pickle
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
@@ -14,7 +15,7 @@ import transformers
 from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError
 
-from aligndistil.errors import MissingError, ServiceError, UserError, nearest
+from aligndistil.errors import MissingError, ServiceError, UserError, nearest, of_the_system, out_of_memory
 
 BUILTIN = "builtin:"
 _OF_A_MODEL = (".json", ".safetensors", ".bin", ".jinja", ".model", ".txt", ".py")
@@ -61,11 +62,17 @@ def model_exists(path: str) -> None:
 
 
 def from_hub(path: str, load: Callable[[], _T]) -> _T:
-    """Run a loading call of transformers and say in one sentence why it failed."""
+    """Run a loading call of transformers and say in one sentence why it failed.
+
+    Whatever it raises is about somebody's files: transformers looks at few of the values in them before it uses them.
+    What this machine has not enough of is raised as it is.
+    """
     try:
         return load()
-    except (OSError, ValueError, ImportError, SafetensorError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except Exception as error:
+        if isinstance(error, UserError) or out_of_memory(error) or of_the_system(error):
+            raise
+        first = _first_line(error)
         if isinstance(error, ImportError):
             raise MissingError(f"model {path!r} needs a package that is not installed: {first}") from None
         is_local = os.path.isdir(builtin_model(path))
@@ -77,6 +84,16 @@ def from_hub(path: str, load: Callable[[], _T]) -> _T:
             ) from None
         version = transformers.__version__
         raise UserError(f"model {path!r} cannot be loaded by transformers {version}: {first}") from None
+
+
+def _first_line(error: Exception) -> str:
+    if isinstance(error, pickle.UnpicklingError):
+        return "a .bin file is no PyTorch weights, or holds more than tensors, which could run code; give safetensors"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    # An error of another kind says little without its name: KeyError('x'), TypeError(...).
+    plain = isinstance(error, OSError | ValueError | ImportError | SafetensorError)
+    name = "" if plain and lines else type(error).__name__
+    return ": ".join(part for part in (name, lines[0] if lines else "") if part)
 
 
 def model_hash(path: str) -> str:
