@@ -55,7 +55,7 @@ def train(
     if dry_run:
         from aligndistil.commands.plan import plan
 
-        for text in plan(loaded, stage, process_count(processes)):
+        for text in plan(loaded, stage, process_count(processes), fresh=fresh, allow_code=allow_code):
             rich.print(text)
         return
     if must_start(processes):
