@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Annotated
 
 import rich
-import rich.markup
 import typer
 
 from aligndistil import __version__
-from aligndistil.errors import EXIT_SIGINT, UserError
+from aligndistil.errors import EXIT_SIGINT, UserError, for_console, of_the_system, printable
 from aligndistil.stop import end_with_parent, interrupted
 
 app = typer.Typer(
@@ -56,7 +55,7 @@ def train(
     if dry_run:
         from aligndistil.commands.plan import plan
 
-        for text in plan(loaded, stage, process_count(processes)):
+        for text in plan(loaded, stage, process_count(processes), fresh=fresh, allow_code=allow_code):
             rich.print(text)
         return
     if must_start(processes):
@@ -222,9 +221,7 @@ def generate(
 
     sampled = answers(model, prompt, samples, seed, max_new_tokens, temperature, top_p)
     for asked, answer, finished in sampled:
-        rich.print(
-            f"[bold cyan]{rich.markup.escape(asked)}[/]\n{rich.markup.escape(answer)}{'' if finished else ' […]'}\n"
-        )
+        rich.print(f"[bold cyan]{for_console(asked)}[/]\n{for_console(answer)}{'' if finished else ' […]'}\n")
 
 
 @app.command()
@@ -240,7 +237,8 @@ def inspect(
     """Write a page that shows, token by token, what a stage was taught; --prompt and --row may be repeated."""
     from aligndistil import token_view
 
-    print(token_view.inspect(run, token_view.Request(prompt or (), row or (), seed, max_new_tokens), out, top))
+    page = token_view.inspect(run, token_view.Request(prompt or (), row or (), seed, max_new_tokens), out, top)
+    print(printable(str(page)))
 
 
 @app.command()
@@ -276,7 +274,7 @@ def recipes_cp(
     from aligndistil.commands import recipes
 
     for path in recipes.copy_recipe(name, target):
-        print(path)
+        print(printable(str(path)))
 
 
 def _load(path: Path, overrides: list[str] | None):  # type: ignore[no-untyped-def]
@@ -318,10 +316,13 @@ def main() -> None:
         end_with_parent()
         with interrupted("stopped; nothing that was learnt is lost: run the same command to go on"):
             app()
-    except UserError as error:
-        from aligndistil.commands.launch import report_error
-
-        report_error(error)
-        sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(EXIT_SIGINT)
+    except Exception as error:
+        said = error if isinstance(error, UserError) else of_the_system(error)
+        if said is None:
+            raise
+        from aligndistil.commands.launch import report_error
+
+        report_error(said)
+        sys.exit(said.exit_code)

@@ -4,8 +4,12 @@ A `UserError` is shown as one sentence, without a traceback. Anything else that 
 its traceback. The functions at the end are the words of sentences that guess what was meant, and list what there is.
 """
 
+import errno
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
+
+from rich.markup import escape
 
 EXIT_USAGE = 2
 EXIT_MISSING = 3
@@ -74,9 +78,74 @@ def guess_and_list(word: str, known: Iterable[str], what: str) -> str:
     return f"{guess} The {what} are {listed(known)}" if guess else f"; the {what} are {listed(known)}"
 
 
+def shortened(text: str) -> str:
+    """As much of a text as a sentence has room for."""
+    return text if len(text) <= 80 else f"{text[:60]}..."
+
+
+_SECRET = re.compile(
+    r"(?<=://)[^/\s]+(?=@)"  # https://USER:PASSWORD@HOST
+    r"|(?<=[?&]token=)[^&\s]+|(?<=[?&]sig=)[^&\s]+|(?<=[?&]key=)[^&\s]+|(?<=X-Amz-Signature=)[^&\s]+"
+    r"|\bhf_[A-Za-z0-9]{30,}"
+)
+
+
+def holds_secret(text: str) -> bool:
+    """Whether a text holds a password in a URL, a signature of one, or a token of the Hub."""
+    return _SECRET.search(text) is not None
+
+
 def printable(text: str) -> str:
-    """Text without what a terminal would obey: names of columns and files come from elsewhere."""
+    """Text without what a terminal would obey, and without passwords: names and paths come from elsewhere."""
     return "".join(
         one if one.isprintable() or one == "\n" else one.encode("unicode_escape", "surrogatepass").decode()
-        for one in text
+        for one in _SECRET.sub("***", text)
     )
+
+
+def for_console(text: object) -> str:
+    """Text for a console of rich, which is to read no markup in it, nor the terminal a command."""
+    return escape(printable(str(text)))
+
+
+_NO_MEMORY = re.compile(r"not enough memory|can't allocate memory|Cannot allocate memory|CUDA out of memory")
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error is that of an allocator: torch's for the CPU raises a plain RuntimeError."""
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"  # torch is not imported here
+    return named or (isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error)) is not None)
+
+
+_OF_THE_SYSTEM = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "the file is larger than it may be here",
+    errno.EROFS: "the disk can only be read",
+    errno.EIO: "the disk does not work",
+    errno.EACCES: "permission denied",
+    errno.EPERM: "permission denied",
+    errno.ENAMETOOLONG: "the name is too long for a file; give a shorter one",
+    errno.EMFILE: "too many files are open; raise the limit (`ulimit -n`)",
+}
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_WRITERS = re.compile(
+    r"inline_container\.cc|PytorchStreamWriter|file write failed|os error (28|27|122)\b|iostream error"
+)
+"""What torch and safetensors say of a write that failed; torch does not say why."""
+
+
+def of_the_system(error: Exception) -> UserError | None:
+    """What to say of an error that is this machine's: a full disk, a forbidden or impossible path. None for others."""
+    number = error.errno if isinstance(error, OSError) else None
+    if number in _FULL or (not isinstance(error, OSError) and _WRITERS.search(str(error))):
+        what = _OF_THE_SYSTEM.get(number or 0, "a file could not be written, most likely because the disk is full")
+        where = f" ({error.filename})" if isinstance(error, OSError) and error.filename else ""
+        return MissingError(
+            f"{what}{where}; nothing that was complete is lost: make room, and run the same command to go on, or give "
+            "--set output_dir=ANOTHER"
+        )
+    if number in _OF_THE_SYSTEM and isinstance(error, OSError):
+        path = str(error.filename or "")
+        return UserError(f"{shortened(path) if number == errno.ENAMETOOLONG else path}: {_OF_THE_SYSTEM[number]}")
+    return None

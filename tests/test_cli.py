@@ -123,10 +123,10 @@ def test_train_then_train_again_skips(run, recipe, tmp_path):
     assert code == 0
     assert "finished and unchanged" in out
     code, out, _ = run("train", recipe, "--dry-run")
-    assert "was trained before" in out
+    assert "finished and unchanged, skipped (2 steps" in " ".join(out.split())
     changed = ["--set", "train.learning_rate=2.0e-4"]
     code, out, _ = run("train", recipe, "--dry-run", *changed)
-    assert "to train again because train.learning_rate changed from 0.0001 to 0.0002" in " ".join(out.split())
+    assert "trained again because train.learning_rate changed from 0.0001 to 0.0002" in " ".join(out.split())
     (tmp_path / "runs/small/dpo/started.json").write_text("{")  # of no interest once a stage is done
     code, out, _ = run("train", recipe, *changed)
     assert code == 0

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import rich
-from rich.markup import escape
 
 from aligndistil.commands.launch import must_start, process_count, start, start_side_by_side
 from aligndistil.commands.recipes import find_recipe, shipped_recipes
-from aligndistil.errors import UserError
+from aligndistil.errors import UserError, for_console
 from aligndistil.files import is_partial
 from aligndistil.recipe import Recipe, load_recipe
 from aligndistil.report import (
@@ -84,7 +83,7 @@ def show(table: Comparison, folder: Path, files: Iterable[Path]) -> None:
             rich.print(shown)
     rich.print()
     names = ", ".join(file.name for file in files)
-    rich.get_console().print(escape(f"report  {folder}/ ({names})"), soft_wrap=True)
+    rich.get_console().print(for_console(f"report  {folder}/ ({names})"), soft_wrap=True)
 
 
 def _is_run(name: str) -> bool:
@@ -127,7 +126,7 @@ def _train(path: Path, options: Options) -> int:
         logs = [recipe.output_dir / f"seed-{k}.log" for k in range(options.seeds)]
         return start_side_by_side([_command(path, one, options) for one in own], logs, options.jobs)
     for k in range(options.seeds):
-        rich.print(f"[bold]seed {k}[/] of {options.seeds}: {escape(str(_seed_folder(recipe.output_dir, k)))}")
+        rich.print(f"[bold]seed {k}[/] of {options.seeds}: {for_console(_seed_folder(recipe.output_dir, k))}")
         if code := _run(path, overrides_of_seed(recipe, options.overrides, k), options):
             return code
     return 0

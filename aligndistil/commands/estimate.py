@@ -141,9 +141,13 @@ def model_size(path: str, *, scalar: bool = False, trust_remote_code: bool = Fal
             raise config
         config = AutoConfig.for_model(**KNOWN_MODELS[name])
     text = config.get_text_config()
-    with torch.device("meta"):
-        family: Any = AutoModel if scalar else AutoModelForCausalLM
-        model = family.from_config(config, trust_remote_code=trust_remote_code)
+    family: Any = AutoModel if scalar else AutoModelForCausalLM
+
+    def without_weights() -> Any:
+        with torch.device("meta"):
+            return family.from_config(config, trust_remote_code=trust_remote_code)
+
+    model = from_hub(path, without_weights)
     heads = text.num_attention_heads
     # Not every architecture has fewer key heads than query heads, a head size of its own, or says its inner width.
     kv_heads = getattr(text, "num_key_value_heads", None) or heads

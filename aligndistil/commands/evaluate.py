@@ -10,7 +10,6 @@ from pathlib import Path
 
 import rich
 from filelock import FileLock, Timeout
-from rich.markup import escape
 
 from aligndistil.benchmarks import BENCHMARKS, Benchmark, Files, Pairwise, benchmark_of
 from aligndistil.benchmarks.answers import Decoding
@@ -29,7 +28,7 @@ from aligndistil.commands.compare import show
 from aligndistil.commands.rank import judge_beside_people, rank_rewards
 from aligndistil.data import Record, eval_prompts, read_prompts
 from aligndistil.engine.processes import Processes, launched_world, process_group, start_processes
-from aligndistil.errors import UserError, guess_and_list
+from aligndistil.errors import UserError, for_console, guess_and_list
 from aligndistil.models import model_exists, model_hash
 from aligndistil.recipe import Data, Model, Source
 from aligndistil.report import ComparedWith, Comparison, ModelResult, with_statistics, write_report
@@ -128,7 +127,7 @@ def evaluate(given: Sequence[str], options: Options) -> None:
         console = rich.get_console()
         if judge is None:
             for benchmark in benchmarks:
-                console.print(escape(f"answers  {options.out / benchmark.name}/"), soft_wrap=True)
+                console.print(for_console(f"answers  {options.out / benchmark.name}/"), soft_wrap=True)
             return
         results = [
             judge_answers(
@@ -147,7 +146,7 @@ def evaluate(given: Sequence[str], options: Options) -> None:
         show(table, options.out, write_report(options.out, table, {}))
         for result in results:
             if result.usage:
-                console.print(escape(f"judging {result.benchmark}: {result.usage}"), soft_wrap=True)
+                console.print(for_console(f"judging {result.benchmark}: {result.usage}"), soft_wrap=True)
 
 
 @contextmanager

@@ -15,9 +15,8 @@ from pathlib import Path
 
 import rich
 from rich.console import Console
-from rich.markup import escape
 
-from aligndistil.errors import EXIT_SIGINT, EXIT_SIGKILL, EXIT_SIGTERM, EXIT_USAGE, Interrupted, UserError, printable
+from aligndistil.errors import EXIT_SIGINT, EXIT_SIGKILL, EXIT_SIGTERM, EXIT_USAGE, Interrupted, UserError, for_console
 from aligndistil.stop import ASKS, PARENT, handled
 
 _ERROR_FILE = "ALIGNDISTIL_ERROR_FILE"
@@ -109,7 +108,7 @@ def start_side_by_side(commands: list[list[str]], logs: list[Path], jobs: int) -
                 log, command = next(iter(waiting.items()))
                 del waiting[log]
                 log.parent.mkdir(parents=True, exist_ok=True)
-                rich.print(f"[cyan]▶[/] [bold]{log.stem}[/]: {escape(str(log))}")
+                rich.print(f"[cyan]▶[/] [bold]{log.stem}[/]: {for_console(log)}")
                 children.start(log.stem, command, _ONE_THREAD, log)
             for name, ended in children.ended():
                 if not ended:
@@ -207,4 +206,4 @@ def report_error(error: UserError) -> None:
 
 def _complain(sentence: str) -> None:
     # Unwrapped: a sentence with a path in it should survive copying, and grep.
-    Console(stderr=True).print(f"[bold red]error:[/] {escape(printable(sentence))}", soft_wrap=True)
+    Console(stderr=True).print(f"[bold red]error:[/] {for_console(sentence)}", soft_wrap=True)

@@ -2,41 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Mapping
 
+import torch
 from rich.console import RenderableType
-from rich.markup import escape
 
 from aligndistil.commands.data_checks import ReadStage, read_stages
 from aligndistil.commands.estimate import Memory, ModelSize, configuration, cost, cost_at_most, memory, model_size
+from aligndistil.commands.standing import Standing, fingerprint_of, standing
 from aligndistil.commands.train import check_recipe, stages_wanted
-from aligndistil.errors import ServiceError
+from aligndistil.engine.processes import Processes
+from aligndistil.errors import ServiceError, for_console
 from aligndistil.evaluation.measurements import initial_model
-from aligndistil.recipe import Recipe, Stage, changed_sections, stage_of
-from aligndistil.run_folder import Done, RunFolder
+from aligndistil.recipe import Recipe, Stage, stage_of
+from aligndistil.run_folder import RunFolder
 from aligndistil.training import is_code
 
 
-def plan(recipe: Recipe, only: str | None, processes: int) -> Iterator[RenderableType]:
+def plan(
+    recipe: Recipe, only: str | None, processes: int, *, fresh: bool = False, allow_code: bool = False
+) -> Iterator[RenderableType]:
     """What `train` would do: state, models, steps, tokens and memory of each stage."""
     check_recipe(recipe, processes)
-    run = RunFolder(recipe.output_dir)
     unread: set[str] = set()
-    trained: set[str] = set()
+    weights: dict[str, str | None] = {}
     wanted = stages_wanted(recipe, only)
     read = read_stages(recipe, wanted)
     for name in wanted:
-        stage, done = recipe.stages[name], run.stage(name).read_done()
-        again = [] if done is None else _why_again(stage, done, trained)
-        if done is None or again:
-            trained.add(name)
-        state = "to train" if done is None else escape("; ".join(again)) or "was trained before"
-        yield f"[bold]{name}[/]: {stage.objective.name}, {state}"
+        stage, found = recipe.stages[name], _standing(recipe, name, weights, fresh=fresh, allow_code=allow_code)
+        weights[name] = found.done.weights if found.action == "skip" and found.done is not None else None
+        yield f"[bold]{name}[/]: {stage.objective.name}, {for_console(found.why)}"
         sizes = _sizes(recipe, stage, unread)
         yield f"  models  {_shown(stage, sizes)}"
         yield f"  data    {_taken(recipe, stage, read[name], unread)}"
         if isinstance(of_stage := read[name], ReadStage):
-            yield from (f"          {escape(line)}" for line in of_stage.lines)
+            yield from (f"          {for_console(line)}" for line in of_stage.lines)
         if sizes is not None:
             policy, others = sizes
             yield f"  memory  {_needed(memory(stage, policy, others, processes))}"
@@ -48,11 +48,22 @@ def plan(recipe: Recipe, only: str | None, processes: int) -> Iterator[Renderabl
     yield "Nothing was trained. Memory is an estimate, for the longest rows that the recipe allows, one GPU a process."
 
 
-def _why_again(stage: Stage, done: Done, trained: Set[str]) -> list[str]:
-    """What the recipe says otherwise than when the stage was trained; contents of data and models are not compared."""
-    changes = changed_sections(done.resolved, stage.resolved(), scalar=stage.objective.is_scalar)
-    changes += [f"{name}, which it depends on, is trained" for name in stage.inputs if name in trained]
-    return [f"to train again because {changes[0]}", *changes[1:]] if changes else []
+def _standing(
+    recipe: Recipe, name: str, weights: Mapping[str, str | None], *, fresh: bool, allow_code: bool
+) -> Standing:
+    """What becomes of a stage, as far as it can be known without the Hub and without somebody's code."""
+    stage, folder = recipe.stages[name], RunFolder(recipe.output_dir).stage(name)
+    there = folder.path.is_dir() and any(folder.path.iterdir())
+    if not allow_code and any(map(is_code, stage.models.values())):
+        unknown = "with --allow-code it is said whether it is trained again"
+        return Standing("train", unknown if there else "to train", None)
+    try:
+        fingerprint = fingerprint_of(stage, folder, weights)
+    except ServiceError:
+        unknown = "trained again if anything changed, which the Hub cannot be reached to say"
+        return Standing("train", unknown if there else "to train", None)
+    alone = Processes(0, 1, torch.device("cpu"))
+    return standing(stage, folder, weights, fingerprint, fresh=fresh, processes=alone)
 
 
 def _needed(m: Memory) -> str:
@@ -93,10 +104,10 @@ def _shown(stage: Stage, sizes: tuple[ModelSize, dict[str, ModelSize]] | None) -
     if sizes is None:
         return "unknown: a configuration is on the Hub, which cannot be reached"
     policy, others = sizes
-    models = [f"policy {escape(stage.model.path)} ({_millions(policy)})"]
+    models = [f"policy {for_console(stage.model.path)} ({_millions(policy)})"]
     for role, path in stage.models.items():
         size = f" ({_millions(others[role])})" if role in others else ""
-        models.append(f"{role.replace('_', ' ')} {escape(path)}{size}")
+        models.append(f"{role.replace('_', ' ')} {for_console(path)}{size}")
     return ", ".join(models)
 
 

@@ -10,30 +10,26 @@ from pathlib import Path
 
 import rich
 import torch
-from rich.markup import escape
 
 from aligndistil.commands.compare import show
 from aligndistil.commands.data_checks import read_stages
 from aligndistil.commands.judging import judge_of, judging_of
 from aligndistil.commands.measure import WrittenComparison, compare_models, locate
-from aligndistil.data import content_hash, sources_of
+from aligndistil.commands.standing import Standing, fingerprint_of, sizes_and_times, standing
 from aligndistil.engine.checkpoint import checkpoints
 from aligndistil.engine.config import user_config
 from aligndistil.engine.processes import Processes, launched_rank, launched_world, process_group
-from aligndistil.errors import Interrupted, ServiceError, UserError
+from aligndistil.errors import Interrupted, ServiceError, UserError, for_console
 from aligndistil.evaluation.measurements import initial_model
 from aligndistil.files import remove_folder
 from aligndistil.models import check_weights, model_exists, model_hash
 from aligndistil.objectives.base import Role
 from aligndistil.progress import RunView
-from aligndistil.recipe import Recipe, Stage, changed_sections, stage_fingerprint, stage_of
+from aligndistil.recipe import Recipe, Stage, stage_of
 from aligndistil.run_folder import Done, Environment, RunFolder, StageFolder, setup_logging
 from aligndistil.run_folder.trackers import check_trackers
 from aligndistil.stop import StopSignal
 from aligndistil.training import StageTraining, is_code, source_of
-
-RESULT_VERSION = "4"
-"""Raised when the same recipe gives other weights than before, so that finished stages are trained again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +58,7 @@ def train(recipe: Recipe, *, stage: str | None, fresh: bool, allow_code: bool) -
     *others, last = finished.models.items()
     lines = [f"        {path} ({name})" for name, path in others]
     for line in [*lines, f"model   {last[1]} ({last[0]})" if others else f"model   {last[1]}"]:
-        rich.get_console().print(escape(line), soft_wrap=True)
+        rich.get_console().print(for_console(line), soft_wrap=True)
 
 
 def run_recipe(recipe: Recipe, *, stage: str | None = None, fresh: bool = False, allow_code: bool = False) -> Finished:
@@ -220,18 +216,17 @@ def _run_stage(
 ) -> str:
     """Train the stage unless it is done; what its final model's weights are called, as are those in `weights`."""
     stage, folder = recipe.stages[name], run.stage(name)
-    fingerprint = _fingerprint(stage, weights)
+    fingerprint = fingerprint_of(stage, folder, weights)
     processes.barrier()
-    done = folder.read_done()
-    if done is not None and done.fingerprint == fingerprint and not fresh and _as_trained(folder, done, processes):
-        skipped = f"finished and unchanged, skipped ({done.step} steps, {folder.final})"
-        _say(processes, f"[green]✓[/] [bold]{name}[/]: {escape(skipped)}")
-        view.finish(name, done.step, done.seconds, done.metrics)
-        return done.weights
+    found = standing(stage, folder, weights, fingerprint, fresh=fresh, processes=processes)
+    if found.action == "skip" and found.done is not None:
+        _say(processes, f"[green]✓[/] [bold]{name}[/]: {for_console(found.why)}")
+        view.finish(name, found.done.step, found.done.seconds, found.done.metrics)
+        return found.done.weights
     # The data may be refused: nothing of an earlier run is moved before it is accepted.
     initial = initial_model(recipe, stage)
     training = StageTraining(stage, folder, lambda path: locate(run, path), processes, initial)
-    processes.on_main(lambda: _make_room(stage, folder, done, fingerprint, fresh))
+    processes.on_main(lambda: _make_room(stage, folder, found, fingerprint))
     setup_logging(processes.rank, folder.log_file(processes.rank))
     _announce(stage, training, processes, lines)
     outcome = training.run(stop, view)
@@ -242,7 +237,7 @@ def _run_stage(
             Done(
                 fingerprint=fingerprint,
                 weights=became,
-                files=_sizes_and_times(folder.final),
+                files=sizes_and_times(folder.final),
                 inputs={one: weights[one] for one in stage.inputs},
                 step=outcome.steps,
                 seconds=outcome.seconds,
@@ -257,45 +252,16 @@ def _run_stage(
     return became
 
 
-def _as_trained(folder: StageFolder, done: Done, processes: Processes) -> bool:
-    """Whether the final model is there, as training left it. Its files are read where sizes or times are others."""
-    whole = folder.final.is_dir() and (
-        _sizes_and_times(folder.final) == done.files or model_hash(str(folder.final)) == done.weights
-    )
-    return bool(processes.gather(whole)[0])
-
-
-def _sizes_and_times(folder: Path) -> dict[str, tuple[int, int]]:
-    states = ((path.name, path.stat()) for path in sorted(folder.iterdir()) if path.is_file())
-    return {name: (state.st_size, state.st_mtime_ns) for name, state in states}
-
-
-def _make_room(stage: Stage, folder: StageFolder, done: Done | None, fingerprint: str, fresh: bool) -> None:
+def _make_room(stage: Stage, folder: StageFolder, found: Standing, fingerprint: str) -> None:
     """Keep what an interrupted run of the same stage left; rename the folder of another version of it."""
-    same = folder.was_started_as(fingerprint)
-    if done is not None or fresh or not same or stage.checkpoint.resume == "never":
-        why = _why_again(stage, folder, done, same, fresh)
-        moved = folder.archive()
-        if moved is not None:
-            again = escape(f"{why}; the old folder is kept as {moved}")
-            _print(f"[yellow]↻[/] [bold]{stage.name}[/]: {again}")
+    moved = folder.archive() if found.action == "train" else None
+    if moved is not None or found.action == "continue":
+        why = f"{found.why}; the old folder is kept as {moved}" if moved else found.why
+        _print(f"[yellow]↻[/] [bold]{stage.name}[/]: {for_console(why)}")
     folder.clear_unfinished()
     folder.path.mkdir(parents=True, exist_ok=True)
     folder.write_started(fingerprint)
     folder.write_resolved(stage.resolved())
-
-
-def _why_again(stage: Stage, folder: StageFolder, done: Done | None, same: bool, fresh: bool) -> str:
-    if fresh:
-        return "trained again because of --fresh"
-    if done is None and same:
-        return "an unfinished run was here, and checkpoint.resume is never"
-    if done is None:
-        return "an unfinished run of another version of this stage was here"
-    if not folder.final.is_dir():
-        return "trained again because its final model is gone"
-    changes = changed_sections(done.resolved, stage.resolved(), scalar=stage.objective.is_scalar)
-    return "trained again because " + ("; ".join(changes) or "its data, its models or this package changed")
 
 
 def _announce(stage: Stage, training: StageTraining, processes: Processes, lines: Sequence[str]) -> None:
@@ -308,9 +274,9 @@ def _announce(stage: Stage, training: StageTraining, processes: Processes, lines
         + f", {how}, {len(training.data.train)} examples, {training.schedule.total_steps} steps of "
         f"{stage.train.batch_size}"
     )
-    _say(processes, f"[cyan]▶[/] [bold]{stage.name}[/]: {escape(what)}")
+    _say(processes, f"[cyan]▶[/] [bold]{stage.name}[/]: {for_console(what)}")
     for line in lines:
-        _say(processes, f"  {escape(line)}")
+        _say(processes, f"  {for_console(line)}")
 
 
 def _say(processes: Processes, text: str) -> None:
@@ -323,26 +289,3 @@ def _print(text: str) -> None:
     """On a terminal lines are broken between words; in a file they are whole."""
     console = rich.get_console()
     console.print(text, soft_wrap=not console.is_terminal)
-
-
-def _fingerprint(stage: Stage, weights: dict[str, str]) -> str:
-    sources = list(stage.data.train)
-    if stage.objective.is_scalar:
-        sources += sources_of(stage.data, "eval")  # what the scale of a reward is measured on
-    contents = {source.model_dump_json(): content_hash(source) for source in sources}
-    for path in (stage.model.path, *stage.models.values()):
-        if is_code(path):
-            contents[path] = source_of(path)
-        elif stage_of(path) is None:
-            contents[path] = model_hash(path)
-    for named in (stage.model.chat_template, stage.engine.deepspeed):
-        contents |= _text_of_file(named)
-    inputs = {name: weights[name] for name in stage.inputs}
-    return stage_fingerprint(stage, inputs, contents, RESULT_VERSION)
-
-
-def _text_of_file(named: object) -> dict[str, str]:
-    """The content of a file that a recipe names, by its name; empty for anything else."""
-    if not isinstance(named, str) or len(named) > 4096 or "{" in named or not Path(named).is_file():
-        return {}
-    return {named: Path(named).read_text()}

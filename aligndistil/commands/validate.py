@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from rich.console import RenderableType
-from rich.markup import escape
 from rich.text import Text
 
 from aligndistil.commands.data_checks import ReadStage, read_stages
 from aligndistil.commands.train import check_recipe
 from aligndistil.data import preview
+from aligndistil.errors import for_console
 from aligndistil.recipe import Recipe
 
 
@@ -22,19 +22,19 @@ def check(recipe: Recipe, processes: int, count: int = 0) -> Iterator[Renderable
     """
     check_recipe(recipe, processes)
     read = read_stages(recipe, list(recipe.stages))
-    yield f"[green]✓[/] {escape(str(recipe.path))}: {len(recipe.stages)} stage(s) for {processes} process(es)"
+    yield f"[green]✓[/] {for_console(recipe.path)}: {len(recipe.stages)} stage(s) for {processes} process(es)"
     for stage in recipe.stages.values():
         against = ", ".join(f"{role} {path}" for role, path in stage.models.items())
         policy = "on-policy" if stage.on_policy else "off-policy"
         what = f"{stage.objective.name} ({policy}) from {stage.model.path}" + (f" against {against}" if against else "")
-        yield f"  [bold]{stage.name}[/]: {escape(what)}"
+        yield f"  [bold]{stage.name}[/]: {for_console(what)}"
         of_stage = read[stage.name]
         if not isinstance(of_stage, ReadStage):
-            yield f"    [yellow]data not checked[/]: {escape(str(of_stage))}"
+            yield f"    [yellow]data not checked[/]: {for_console(of_stage)}"
     for name, of_stage in read.items():
         if isinstance(of_stage, ReadStage):
             yield Text(f"\n{name}: {len(of_stage.data.train)} {of_stage.data.train.kind}", style="bold")
-            yield from (f"  {escape(line)}" for line in of_stage.lines)
+            yield from (f"  {for_console(line)}" for line in of_stage.lines)
             yield from _rows(of_stage, count)
 
 

@@ -62,8 +62,12 @@ def positions(path: str, section: recipe.Model) -> Positions | None:
         return None
     if any(getattr(text, name, None) for name in ("rope_parameters", "rope_scaling", "rope_theta")):
         return Positions(count, fixed=False)
-    with torch.device("meta"):
-        model = AutoModel.from_config(config, trust_remote_code=trust)
+
+    def without_weights() -> Any:
+        with torch.device("meta"):
+            return AutoModel.from_config(config, trust_remote_code=trust)
+
+    model = from_hub(path, without_weights)
     # A table may have a few rows more than there are positions: OPT's begins at 2.
     table = any(
         tensor.ndim == 2 and count <= tensor.shape[0] <= count + 8 and ("pos" in name or "wpe" in name)
@@ -142,6 +146,7 @@ def _language_model(path: str, place: str, options: dict[str, Any]) -> PreTraine
     config = options["config"]
     _refuse_classifier(path, config)
     model, found = from_hub(path, lambda: _loaded(AutoModelForCausalLM, place, options))
+    _refuse_other_shapes(path, found)
     if missing := sorted(found["missing_keys"]):
         raise UserError(
             f"model {path!r} lacks {len(missing)} of its weights, {missing[0]} for one, which transformers would draw "
@@ -160,6 +165,7 @@ def _scalar_model(
         raise UserError(f"model {path!r} is a classifier with {config.num_labels} outputs, and a score is one number")
     config.num_labels = 1
     model, found = from_hub(path, lambda: _loaded(AutoModelForSequenceClassification, place, options))
+    _refuse_other_shapes(path, found)
     body = f"{model.base_model_prefix}."
     missing = sorted(found["missing_keys"])
     lacks = [name for name in missing if not trained or name.startswith(body)]
@@ -187,6 +193,7 @@ def _loaded(auto: Any, place: str, options: dict[str, Any]) -> tuple[PreTrainedM
 
 def _on_meta(kind: Any, config: Any, tensors: dict[str, Tensor]) -> tuple[PreTrainedModel, dict[str, set[str]]]:
     given = {"config": config, "state_dict": tensors, "device_map": "meta", "output_loading_info": True}
+    given["ignore_mismatched_sizes"] = True  # they are refused, as in `_options`
     loaded: tuple[PreTrainedModel, dict[str, set[str]]] = kind.from_pretrained(None, **given)
     return loaded
 
@@ -205,6 +212,15 @@ def language_head(config: Any, *, trust_remote_code: bool) -> set[str]:
         if module is head
         for parameter, _ in module.named_parameters()
     }
+
+
+def _refuse_other_shapes(path: str, found: dict[str, set[Any]]) -> None:
+    if others := sorted(found["mismatched_keys"]):
+        name, stored, configured = others[0]
+        raise UserError(
+            f"model {path!r} has {len(others)} tensors of other shapes than its config.json says, {name} for one: "
+            f"{tuple(stored)} and {tuple(configured)}; give the configuration that belongs to the weights"
+        )
 
 
 def _refuse_leftovers(path: str, model: PreTrainedModel, config: Any, leftovers: Iterable[str]) -> None:
@@ -257,6 +273,8 @@ def _options(path: str, section: recipe.Model) -> tuple[str, dict[str, Any]]:
     place, options = located(path)
     options["trust_remote_code"] = section.trust_remote_code
     config = from_hub(path, lambda: AutoConfig.from_pretrained(place, **options))
+    if not isinstance(config.architectures, list | None):
+        raise UserError(f"model {path!r}: `architectures` in its config.json is no list; mend it")
     for part in (config, config.get_text_config()):
         for key in part.to_dict():
             if key.endswith(_DROPS) and isinstance(getattr(part, key), float):
@@ -264,6 +282,7 @@ def _options(path: str, section: recipe.Model) -> tuple[str, dict[str, Any]]:
     if section.attn_implementation:
         options["attn_implementation"] = section.attn_implementation
     options |= {"config": config, "dtype": pick_dtype(section.dtype), "output_loading_info": True}
+    options["ignore_mismatched_sizes"] = True  # they are refused, in words that transformers does not have
     return place, options
 
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 import os
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 import transformers
 from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError
 
-from aligndistil.errors import MissingError, ServiceError, UserError, nearest
+from aligndistil.errors import MissingError, ServiceError, UserError, nearest, of_the_system, out_of_memory
 
 BUILTIN = "builtin:"
 _OF_A_MODEL = (".json", ".safetensors", ".bin", ".jinja", ".model", ".txt", ".py")
@@ -61,11 +63,17 @@ def model_exists(path: str) -> None:
 
 
 def from_hub(path: str, load: Callable[[], _T]) -> _T:
-    """Run a loading call of transformers and say in one sentence why it failed."""
+    """Run a loading call of transformers and say in one sentence why it failed.
+
+    Whatever it raises is about somebody's files: transformers looks at few of the values in them before it uses them.
+    What this machine has not enough of is raised as it is.
+    """
     try:
         return load()
-    except (OSError, ValueError, ImportError, SafetensorError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except Exception as error:
+        if isinstance(error, UserError) or out_of_memory(error) or of_the_system(error):
+            raise
+        first = _wrong_file(Path(builtin_model(path))) or _first_line(error)
         if isinstance(error, ImportError):
             raise MissingError(f"model {path!r} needs a package that is not installed: {first}") from None
         is_local = os.path.isdir(builtin_model(path))
@@ -77,6 +85,37 @@ def from_hub(path: str, load: Callable[[], _T]) -> _T:
             ) from None
         version = transformers.__version__
         raise UserError(f"model {path!r} cannot be loaded by transformers {version}: {first}") from None
+
+
+def _wrong_file(folder: Path) -> str:
+    """Which file of a local model is not what it should be, or nothing: what transformers says of it may be no help."""
+    for file in sorted(folder.glob("*.json")):
+        try:
+            whole = isinstance(json.loads(file.read_bytes()), dict)
+        except (OSError, ValueError, RecursionError):
+            whole = False
+        if not whole:
+            return f"its {file.name} holds no JSON object"
+    if any(folder.glob("*.safetensors")):
+        return ""
+    for file in sorted(folder.glob("*.bin")):
+        try:
+            whole = isinstance(torch.load(file, map_location="meta", weights_only=True), dict)
+        except Exception:  # what a file that is no weights makes of the reader
+            whole = False
+        if not whole:
+            return f"its {file.name} holds no weights, or more than tensors, which could run code; give safetensors"
+    return ""
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if lines and lines[0].endswith(":"):
+        lines[0] = " ".join(lines[:2])
+    # An error of another kind says little without its name: KeyError('x'), TypeError(...).
+    plain = isinstance(error, OSError | ValueError | ImportError | SafetensorError)
+    name = "" if plain and lines else type(error).__name__
+    return ": ".join(part for part in (name, lines[0] if lines else "") if part)
 
 
 def model_hash(path: str) -> str:
@@ -91,7 +130,7 @@ def model_hash(path: str) -> str:
         config = from_hub(path, lambda: hf_hub_download(place, "config.json", **revision))
         return f"{place}@{Path(config).parent.name}"
     digest = hashlib.sha256()
-    for file in sorted(p for p in folder.iterdir() if p.suffix in _OF_A_MODEL):
+    for file in sorted(p for p in folder.iterdir() if p.suffix in _OF_A_MODEL and p.is_file()):
         stat = file.stat()
         digest.update(f"{file.name} {_file_hash(file, stat.st_size, stat.st_mtime_ns)} ".encode())
     return digest.hexdigest()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from aligndistil import recipe
 from aligndistil.errors import UserError
@@ -43,17 +43,31 @@ def published_tokenizer(path: str, section: recipe.Model) -> PreTrainedTokenizer
 
 
 def stop_ids(path: str, section: recipe.Model, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Ids that end a response: the tokenizer's, the configuration's and the generation configuration's."""
+    """Ids that end a response: the tokenizer's, the configuration's and the generation configuration's.
+
+    Raises UserError when one of these is damaged.
+    """
     place, revision = located(path)
     found = {tokenizer.eos_token_id}
     options = revision | {"trust_remote_code": section.trust_remote_code}
     config = from_hub(path, lambda: AutoConfig.from_pretrained(place, **options))
     values = [getattr(config, "eos_token_id", None)]
-    # A folder need not have a generation configuration.
-    with contextlib.suppress(OSError):
-        values.append(GenerationConfig.from_pretrained(place, **revision).eos_token_id)
+
+    def of_generation() -> object:
+        try:
+            return GenerationConfig.from_pretrained(place, **revision).eos_token_id
+        except OSError:  # a model need not have one
+            if (Path(place) / GENERATION_CONFIG_NAME).exists():
+                raise
+            return None
+
+    values.append(from_hub(path, of_generation))
     for value in values:
         found.update(value if isinstance(value, list) else [] if value is None else [value])
+    if wrong := [value for value in found if not isinstance(value, int)]:
+        raise UserError(
+            f"model {path!r} names {wrong[0]!r} as its eos_token_id, which is no number; mend its configuration"
+        )
     return frozenset(found)
 
 

@@ -15,6 +15,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from aligndistil.errors import printable
+
 PLAIN_EVERY = 15.0
 REDRAWS = 2
 """A second, on a terminal."""
@@ -104,7 +106,7 @@ class Steps:
         if plain and (self._clock() >= self._next_line or self.done == self.total):
             self._next_line = self._clock() + PLAIN_EVERY
             line = f"{self.what}: {', '.join([*self._parts, f'elapsed {duration(self.seconds)}'])}"
-            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+            self._console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
 
     def _draw(self) -> None:
         if self._shown and is_live(self._console):
@@ -113,7 +115,7 @@ class Steps:
     @property
     def _parts(self) -> list[str]:
         left = [f"left {self.left}"] if self.left else []
-        return [self.count, *left, *(f"{label} {value}" for label, value in self._values.items())]
+        return [self.count, *left, *(printable(f"{label} {value}") for label, value in self._values.items())]
 
     @property
     def count(self) -> str:
@@ -136,7 +138,7 @@ class Steps:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """One line: the count is always there, the bar where there is room for both, and what else fits whole."""
         width = options.max_width
-        name = Text(self.what, "bold")
+        name = Text(printable(self.what), "bold")
         name.truncate(max(1, width - cell_len(self.count) - 1), overflow="ellipsis")
         elapsed = Text(f"{duration(self.seconds)} " if width >= 80 else "", "yellow")
         bar_width = max(SHORTEST_BAR, width // 8)

@@ -131,7 +131,7 @@ def apply_overrides(tree: Node, overrides: Sequence[str]) -> Node:
             raise UserError(f"{said} there is no value after `=`; write `null` to switch a default off")
         if parts[0] == "extends":
             raise UserError(f"{said} `extends` cannot be set; it belongs in the file")
-        path: KeyPath = tuple(int(part) if part.isdecimal() else part for part in parts)
+        path: KeyPath = tuple(int(part) if part.isdecimal() and len(part) < 10 else part for part in parts)
         if path[0] == "stages" and len(path) > 2:
             tree = _for_a_stage(tree, path, text)
         tree = merge(tree, _overlay(tree, path, parse_value(value, path, index), said))

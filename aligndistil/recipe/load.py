@@ -10,10 +10,10 @@ from typing import get_args
 
 from pydantic.fields import FieldInfo
 
-from aligndistil.errors import guess_and_list
+from aligndistil.errors import guess_and_list, holds_secret
 from aligndistil.objectives import registry, roles
 from aligndistil.objectives.base import Need, OnPolicy, Prepares, Role
-from aligndistil.recipe.layers import apply_overrides, merge, read_recipe_tree, with_home, without_nulls
+from aligndistil.recipe.layers import PATH_KEYS, apply_overrides, merge, read_recipe_tree, with_home, without_nulls
 from aligndistil.recipe.problems import Problem, raise_all, unknown_key, validated
 from aligndistil.recipe.revisions import with_revisions
 from aligndistil.recipe.sections import Header
@@ -21,6 +21,8 @@ from aligndistil.recipe.stage import STAGE, STAGE_KEYS, Draft, Recipe, models_na
 from aligndistil.recipe.yaml_positions import COMMAND_LINE, Node, dotted
 
 TOP_KEYS = (*Header.model_fields, "extends", *STAGE_KEYS, "stages")
+LONGEST_NAME = 255
+"""Bytes of a file's name."""
 RESERVED = re.compile(r"report|initial|seed-\d+")
 """Names of a run folder's other folders, and of rows that are no stage's."""
 
@@ -30,7 +32,7 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     path = Path(path)
     tree, text = read_recipe_tree(path)
     tree = with_home(apply_overrides(tree, overrides))
-    problems = _unknown_keys(tree, TOP_KEYS)
+    problems = _unknown_keys(tree, TOP_KEYS) + _unsuitable_texts(tree)
     header = _header(tree, path, problems)
     defaults = _part(tree, STAGE_KEYS)
     own = _written_stages(tree, defaults, problems)
@@ -93,6 +95,28 @@ def _unknown_keys(node: Node, known: Sequence[str]) -> list[Problem]:
     return [Problem(child.at, child.path, unknown_key(key, known)) for key, child in items if key not in known]
 
 
+def _unsuitable_texts(tree: Node) -> list[Problem]:
+    """Passwords and tokens, which the run folder would keep, and paths that no file system can have."""
+    problems, keys = [], {*PATH_KEYS, "output_dir", *roles()}
+    for node in tree.walk():
+        for text in node.mapping or (node.value,):
+            if isinstance(text, str) and holds_secret(text):
+                problems.append(
+                    Problem(
+                        node.value_at,
+                        node.path,
+                        "holds a password or a token, and recipes are copied into run folders and model cards; take it "
+                        "out, and give it in the environment (such as HF_TOKEN) or in ~/.netrc",
+                    )
+                )
+        is_path = isinstance(node.value, str) and node.path and node.path[-1] in keys and "\n" not in node.value
+        if is_path and (longest := max(len(part.encode()) for part in node.value.split("/"))) > LONGEST_NAME:
+            text = f"a name in this path has {longest} bytes, and files may have {LONGEST_NAME}; give a shorter one"
+            if "{" not in node.value:  # a chat template may stand where its file's name does
+                problems.append(Problem(node.value_at, node.path, text))
+    return problems
+
+
 def _header(tree: Node, path: Path, problems: list[Problem]) -> Header | None:
     header = validated(Header, without_nulls(_part(tree, tuple(Header.model_fields))), problems)
     if header is not None and header.name is None and not re.match(r"^[A-Za-z0-9]", path.stem):
@@ -116,8 +140,9 @@ def _written_stages(tree: Node, defaults: Node, problems: list[Problem]) -> dict
         problems.append(Problem(stages.at, stages.path, text))
     found = {}
     for name, node in given.items():
-        if RESERVED.fullmatch(name) or not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", name):
+        if RESERVED.fullmatch(name) or not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]{,199}", name):
             rule = "letters, digits, `_` and `-`, starting with a letter, and not `report`, `initial` or `seed-0`"
+            rule += ", at most 200 characters"
             problems.append(Problem(node.at, node.path, f"a stage's name is its folder's: {rule}"))
         elif node.mapping is None:
             problems.append(Problem(node.value_at, node.path, "must be a mapping of sections"))

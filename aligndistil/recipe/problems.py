@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from aligndistil import objectives
-from aligndistil.errors import UserError, did_you_mean, guess_and_list, listed, nearest
+from aligndistil.errors import UserError, did_you_mean, guess_and_list, listed, nearest, shortened
 from aligndistil.recipe.other_tools import remark_on
 from aligndistil.recipe.sections import KINDS_OF_EVAL, Header, Report, Source, sections
 from aligndistil.recipe.yaml_positions import KeyPath, Node, Position, dotted
@@ -172,6 +172,7 @@ def _places() -> dict[str, list[str]]:
 
 _EXPECTED = {
     "float_type": "a number",
+    "finite_number": "a finite number",
     "float_parsing": "a number",
     "int_type": "a whole number",
     "int_parsing": "a whole number",
@@ -180,6 +181,7 @@ _EXPECTED = {
     "bool_parsing": "true or false",
     "string_type": "a string",
     "string_too_short": "a string that is not empty",
+    "string_too_long": "a string of at most {max_length} characters",
     "string_pattern_mismatch": "made of letters, digits, `.`, `_` and `-`",
     "list_type": "a list",
     "tuple_type": "a list",
@@ -208,12 +210,12 @@ def _shown(node: Node) -> str:
         case bool():
             return str(node.value).lower()
         case str():
-            return f"the string {node.value!r}"
+            return f"the string {shortened(repr(node.value))}"
         case dict():
             return "a mapping"
         case list():
             return f"a list of {len(node.value)}"
-    return str(node.value)
+    return shortened(str(node.value))
 
 
 def _hint(node: Node, expected: list[str]) -> str:

@@ -464,7 +464,7 @@ class Header(Section):
 
     schema_version: int = 1
     """The version of this format."""
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] | None = None
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200)] | None = None
     """Of the run; null is the name of the recipe file. Not inherited through `extends`."""
     output_dir: Text | None = None
     """The run folder, relative to the current folder; null is `runs/NAME`. Not inherited through `extends`."""

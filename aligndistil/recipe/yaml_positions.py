@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -19,11 +20,13 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.events import AliasEvent, NodeEvent
 from ruamel.yaml.nodes import MappingNode, ScalarNode, SequenceNode
 
-from aligndistil.errors import UserError
+from aligndistil.errors import UserError, shortened
 
 KeyPath: TypeAlias = tuple[str | int, ...]
 
 COMMAND_LINE = "--set"
+_DEEPEST, _MOST = 50, 50_000
+"""Levels and values of a recipe, aliases written out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +148,7 @@ def parse_yaml(text: str, source: str) -> Node:
     except RecursionError:
         raise UserError(f"{source}: lists and mappings are nested too deeply here for a recipe") from None
     start = Position(source, 1, 1)
-    return _converted(document, source, start, (), ()) if document is not None else Node(None, start, start)
+    return _converted(document, source, start, (), (), count()) if document is not None else Node(None, start, start)
 
 
 def parse_value(text: str, path: KeyPath, index: int) -> Node:
@@ -178,10 +181,16 @@ class _Composer(Composer):
         return super().compose_node(parent, index)
 
 
-def _converted(node: Any, source: str, at: Position | None, path: KeyPath, above: tuple[Any, ...]) -> Node:
+def _converted(
+    node: Any, source: str, at: Position | None, path: KeyPath, above: tuple[Any, ...], values: Iterator[int]
+) -> Node:
     here = _position(node, source)
     if any(node is other for other in above):
         raise UserError(f"{here}: {dotted(path)}: this anchor contains itself")
+    if len(above) > _DEEPEST:
+        raise UserError(f"{here}: lists and mappings are nested too deeply here for a recipe")
+    if next(values) > _MOST:
+        raise UserError(f"{here}: this file has more than {_MOST:,} values, as aliases (`*`) repeat them; write fewer")
     value: Any
     if isinstance(node, MappingNode):
         value = {}
@@ -192,9 +201,11 @@ def _converted(node: Any, source: str, at: Position | None, path: KeyPath, above
                 first = value[key].at
                 text = f"this key was already given at {first}; remove one of them"
                 raise UserError(f"{key_at}: {dotted((*path, key))}: {text}")
-            value[key] = _converted(value_node, source, key_at, (*path, key), (*above, node))
+            value[key] = _converted(value_node, source, key_at, (*path, key), (*above, node), values)
     elif isinstance(node, SequenceNode):
-        value = [_converted(item, source, None, (*path, i), (*above, node)) for i, item in enumerate(node.value)]
+        value = [
+            _converted(item, source, None, (*path, i), (*above, node), values) for i, item in enumerate(node.value)
+        ]
     else:
         value = _scalar(node, here)
     return Node(value, at or here, here, path)
@@ -219,6 +230,8 @@ def _scalar(node: ScalarNode, at: Position) -> str | int | float | bool | None:
     text: str = node.value
     if re.search("[\ud800-\udfff]", text):
         raise UserError(f"{at}: {text!r} holds half a character; write the whole one")
+    if "\0" in text:
+        raise UserError(f"{at}: {text!r} holds the character NUL, which no name may hold; remove it")
     if node.style:  # in quotes, or a block
         return text
     if text in ("", "~", "null", "Null", "NULL"):
@@ -236,6 +249,6 @@ def _scalar(node: ScalarNode, at: Position) -> str | int | float | bool | None:
         return int(text)
     if re.fullmatch(r"[-+]?(\.[0-9]+|[0-9]+(_[0-9]+)*(\.[0-9]*)?)([eE][-+]?[0-9]+)?", text):
         if not math.isfinite(float(text)):
-            raise UserError(f"{at}: {text} is too large for a number")
+            raise UserError(f"{at}: {shortened(text)} is too large for a number")
         return float(text)
     return text

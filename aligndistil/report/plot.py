@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
 from rich.console import RenderableType
-from rich.markup import escape
 from rich.table import Table
 
-from aligndistil.errors import UserError
+from aligndistil.errors import UserError, for_console
 from aligndistil.report.curves import (
     UNITS,
     WINDOWS,
@@ -55,11 +54,11 @@ class Plot:
     def report(self) -> Iterator[RenderableType]:
         """For the terminal: what was left out, what each method needs to the threshold, where the picture is."""
         for note in self.notes:
-            yield f"[yellow]note:[/] {escape(note)}"
+            yield f"[yellow]note:[/] {for_console(note)}"
         if self.crossing is not None:
-            yield escape(_in_words(self.crossing, self.x))
+            yield for_console(_in_words(self.crossing, self.x))
             yield _table(self.crossing, self.x)
-        yield escape(f"{self.path}")
+        yield for_console(f"{self.path}")
 
 
 def plot_runs(
@@ -160,5 +159,5 @@ def _table(crossing: Crossing, x: str) -> Table:
         table.add_column(head, justify="right" if head else "left")
     for one in crossing.fastest_first:
         ratio, seeds = "-" if one.ratio is None else f"{one.ratio:.1f}x", ", ".join(map(_amount, one.seeds))
-        table.add_row(*map(escape, [one.label, _when(one), ratio, seeds][: len(heads)]))
+        table.add_row(*map(for_console, [one.label, _when(one), ratio, seeds][: len(heads)]))
     return table

@@ -9,10 +9,10 @@ from typing import Literal, NamedTuple
 import pandas as pd
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from aligndistil.errors import for_console, printable
 from aligndistil.report.logs import metric_info
 from aligndistil.report.results import Comparison, ModelResult, RewardResult, Threshold
 from aligndistil.report.statistics import difference, estimate, interval_of_share
@@ -442,11 +442,11 @@ def rich_rewards(rewards: Sequence[RewardResult]) -> Group:
 
 def _rich(cells: Cells) -> Group:
     """A table, and its notes as wide as the terminal."""
-    return Group(_table(cells), Text("\n".join(cells.notes), style="dim italic"))
+    return Group(_table(cells), Text(printable("\n".join(cells.notes)), style="dim italic"))
 
 
 def _table(cells: Cells) -> Table:
-    heads, *rows = cells.texts(lambda cell: escape(cell.replace(" ± ", "±")), "[bold]{}[/]")
+    heads, *rows = cells.texts(lambda cell: for_console(cell.replace(" ± ", "±")), "[bold]{}[/]")
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
     for i, head in enumerate(heads):
         words = i < cells.text

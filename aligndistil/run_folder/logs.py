@@ -8,6 +8,8 @@ from pathlib import Path
 import rich
 from rich.logging import RichHandler
 
+from aligndistil.errors import printable
+
 QUIET = ("urllib3", "DeepSpeed", "transformers", "datasets", "torch", "py.warnings")
 """Loggers whose warnings go to the file only; their errors are shown."""
 OWN = "aligndistil"
@@ -26,7 +28,7 @@ def setup_logging(rank: int, file: Path) -> None:
         root.removeHandler(handler)
         handler.close()
     to_file = logging.FileHandler(file, encoding="utf-8")
-    to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    to_file.setFormatter(_Printable("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     to_file.set_name(FILE)
     root.addHandler(to_file)
     if rank == 0:
@@ -46,15 +48,23 @@ def adopt_loggers() -> None:
         library.propagate = True
 
 
+class _Printable(logging.Formatter):
+    """Libraries log names, paths and addresses as they were given."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
 def _console_handler() -> logging.Handler:
     # The console that progress bars use, so that a line is printed above them and not through them.
     console = rich.get_console()
     handler: logging.Handler
     if console.is_interactive:
         handler = RichHandler(console=console, show_path=False, show_time=False)
+        handler.setFormatter(_Printable("%(message)s"))
     else:
         handler = logging.StreamHandler(console.file)
-        handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+        handler.setFormatter(_Printable("%(levelname)s: %(message)s"))
     handler.addFilter(lambda record: record.levelno >= logging.ERROR or not record.name.startswith(QUIET))
     handler.set_name(CONSOLE)
     return handler

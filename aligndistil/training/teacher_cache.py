@@ -13,7 +13,7 @@ from aligndistil.batch import Row
 from aligndistil.engine.policy import FrozenModel, on_device
 from aligndistil.engine.processes import Processes
 from aligndistil.engine.teacher_cache import CachedModel, cache_name, is_whole, row_key, write_cache
-from aligndistil.errors import UserError
+from aligndistil.errors import UserError, printable
 from aligndistil.files import cache_root, partial_path
 from aligndistil.models import model_hash
 from aligndistil.objectives.base import Prepares
@@ -86,4 +86,4 @@ def _write(
 
 
 def _say(text: str) -> None:
-    rich.get_console().print(f"  {text}", soft_wrap=True, highlight=False, markup=False)
+    rich.get_console().print(printable(f"  {text}"), soft_wrap=True, highlight=False, markup=False)

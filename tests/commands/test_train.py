@@ -20,6 +20,7 @@ from aligndistil import models, objectives
 from aligndistil.batch import DataKind
 from aligndistil.commands import measure
 from aligndistil.commands import train as pipeline
+from aligndistil.commands.standing import fingerprint_of
 from aligndistil.commands.train import Finished, run_recipe
 from aligndistil.engine.checkpoint import checkpoints
 from aligndistil.errors import EXIT_DIVERGED, DivergedError, UserError
@@ -27,6 +28,7 @@ from aligndistil.maths import mean_of, mean_tokens
 from aligndistil.objectives import dpo
 from aligndistil.objectives.base import Loss, Need, Objective, Role
 from aligndistil.recipe import load_recipe
+from aligndistil.run_folder import StageFolder
 from support.models import build_tokenizer
 from support.recipes import off_policy, three_stages
 from support.run_folders import differences, left_behind, lines
@@ -164,7 +166,7 @@ def test_what_follows_a_stage_that_became_another_model_is_done_again(
     after = run(three)
     text = told()
     assert "dpo: finished and unchanged, skipped" in text
-    assert "policy: trained again because its data, its models or this package changed" in text
+    assert "policy: trained again because dpo, which it uses, became another model" in text
     assert asked_the_same.run == after.run
     assert before.comparison is not None
     assert after.comparison is not None
@@ -255,9 +257,9 @@ def test_each_split_of_a_source_counts(told: Told, recipe_file: Callable[..., Pa
     sources = [{"path": str(folder), "split": split} for split in ("train", "test")]
     stage = off_policy("builtin:tiny", "unused", data={"train": sources, "eval": None}, train={"max_steps": 1})
     (loaded,) = load_recipe(recipe_file({**stage, "evaluation": {}})).stages.values()
-    before = pipeline._fingerprint(loaded, {})
+    before = fingerprint_of(loaded, StageFolder(tmp_path), {})
     (folder / "train.jsonl").write_text('{"prompt": "w01", "chosen": "w02", "rejected": "w04"}\n' * 8)
-    assert pipeline._fingerprint(loaded, {}) != before
+    assert fingerprint_of(loaded, StageFolder(tmp_path), {}) != before
 
 
 def test_an_unfinished_run_of_another_version_is_kept_aside(three: Path, told: Told) -> None:

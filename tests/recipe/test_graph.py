@@ -90,7 +90,7 @@ def test_names_of_stages_are_names_of_folders(refused):
     )
     rule = (
         "a stage's name is its folder's: letters, digits, `_` and `-`, starting with a letter, and not `report`, "
-        "`initial` or `seed-0`"
+        "`initial` or `seed-0`, at most 200 characters"
     )
     assert refused(text) == [
         f"r.yaml:5:3: stages.a b: {rule}",
