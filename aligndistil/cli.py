@@ -43,6 +43,7 @@ def train(
     processes: Annotated[str, typer.Option(help="Processes to start on this machine: a number, or auto.")] = "1",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be trained, and what it takes.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Train again what is finished; old folders are kept.")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Read all finished models, and train damaged ones.")] = False,
     allow_code: Annotated[bool, typer.Option("--allow-code", help="Permit rewards that are Python functions.")] = False,
     local_rank: Annotated[int | None, typer.Option("--local_rank", "--local-rank", hidden=True)] = None,
 ) -> None:
@@ -55,14 +56,14 @@ def train(
     if dry_run:
         from aligndistil.commands.plan import plan
 
-        for text in plan(loaded, stage, process_count(processes), fresh=fresh, allow_code=allow_code):
+        for text in plan(loaded, stage, process_count(processes), fresh=fresh, verify=verify, allow_code=allow_code):
             rich.print(text)
         return
     if must_start(processes):
         timeout = max(stage.engine.stop_timeout for stage in loaded.stages.values())
         raise typer.Exit(start(process_count(processes), sys.argv[1:], timeout))
     with console_may_be_lost():
-        train(loaded, stage=stage, fresh=fresh, allow_code=allow_code)
+        train(loaded, stage=stage, fresh=fresh, verify=verify, allow_code=allow_code)
 
 
 @app.command()

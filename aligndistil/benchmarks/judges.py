@@ -34,7 +34,7 @@ from aligndistil.judge import (
 )
 from aligndistil.models import check_scalar_model, config_of, load_scalar_model, load_tokenizer, model_hash, stop_ids
 from aligndistil.recipe import Model
-from aligndistil.run_folder import section_of
+from aligndistil.run_folder import check_as_trained, section_of
 
 Responses: TypeAlias = Sequence[tuple[Sequence[Message], str]]
 """Conversations that end with the user's turn, each with a response to it."""
@@ -104,6 +104,7 @@ def open_judge(config: JudgeConfig, processes: Processes, batch_size: int) -> Ju
     if config.gold:
         return gold_judge()
     if config.reward_model is not None:
+        check_as_trained(config.reward_model, model_hash)
         section = section_of(config.reward_model)
         return reward_model_judge(config.name, config.reward_model, section, processes, batch_size)
     return EndpointJudge(config, VerdictCache())

@@ -32,7 +32,7 @@ from aligndistil.errors import UserError, for_console, guess_and_list
 from aligndistil.models import model_exists, model_hash
 from aligndistil.recipe import Data, Model, Source
 from aligndistil.report import ComparedWith, Comparison, ModelResult, with_statistics, write_report
-from aligndistil.run_folder import StageFolder, section_of
+from aligndistil.run_folder import StageFolder, check_as_trained, section_of
 from aligndistil.run_folder.outputs import check_folder
 from aligndistil.token_view.trained import stage_folder
 
@@ -279,8 +279,10 @@ def _candidate(label: str, path: str) -> Candidate:
         if done is None or not stage.final.is_dir():
             raise UserError(f"{folder}: the stage is not finished: run `aligndistil train` on its recipe again")
         name, path = label or f"{folder.parent.name}/{folder.name}", str(stage.final)
+        check_as_trained(path, model_hash)
         return Candidate(name, path, section_of(path), model_hash(path))
     model_exists(path)
+    check_as_trained(path, model_hash)
     name = label or (folder.resolve().name if folder.is_dir() else path)
     return Candidate(name, path, section_of(path), model_hash(path))
 

@@ -10,9 +10,9 @@ from aligndistil.data import Encoder, Record
 from aligndistil.data.records import Unusable
 from aligndistil.engine.policy import on_device
 from aligndistil.errors import UserError
-from aligndistil.models import load_model, load_tokenizer, shared_vocab, stop_ids
+from aligndistil.models import load_model, load_tokenizer, model_hash, shared_vocab, stop_ids
 from aligndistil.rollout import LoadedModel, SamplingParams, sample_seed
-from aligndistil.run_folder import section_of
+from aligndistil.run_folder import check_as_trained, section_of
 
 _BATCH = 16
 
@@ -21,6 +21,7 @@ def answers(
     path: str, prompts: Sequence[str], samples: int, seed: int, max_new_tokens: int, temperature: float, top_p: float
 ) -> Iterator[tuple[str, str, bool]]:
     """(prompt, sampled answer, whether it ended by itself), `samples` for each prompt."""
+    check_as_trained(path, model_hash)
     section = section_of(path)
     tokenizer = load_tokenizer(path, section)
     stops = stop_ids(path, section, tokenizer)

@@ -20,7 +20,13 @@ from aligndistil.training import is_code
 
 
 def plan(
-    recipe: Recipe, only: str | None, processes: int, *, fresh: bool = False, allow_code: bool = False
+    recipe: Recipe,
+    only: str | None,
+    processes: int,
+    *,
+    fresh: bool = False,
+    verify: bool = False,
+    allow_code: bool = False,
 ) -> Iterator[RenderableType]:
     """What `train` would do: state, models, steps, tokens and memory of each stage."""
     check_recipe(recipe, processes)
@@ -29,7 +35,7 @@ def plan(
     wanted = stages_wanted(recipe, only)
     read = read_stages(recipe, wanted)
     for name in wanted:
-        stage, found = recipe.stages[name], _standing(recipe, name, weights, fresh=fresh, allow_code=allow_code)
+        stage, found = recipe.stages[name], _standing(recipe, name, weights, fresh, verify, allow_code)
         weights[name] = found.done.weights if found.action == "skip" and found.done is not None else None
         yield f"[bold]{name}[/]: {stage.objective.name}, {for_console(found.why)}"
         sizes = _sizes(recipe, stage, unread)
@@ -49,7 +55,7 @@ def plan(
 
 
 def _standing(
-    recipe: Recipe, name: str, weights: Mapping[str, str | None], *, fresh: bool, allow_code: bool
+    recipe: Recipe, name: str, weights: Mapping[str, str | None], fresh: bool, verify: bool, allow_code: bool
 ) -> Standing:
     """What becomes of a stage, as far as it can be known without the Hub and without somebody's code."""
     stage, folder = recipe.stages[name], RunFolder(recipe.output_dir).stage(name)
@@ -63,7 +69,7 @@ def _standing(
         unknown = "trained again if anything changed, which the Hub cannot be reached to say"
         return Standing("train", unknown if there else "to train", None)
     alone = Processes(0, 1, torch.device("cpu"))
-    return standing(stage, folder, weights, fingerprint, fresh=fresh, processes=alone)
+    return standing(stage, folder, weights, fingerprint, fresh=fresh, verify=verify, processes=alone)
 
 
 def _needed(m: Memory) -> str:

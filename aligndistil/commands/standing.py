@@ -16,7 +16,7 @@ from aligndistil.engine.processes import Processes
 from aligndistil.errors import listed
 from aligndistil.models import model_hash
 from aligndistil.recipe import Stage, changed_sections, stage_fingerprint, stage_of
-from aligndistil.run_folder import Done, StageFolder
+from aligndistil.run_folder import Done, StageFolder, sizes_and_times
 from aligndistil.training import is_code, source_of
 
 RESULT_VERSION = "4"
@@ -42,15 +42,17 @@ def standing(
     fingerprint: str,
     *,
     fresh: bool,
+    verify: bool,
     processes: Processes,
 ) -> Standing:
     """Decide by the stage's folder, as the first process sees it. Collective.
 
     `weights` are hashes of the models of the stages that it uses, None for one that is trained before it and may become
-    any: `fingerprint`, of `fingerprint_of`, then takes it to become what it was. `fresh` is `--fresh`.
+    any: `fingerprint`, of `fingerprint_of`, then takes it to become what it was. `fresh` and `verify`
+    are the options of `train`.
     Raises UserError when done.json cannot be read.
     """
-    found: Standing = processes.gather(_decide(stage, folder, weights, fingerprint, fresh))[0]
+    found: Standing = processes.gather(_decide(stage, folder, weights, fingerprint, fresh, verify))[0]
     if found.action != "continue":
         return found
     for path in reversed(checkpoints(folder.path)):
@@ -64,7 +66,7 @@ def step_of(checkpoint: Path) -> int:
 
 
 def _decide(
-    stage: Stage, folder: StageFolder, weights: Mapping[str, str | None], fingerprint: str, fresh: bool
+    stage: Stage, folder: StageFolder, weights: Mapping[str, str | None], fingerprint: str, fresh: bool, verify: bool
 ) -> Standing:
     done = folder.read_done()
     waits_for = [name for name in stage.inputs if weights[name] is None]
@@ -85,7 +87,8 @@ def _decide(
         return Standing("train", f"trained again because {'; '.join(_changes(stage, done, weights))}", done)
     if not folder.final.is_dir():
         return Standing("train", "trained again because its final model is gone", done)
-    if sizes_and_times(folder.final) != done.files and model_hash(str(folder.final)) != done.weights:
+    touched = verify or sizes_and_times(folder.final) != done.files
+    if touched and model_hash(str(folder.final)) != done.weights:
         return Standing("train", "trained again because its final model is not as training left it", done)
     if waits_for:
         return Standing("train", f"trained again unless {listed(waits_for)}, trained before it, becomes the same", done)
@@ -97,12 +100,6 @@ def _changes(stage: Stage, done: Done, weights: Mapping[str, str | None]) -> lis
     others = [name for name, given in weights.items() if name in done.inputs and given not in (None, done.inputs[name])]
     changes += [f"{name}, which it uses, became another model" for name in others if name in stage.inputs]
     return changes or ["its data, its models or this package changed"]
-
-
-def sizes_and_times(folder: Path) -> dict[str, tuple[int, int]]:
-    """By name of a file: what has both is not read again."""
-    states = ((path.name, path.stat()) for path in sorted(folder.iterdir()) if path.is_file())
-    return {name: (state.st_size, state.st_mtime_ns) for name, state in states}
 
 
 def fingerprint_of(stage: Stage, folder: StageFolder, weights: Mapping[str, str | None]) -> str:

@@ -15,7 +15,7 @@ from aligndistil.commands.compare import show
 from aligndistil.commands.data_checks import read_stages
 from aligndistil.commands.judging import judge_of, judging_of
 from aligndistil.commands.measure import WrittenComparison, compare_models, locate
-from aligndistil.commands.standing import Standing, fingerprint_of, sizes_and_times, standing
+from aligndistil.commands.standing import Standing, fingerprint_of, standing
 from aligndistil.engine.checkpoint import checkpoints
 from aligndistil.engine.config import user_config
 from aligndistil.engine.processes import Processes, launched_rank, launched_world, process_group
@@ -26,7 +26,7 @@ from aligndistil.models import check_weights, model_exists, model_hash
 from aligndistil.objectives.base import Role
 from aligndistil.progress import RunView
 from aligndistil.recipe import Recipe, Stage, stage_of
-from aligndistil.run_folder import Done, Environment, RunFolder, StageFolder, setup_logging
+from aligndistil.run_folder import Done, Environment, RunFolder, StageFolder, setup_logging, sizes_and_times
 from aligndistil.run_folder.trackers import check_trackers
 from aligndistil.stop import StopSignal
 from aligndistil.training import StageTraining, is_code, source_of
@@ -48,9 +48,9 @@ class Finished:
         return list(self.models.values())[-1]
 
 
-def train(recipe: Recipe, *, stage: str | None, fresh: bool, allow_code: bool) -> None:
+def train(recipe: Recipe, *, stage: str | None, fresh: bool, verify: bool, allow_code: bool) -> None:
     """Run the recipe in this process, and show what came out."""
-    finished = run_recipe(recipe, stage=stage, fresh=fresh, allow_code=allow_code)
+    finished = run_recipe(recipe, stage=stage, fresh=fresh, verify=verify, allow_code=allow_code)
     if launched_rank() != 0:
         return
     if finished.comparison is not None:
@@ -61,9 +61,17 @@ def train(recipe: Recipe, *, stage: str | None, fresh: bool, allow_code: bool) -
         rich.get_console().print(for_console(line), soft_wrap=True)
 
 
-def run_recipe(recipe: Recipe, *, stage: str | None = None, fresh: bool = False, allow_code: bool = False) -> Finished:
+def run_recipe(
+    recipe: Recipe,
+    *,
+    stage: str | None = None,
+    fresh: bool = False,
+    verify: bool = False,
+    allow_code: bool = False,
+) -> Finished:
     """Train every stage of a recipe (or one stage and what it depends on) that is not finished, then compare.
 
+    `fresh` trains again what is finished; `verify` reads its models, and trains again what is not as it was left;
     `allow_code` permits rewards that are Python functions. Raises UserError for mistakes of the recipe that only show
     with the data, the models or the processes at hand.
     """
@@ -97,7 +105,9 @@ def run_recipe(recipe: Recipe, *, stage: str | None = None, fresh: bool = False,
         stop = StopSignal()
         with RunView(recipe.name, graph, headlines, rank=processes.rank) as view:
             for name in wanted:
-                weights[name] = _run_stage(recipe, name, run, processes, stop, weights, fresh, view, lines[name])
+                weights[name] = _run_stage(
+                    recipe, name, run, processes, stop, weights, fresh, verify, view, lines[name]
+                )
                 _stop_between_stages(processes, stop, name)
         # Not inside: what has been measured is kept, so SIGTERM may simply end a comparison.
         comparison = None if stage else compare_models(recipe, run, processes, weights, judging)
@@ -211,6 +221,7 @@ def _run_stage(
     stop: StopSignal,
     weights: dict[str, str],
     fresh: bool,
+    verify: bool,
     view: RunView,
     lines: Sequence[str],
 ) -> str:
@@ -218,7 +229,7 @@ def _run_stage(
     stage, folder = recipe.stages[name], run.stage(name)
     fingerprint = fingerprint_of(stage, folder, weights)
     processes.barrier()
-    found = standing(stage, folder, weights, fingerprint, fresh=fresh, processes=processes)
+    found = standing(stage, folder, weights, fingerprint, fresh=fresh, verify=verify, processes=processes)
     if found.action == "skip" and found.done is not None:
         _say(processes, f"[green]✓[/] [bold]{name}[/]: {for_console(found.why)}")
         view.finish(name, found.done.step, found.done.seconds, found.done.metrics)

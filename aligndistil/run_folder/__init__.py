@@ -2,7 +2,14 @@
 
 from aligndistil.run_folder.card import add_comparison, license_of, model_card
 from aligndistil.run_folder.environment import Environment
-from aligndistil.run_folder.folder import Done, RunFolder, StageFolder, section_of
+from aligndistil.run_folder.folder import (
+    Done,
+    RunFolder,
+    StageFolder,
+    check_as_trained,
+    section_of,
+    sizes_and_times,
+)
 from aligndistil.run_folder.logs import adopt_loggers, setup_logging
 from aligndistil.run_folder.metrics import MetricsLog
 from aligndistil.run_folder.trackers import Tracker, open_trackers
@@ -16,9 +23,11 @@ __all__ = [
     "Tracker",
     "add_comparison",
     "adopt_loggers",
+    "check_as_trained",
     "license_of",
     "model_card",
     "open_trackers",
     "section_of",
     "setup_logging",
+    "sizes_and_times",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -139,6 +139,26 @@ class StageFolder:
         """Remove what a killed process was writing, and nothing else."""
         for folder in (self.path, self.path / "samples"):
             remove_partial(folder)
+
+
+def sizes_and_times(folder: Path) -> dict[str, tuple[int, int]]:
+    """By name of a file: what has both is not read again."""
+    states = ((path.name, path.stat()) for path in sorted(folder.iterdir()) if path.is_file())
+    return {name: (state.st_size, state.st_mtime_ns) for name, state in states}
+
+
+def check_as_trained(path: str, hash_of: Callable[[str], str]) -> None:
+    """Refuse the final model of a stage that is not what training left; it is read where size or time is another.
+
+    `hash_of` gives what done.json calls `weights`. Raises UserError.
+    """
+    folder = Path(path)
+    done = StageFolder(folder.parent).read_done() if folder.name == "final" else None
+    if done is not None and done.files and sizes_and_times(folder) != done.files and hash_of(path) != done.weights:
+        raise UserError(
+            f"{path} is not as training left it: run `aligndistil train` on its recipe, which trains it again; to take "
+            "it as it is, give a copy of the folder under another name"
+        )
 
 
 def section_of(path: str) -> Model:

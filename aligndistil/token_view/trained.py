@@ -11,10 +11,11 @@ import yaml
 from pydantic import ValidationError
 
 from aligndistil.errors import UserError
+from aligndistil.models import model_hash
 from aligndistil.objectives import registry
 from aligndistil.objectives.base import Need, Objective, Role
 from aligndistil.recipe import Data, Model, Rollout, stage_of
-from aligndistil.run_folder import RunFolder
+from aligndistil.run_folder import RunFolder, check_as_trained
 
 _RESOLVED = "recipe.resolved.yaml"
 
@@ -88,6 +89,7 @@ def _locate(run: RunFolder, role: str, path: str, trained_with: Mapping[str, str
             f"{final}: this is not the {called} that the stage was trained with, since {name} was trained again; "
             "`aligndistil train` on the recipe trains the stage again too"
         )
+    check_as_trained(str(final), model_hash)
     return str(final)
 
 
@@ -104,6 +106,7 @@ def _read(folder: Path) -> TrainedStage:
     done = stage.read_done()
     if done is None or not stage.final.is_dir():
         raise UserError(f"{folder}: the stage is not finished: run `aligndistil train` on its recipe again")
+    check_as_trained(str(stage.final), model_hash)
     plain = _resolved(folder)
     try:
         objective = registry()[plain["objective"]["name"]].model_validate(plain["objective"])

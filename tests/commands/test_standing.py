@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ import pytest
 
 from aligndistil.commands.plan import plan
 from aligndistil.commands.train import run_recipe
+from aligndistil.models.places import _file_hash
 from aligndistil.recipe import load_recipe
 from support.recipes import off_policy
 
@@ -36,6 +38,7 @@ def two(tmp_path_factory: pytest.TempPathFactory, model_folder: Callable[..., st
 
     def copy(to: Path) -> Path:
         shutil.copytree(home, to, dirs_exist_ok=True)
+        _file_hash.cache_clear()  # another command is another process
         return to / "two.yaml"
 
     return copy
@@ -45,6 +48,14 @@ def flip(file: Path) -> None:
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
+
+
+def flip_unseen(stage: Path) -> None:
+    """As a disk does it: size and time stay."""
+    file = stage / "final" / "model.safetensors"
+    before = file.stat()
+    flip(file)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
 def unfinished(stage: Path) -> None:
@@ -74,6 +85,12 @@ SITUATIONS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "trained again because its final model is not as training left it",
         AS_BEFORE,
         {"sft": lambda stage: flip(stage / "final" / "model.safetensors")},
+    ),
+    "final model flipped unseen": (SKIPPED, SKIPPED, {"dpo": flip_unseen}),
+    "final model flipped unseen, and read": (
+        SKIPPED,
+        "trained again because its final model is not as training left it",
+        {"dpo": flip_unseen, "verify": True},
     ),
     "weights deleted": (
         "trained again because its final model is not as training left it",
@@ -148,11 +165,11 @@ def test_a_dry_run_says_what_is_then_done(
             change(run if key == "run" else tmp_path / key if "." in key else run / key)
     monkeypatch.chdir(tmp_path)
     loaded = load_recipe(recipe, [*how.get("set", []), "output_dir=run"])
-    fresh = how.get("fresh", False)
+    asked = {option: how.get(option, False) for option in ("fresh", "verify")}
 
-    planned = dict(sentences(map(str, plan(loaded, None, 1, fresh=fresh)), ", "))
+    planned = dict(sentences(map(str, plan(loaded, None, 1, **asked)), ", "))
     capsys.readouterr()
-    run_recipe(loaded, fresh=fresh)
+    run_recipe(loaded, **asked)
     done = dict(sentences(capsys.readouterr().out.splitlines(), ": "))
 
     for name, expected in zip(("sft", "dpo"), said, strict=True):
@@ -164,6 +181,31 @@ def test_a_dry_run_says_what_is_then_done(
             assert done[name].startswith((again, *skipped) if "if" in planned[name] or expected == AS_BEFORE else again)
         else:
             assert done[name] == planned[name]
+
+
+@pytest.mark.parametrize("read", ["generate", "evaluate", "evaluate final", "inspect"])
+def test_a_final_model_that_is_not_as_training_left_it_is_not_read_as_if_it_were(
+    read: str,
+    two: Callable[[Path], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command_line: Callable[..., tuple[int, str, str]],
+) -> None:
+    two(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    final = Path("run") / "dpo" / "final"
+    flip(final / "model.safetensors")
+    arguments = {
+        "generate": ["generate", final, "-p", "w01", "--max-new-tokens", "2"],
+        "evaluate": ["evaluate", "run/dpo", "-b", "alpaca_eval", "--judge", "gold"],
+        "evaluate final": ["evaluate", final, "-b", "alpaca_eval", "--judge", "gold"],
+        "inspect": ["inspect", "run/dpo", "-p", "w01"],
+    }[read]
+    code, _, err = command_line(*arguments)
+    assert code == 2
+    assert "run/dpo/final is not as training left it: run `aligndistil train`" in err
+    final.rename("copy")
+    assert command_line("generate", "copy", "-p", "w01", "--max-new-tokens", "2")[0] == 0
 
 
 def sentences(lines: Iterator[str], after_name: str) -> Iterator[tuple[str, str]]:
