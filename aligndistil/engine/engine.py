@@ -124,7 +124,7 @@ class Engine:
         """Mean difference of two passes in training mode at a response token, on the process where it is largest."""
         self._set_training(True)
         batch = batch.to(self.processes.device)
-        given = (LogProbability(), {}) if isinstance(trained.engine.module, Policy) else ()
+        given: tuple[Any, ...] = (LogProbability(), {}) if isinstance(trained.engine.module, Policy) else ()
         with torch.random.fork_rng([self.processes.device] if self.processes.device.type == "cuda" else []):
             passes = [trained.engine(batch, *given) for _ in range(2)]
         first, second = (one["logp"] if isinstance(one, dict) else one for one in passes)
