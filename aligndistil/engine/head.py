@@ -38,8 +38,8 @@ class Head:
     def of(cls, model: PreTrainedModel, vocab: int) -> Head:
         """The head of a causal language model whose weights are whole, measured.
 
-        Raises UserError when the model is not causal, has no separate body, or makes its logits in another way than a
-        linear product with bias, factor and cap.
+        Raises UserError when the model is not causal, has no separate body, or makes its logits in another way than by
+        a linear product with bias, factor and cap, or with more trained weights than those of the product.
         """
         was_training = model.training
         model.eval()
@@ -122,7 +122,7 @@ def _measured(model: PreTrainedModel, vocab: int) -> Head:
         raise _refusal(model, "has no linear language-model head")
     with _first_called(model, body) as called:
         run(model, ids)
-    (part, output), own = called[0], run(body, ids)
+    (part, output), own = (called or [(None, None)])[0], run(body, ids)
     if not (hasattr(output, "last_hidden_state") and hasattr(own, "last_hidden_state")):
         raise _refusal(model, "has a body that returns no last_hidden_state")
     states = output.last_hidden_state
@@ -149,9 +149,10 @@ def _measured(model: PreTrainedModel, vocab: int) -> Head:
 
         inside = {id(p) for p in (*part.parameters(), linear.weight, linear.bias)}
         beside = {name: p for name, p in model.named_parameters() if p.requires_grad and id(p) not in inside}
-        if beside:
-            with torch.enable_grad():
-                found = torch.autograd.grad(both(states.to(dtype))[1].sum(), list(beside.values()), allow_unused=True)
+        with torch.enable_grad():
+            total = both(states.to(dtype))[1].sum()
+        if beside and total.requires_grad:
+            found = torch.autograd.grad(total, list(beside.values()), allow_unused=True)
             if used := [name for name, gradient in zip(beside, found, strict=True) if gradient is not None]:
                 raise _refusal(model, f"has weights beside its body and head that change its logits ({used[0]})")
 

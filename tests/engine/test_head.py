@@ -165,6 +165,9 @@ def test_a_factor_that_is_learnt_is_refused_and_one_that_is_frozen_is_not() -> N
     refused(model, r"has weights beside its body and head that change its logits \(factor\)")
     model.factor.requires_grad_(False)
     assert Head.of(model, VOCAB).scale == 0.5
+    model.requires_grad_(False)
+    model.unused.requires_grad_(True)
+    assert Head.of(model, VOCAB).scale == 0.5
 
 
 class Prefixed(LlamaForCausalLM):
