@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from rich.console import RenderableType
 
+from aligndistil.commands.contradictions import contradictions
 from aligndistil.commands.data_checks import ReadStage, read_stages
 from aligndistil.commands.estimate import Memory, ModelSize, configuration, cost, cost_at_most, memory, model_size
 from aligndistil.commands.standing import Standing, fingerprint_of, standing
@@ -34,6 +35,7 @@ def plan(
     weights: dict[str, str | None] = {}
     wanted = stages_wanted(recipe, only)
     read = read_stages(recipe, wanted)
+    yield from (f"[yellow]![/] {for_console(line)}" for line in contradictions(recipe, read))
     for name in wanted:
         stage, found = recipe.stages[name], _standing(recipe, name, weights, fresh, verify, allow_code)
         weights[name] = found.done.weights if found.action == "skip" and found.done is not None else None

@@ -12,6 +12,7 @@ import rich
 import torch
 
 from aligndistil.commands.compare import show
+from aligndistil.commands.contradictions import contradictions
 from aligndistil.commands.data_checks import read_stages
 from aligndistil.commands.judging import judge_of, judging_of
 from aligndistil.commands.measure import WrittenComparison, compare_models, locate
@@ -119,13 +120,16 @@ def run_recipe(
 def _read_data(recipe: Recipe, wanted: Sequence[str]) -> dict[str, list[str]]:
     """What is to be said of each stage's data, all of which is read before the first is trained.
 
-    Raises UserError when a stage must not start with its data.
+    Says what contradicts itself in the recipe. Raises UserError when a stage must not start with its data.
     """
-    lines = {}
-    for name, read in read_stages(recipe, wanted, rank=launched_rank()).items():
-        if isinstance(read, ServiceError):
-            raise read
-        lines[name] = read.lines
+    lines, read = {}, read_stages(recipe, wanted, rank=launched_rank())
+    for name, of_stage in read.items():
+        if isinstance(of_stage, ServiceError):
+            raise of_stage
+        lines[name] = of_stage.lines
+    if launched_rank() == 0:
+        for line in contradictions(recipe, read):
+            _print(f"[yellow]![/] {for_console(line)}")
     return lines
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from rich.console import RenderableType
 from rich.text import Text
 
+from aligndistil.commands.contradictions import contradictions
 from aligndistil.commands.data_checks import ReadStage, read_stages
 from aligndistil.commands.train import check_recipe
 from aligndistil.data import preview
@@ -23,6 +24,7 @@ def check(recipe: Recipe, processes: int, count: int = 0) -> Iterator[Renderable
     check_recipe(recipe, processes)
     read = read_stages(recipe, list(recipe.stages))
     yield f"[green]✓[/] {for_console(recipe.path)}: {len(recipe.stages)} stage(s) for {processes} process(es)"
+    yield from (f"[yellow]![/] {for_console(line)}" for line in contradictions(recipe, read))
     for stage in recipe.stages.values():
         against = ", ".join(f"{role} {path}" for role, path in stage.models.items())
         policy = "on-policy" if stage.on_policy else "off-policy"

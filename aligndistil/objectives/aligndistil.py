@@ -44,6 +44,7 @@ class AlignDistil(Objective):
     """Token-level distillation from an adaptive extrapolation of DPO and reverse-DPO logits."""
 
     data = DataKind.RESPONSES
+    teacher_beta = "beta0"
     on_policy = OnPolicy.OPTIONAL
     sampled = Sampled.STATES
     paper = "Zhang et al. 2025, arXiv 2503.02832"

@@ -34,6 +34,7 @@ class Bandit(Objective):
     """Policy gradient on the contrastive DPO reward of the whole response, KL to the DPO model included (Eq. 42)."""
 
     data = DataKind.RESPONSES
+    teacher_beta = "beta0"
     on_policy = OnPolicy.ALWAYS
     paper = "Zhang et al. 2025, arXiv 2503.02832, app. E"
     title = "bandit"

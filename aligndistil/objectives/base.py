@@ -71,6 +71,8 @@ class Objective(BaseModel):
     policy's tokens: one with others is told the conversation as text."""
     implicit_reward: ClassVar[ImplicitReward] = ImplicitReward.NONE
     """The reward that the trained policy stands for."""
+    teacher_beta: ClassVar[str] = ""
+    """The field that holds the beta its teachers were trained with, where it takes their log-ratios for rewards."""
     roles: ClassVar[Mapping[str, str]] = {}
     """Roles of its own, beside those of `Role`: a name, and what that model is."""
     terms: ClassVar[Mapping[str, TermInfo]] = {}

@@ -32,6 +32,7 @@ class Reinforce(Objective):
     """Policy gradient on the contrastive DPO reward of each token, with an exact KL to the DPO model (Eq. 43)."""
 
     data = DataKind.RESPONSES
+    teacher_beta = "beta0"
     on_policy = OnPolicy.ALWAYS
     paper = "Zhang et al. 2025, arXiv 2503.02832, app. E"
     title = "REINFORCE"

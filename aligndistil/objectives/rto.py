@@ -45,6 +45,7 @@ def rto_reward_parts(
 class RTO(ActorCritic):
     """Reinforced token optimization: PPO on the token reward of a DPO model, minus a KL to the reference."""
 
+    teacher_beta = "beta1"
     paper = "Zhong et al. 2024, arXiv 2404.18922"
     title = "RTO"
     terms = {
