@@ -136,7 +136,15 @@ _WRITERS = re.compile(
 
 
 def of_the_system(error: Exception) -> UserError | None:
-    """What to say of an error that is this machine's: a full disk, a forbidden or impossible path. None for others."""
+    """What to say of an error that is this machine's: no memory, a full disk, a forbidden or impossible path.
+
+    None for others.
+    """
+    if out_of_memory(error):
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        return MissingError(
+            f"there is not enough memory ({shortened(first)}); lower the batch size of what was running"
+        )
     number = error.errno if isinstance(error, OSError) else None
     if number in _FULL or (not isinstance(error, OSError) and _WRITERS.search(str(error))):
         what = _OF_THE_SYSTEM.get(number or 0, "a file could not be written, most likely because the disk is full")

@@ -8,7 +8,8 @@ workspaces of the kernels, the fragmentation of the allocator, and parameters th
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,10 +19,11 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, Pretrained
 from aligndistil.batch import DataKind
 from aligndistil.data import Examples, load_rows
 from aligndistil.engine.token_terms import chunk_size
-from aligndistil.errors import ServiceError
+from aligndistil.errors import MissingError, ServiceError, UserError, out_of_memory
 from aligndistil.models import from_hub, located, pick_dtype
 from aligndistil.objectives.base import Need, Role
 from aligndistil.recipe import Source, Stage
+from aligndistil.training import is_code
 from aligndistil.training.batches import Schedule
 
 GIB = 2**30
@@ -185,6 +187,61 @@ def memory(stage: Stage, policy: ModelSize, others: Mapping[str, ModelSize], pro
         logits=0.0 if stage.objective.is_scalar else _logits(stage, policy, width) / GIB,
         generation=_generation(stage, policy, width, world) / GIB,
     )
+
+
+@contextmanager
+def named_memory(stage: Stage, locate: Callable[[str], str], processes: int) -> Iterator[None]:
+    """Say of memory that runs out while a stage is trained what the largest parts of it are, and what makes them less.
+
+    `locate` gives what is loaded for a path of the recipe.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+        try:
+            policy = model_size(locate(stage.model.path), scalar=stage.objective.is_scalar)
+            others = {
+                role: model_size(locate(path), scalar=stage.objective.needs[role].is_scalar)
+                for role, path in stage.models.items()
+                if not is_code(path)
+            }
+        except UserError:  # a configuration on the Hub, say: what happened is more important
+            raise error from None
+        needed = memory(stage, policy, others, processes)
+        first, second, *_ = sorted(_remedies(stage, needed), reverse=True)
+        largest = [first, second] if second[0] > first[0] / 4 else [first]
+        parts = " and ".join(f"{what} ({gib:.2f})" for gib, what, _ in largest)
+        advice = ", or ".join(dict.fromkeys(one for *_, remedies in largest for one in remedies))
+        raise MissingError(
+            f"stage {stage.name}: there is not enough memory for its {needed.total:.2f} GiB a process (estimated), of "
+            f"which {parts} {'is' if len(largest) == 1 else 'are'} the most: {advice}; then the same command goes on from the last checkpoint"
+        ) from error
+
+
+def _remedies(stage: Stage, needed: Memory) -> list[tuple[float, str, list[str]]]:
+    """GiB, name, and what of the recipe makes it less, of each part that can be the largest."""
+    engine, model = stage.engine, stage.model
+    spread = [f"raise engine.zero_stage to {stop} with more processes" for stop in (2, 3) if engine.zero_stage < stop]
+    states = [*spread[-1:], *(["set engine.offload: optimizer"] if engine.offload == "none" else [])]
+    shorter = "lower data.max_prompt_length and data.max_response_length"
+    micro = ["lower train.micro_batch_size"] if stage.train.micro_batch_size > 1 else []
+    again = [] if model.gradient_checkpointing else ["set model.gradient_checkpointing: true"]
+    sampled = ["lower rollout.batch_size or rollout.max_new_tokens"]
+    once = not stage.on_policy and not engine.teacher_cache and stage.models
+    cached = ["set engine.teacher_cache: true"] if once else []
+    smaller = ["take a smaller model"]
+    return [
+        (needed.weights, "weights", spread[-1:] or smaller),
+        (needed.gradients, "gradients", spread[-1:] or smaller),
+        (needed.optimizer, "optimizer", states or smaller),
+        (needed.buffers, "DeepSpeed's buffers", ["lower engine.deepspeed.zero_optimization.reduce_bucket_size"]),
+        (needed.frozen, "frozen models", [*cached, *spread[-1:]] or smaller),
+        (needed.activations, "activations", micro + again or [shorter]),
+        (needed.logits, "logits", ["lower engine.chunk_tokens"]),
+        (needed.generation, "the sampling's keys and values", sampled),
+    ]
 
 
 def _activations(stage: Stage, size: ModelSize, width: int) -> float:

@@ -14,16 +14,17 @@ import torch
 from aligndistil.commands.compare import show
 from aligndistil.commands.contradictions import contradictions
 from aligndistil.commands.data_checks import read_stages
+from aligndistil.commands.estimate import named_memory
 from aligndistil.commands.judging import judge_of, judging_of
 from aligndistil.commands.measure import WrittenComparison, compare_models, locate
 from aligndistil.commands.standing import Standing, fingerprint_of, standing
 from aligndistil.engine.checkpoint import checkpoints
-from aligndistil.engine.config import user_config
+from aligndistil.engine.config import check_deepspeed, import_deepspeed
 from aligndistil.engine.processes import Processes, launched_rank, launched_world, process_group
 from aligndistil.errors import Interrupted, ServiceError, UserError, for_console
 from aligndistil.evaluation.measurements import initial_model
 from aligndistil.files import remove_folder
-from aligndistil.models import check_weights, model_exists, model_hash
+from aligndistil.models import check_weights, model_exists, model_hash, pick_dtype
 from aligndistil.objectives.base import Role
 from aligndistil.progress import RunView
 from aligndistil.recipe import Recipe, Stage, stage_of
@@ -79,6 +80,7 @@ def run_recipe(
     wanted, lines, judging = stages_wanted(recipe, stage), dict[str, list[str]](), None
     problem: UserError | None = None
     try:
+        import_deepspeed()
         check_recipe(recipe, launched_world())
         _check_code(recipe, allow_code)
         # A process group would not wait for a large source, so there is none yet.
@@ -160,10 +162,10 @@ def check_recipe(recipe: Recipe, processes: int) -> None:
         stage.check_processes(processes)
         check_trackers(stage.logging.trackers, stage.where("logging", "trackers"))
         try:
-            user_config(stage.engine)
+            check_deepspeed(stage, pick_dtype(stage.model.dtype))
         except UserError as error:
             at = stage.where("engine", "deepspeed")
-            raise UserError(f"{at}: {str(error).removeprefix('engine.deepspeed: ')}") from None
+            raise type(error)(f"{at}: {str(error).removeprefix('engine.deepspeed: ')}") from None
         named = {("model", "path"): stage.model.path} | {("models", role): p for role, p in stage.models.items()}
         for where, path in named.items():
             if stage_of(path) is not None or is_code(path):
@@ -244,7 +246,8 @@ def _run_stage(
     processes.on_main(lambda: _make_room(stage, folder, found, fingerprint))
     setup_logging(processes.rank, folder.log_file(processes.rank))
     _announce(stage, training, processes, lines)
-    outcome = training.run(stop, view)
+    with named_memory(stage, lambda path: locate(run, path), processes.world):
+        outcome = training.run(stop, view)
     view.finish(name, outcome.steps, outcome.seconds, outcome.metrics)
     became: str = processes.gather(model_hash(str(folder.final)) if processes.is_main else "")[0]
     if processes.is_main:

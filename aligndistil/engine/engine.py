@@ -14,14 +14,14 @@ from transformers import PreTrainedModel
 
 from aligndistil import recipe
 from aligndistil.batch import Batch, joined
-from aligndistil.engine.config import frozen_config
+from aligndistil.engine.config import frozen_config, import_deepspeed
 from aligndistil.engine.direction import loss_direction
 from aligndistil.engine.divergence import Divergence, LogProbability
 from aligndistil.engine.policy import FrozenModel, Policy, on_device
 from aligndistil.engine.processes import Processes
 from aligndistil.engine.scalar import ScalarModel, ScalarNetwork, Scorer, gathered, scalar_output
 from aligndistil.engine.teacher_cache import CachedModel
-from aligndistil.engine.trained import Trained, import_deepspeed
+from aligndistil.engine.trained import Trained
 from aligndistil.errors import UserError
 from aligndistil.maths import Metric, sum_tokens
 from aligndistil.objectives.base import Loss, Need, Objective, Role, State, scalar_term

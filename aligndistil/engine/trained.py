@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import math
-import os
 from typing import Any, TypeAlias
 
 import torch
@@ -13,7 +11,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel
 
 from aligndistil import recipe
-from aligndistil.engine.config import deepspeed_config
+from aligndistil.engine.config import deepspeed_config, import_deepspeed, refused_by_deepspeed
 from aligndistil.engine.policy import Policy
 from aligndistil.engine.scalar import ScalarNetwork
 
@@ -38,12 +36,13 @@ class Trained:
         self.noiseless = False
         """Whether it is trained in evaluation mode, since it is random in training mode."""
         self.engine: Any
-        self.engine, *_ = import_deepspeed().initialize(
-            model=module,
-            config=deepspeed_config(settings, train, accumulation=accumulation, dtype=model.dtype),
-            optimizer=_adamw(model, train, learning_rate),
-            lr_scheduler=lambda optimizer: schedule(optimizer, train, total_steps),
-        )
+        with refused_by_deepspeed(settings):
+            self.engine, *_ = import_deepspeed().initialize(
+                model=module,
+                config=deepspeed_config(settings, train, accumulation=accumulation, dtype=model.dtype),
+                optimizer=_adamw(model, train, learning_rate),
+                lr_scheduler=lambda optimizer: schedule(optimizer, train, total_steps),
+            )
         self.zero_stage: int = self.engine.zero_optimization_stage()
         if settings.zero_stage == 3:
             from deepspeed.runtime.zero import register_external_parameter
@@ -106,12 +105,3 @@ def schedule(optimizer: torch.optim.Optimizer, train: recipe.Train, steps: int) 
         return train.min_lr_ratio + (1 - train.min_lr_ratio) * shape
 
     return LambdaLR(optimizer, share)
-
-
-def import_deepspeed() -> Any:
-    """DeepSpeed, without its C++ kernels."""
-    deepspeed = importlib.import_module("deepspeed")
-    if os.environ.get("DS_ACCELERATOR") == "cpu":
-        # DeepSpeed would compile a C++ kernel for CPU collectives, even for one process; gloo does without.
-        importlib.import_module("deepspeed.ops").__compatible_ops__["deepspeed_shm_comm"] = False
-    return deepspeed

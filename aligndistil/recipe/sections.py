@@ -246,7 +246,8 @@ class Engine(Section):
     zero_stage: int = Field(default=2, ge=0, le=3)
     """What is split over processes: nothing, optimizer states, also gradients, also parameters. 0 is 1 in bfloat16."""
     offload: Literal["none", "optimizer", "parameters"] = "none"
-    """What is kept in CPU memory; `parameters` needs zero_stage 3 and moves the optimizer too."""
+    """What is kept in CPU memory: `optimizer` needs a zero_stage above 0; `parameters` needs 3 and moves the optimizer
+    too."""
     chunk_tokens: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """Response tokens projected to the vocabulary at once; `auto` chooses by the vocabulary."""
     teacher_cache: bool = False
@@ -264,6 +265,9 @@ class Engine(Section):
     def _owned_keys(self) -> Self:
         if self.offload == "parameters" and self.zero_stage != 3:
             raise refusal("offload", "`parameters` needs engine.zero_stage: 3")
+        if self.offload == "optimizer" and self.zero_stage == 0:
+            text = "`optimizer` does nothing at engine.zero_stage 0; write `zero_stage: 1` (or 2, or 3)"
+            raise refusal("offload", text)
         if isinstance(self.deepspeed, dict):
             for key, owner in OWNED_DEEPSPEED_KEYS.items():
                 section, _, field = key.partition(".")

@@ -114,7 +114,7 @@ def test_texts_longer_than_the_table_of_positions_are_refused(
     if told is None:
         WAYS["validate"](recipe)
         return
-    monkeypatch.setattr(training, "start_processes", lambda: pytest.fail("something was started"))
+    monkeypatch.setattr(training, "process_group", lambda _: pytest.fail("something was started"))
     with pytest.raises(UserError, match=rf"toy\.yaml:\d+:\d+: \S+: model \S+ has 16 positions, and .*{told}"):
         WAYS[way](recipe)
 
@@ -166,7 +166,7 @@ def test_sources_of_every_stage_are_looked_at_before_the_first_is_read(
     data([{"word": 1, "other": 2}], "odd.jsonl")
     content = three_stages(model_folder(seed=0), "data.jsonl", stages={stage: {"data": change}})
     recipe = load_recipe(recipe_file(content))
-    monkeypatch.setattr(training, "start_processes", lambda: pytest.fail("something was started"))
+    monkeypatch.setattr(training, "process_group", lambda _: pytest.fail("something was started"))
     with pytest.raises(UserError, match=rf"toy\.yaml:\d+:\d+: (stages\.{stage}\.)?{place}") as refused:
         WAYS[way](recipe)
     line = int(re.search(r"toy\.yaml:(\d+):", str(refused.value))[1])  # type: ignore[index]

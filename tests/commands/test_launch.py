@@ -51,6 +51,7 @@ def children(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callab
     monkeypatch.chdir(tmp_path)
     (tmp_path / "aligndistil.py").write_text(CHILD)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.delenv("RANK", raising=False)  # of an engine that another test made in this process
 
     def started() -> list[int]:
         return [int(path.name.removeprefix("ready-")) for path in tmp_path.glob("ready-*")]

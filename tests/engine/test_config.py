@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,8 @@ import pytest
 import torch
 
 from aligndistil import recipe
-from aligndistil.engine.config import deepspeed_config, frozen_config, user_config
-from aligndistil.errors import UserError
+from aligndistil.engine.config import check_deepspeed, deepspeed_config, frozen_config, import_deepspeed, user_config
+from aligndistil.errors import MissingError, UserError
 from aligndistil.recipe import OWNED_DEEPSPEED_KEYS
 
 TRAIN = recipe.Train(batch_size=32, micro_batch_size=4, max_grad_norm=0.5)
@@ -97,3 +99,62 @@ def test_a_file_that_cannot_be_used_is_refused(content: bytes, sentence: str, tm
     path.write_bytes(content)
     with pytest.raises(UserError, match=sentence):
         user_config(recipe.Engine(deepspeed=str(path)))
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"zero_optimization": {"overlap_comm": True}}, ""),
+        ({"activation_checkpointing": {"partition_activations": True}, "steps_per_print": 7}, ""),
+        ({"flops_profiler": {"enabled": False}, "tensorboard": {"enabled": False}}, ""),
+        ({"wall_clock_brekdown": True}, "knows no `wall_clock_brekdown`.* did you mean `wall_clock_breakdown`"),
+        ({"activation_checkpointing": {"partition": 1}}, "knows no `activation_checkpointing.partition`"),
+        ({"zero_optimization": {"overlap_com": True}}, "does not take zero_optimization.*: overlap_com: Extra inputs"),
+        ({"zero_optimization": {"reduce_bucket_size": -1}}, "reduce_bucket_size: Input should be greater than 0"),
+        ({"zero_optimization": "fast"}, 'does not take zero_optimization: "fast"'),
+        ({"activation_checkpointing": 3}, "does not take activation_checkpointing: 3"),
+        ({"communication_data_type": "fp17"}, "does not take communication_data_type"),
+        ({"wall_clock_breakdown": "maybe"}, "does not take wall_clock_breakdown"),
+        ({"prescale_gradients": "maybe"}, 'prescale_gradients must be true or false, not "maybe"'),
+        ({"steps_per_print": 0}, "steps_per_print must be a number above 0, not 0"),
+        ({"gradient_predivide_factor": "x"}, "gradient_predivide_factor must be a number above 0"),
+        ({"amp": {"enabled": True}}, "does not take amp"),
+    ],
+)
+def test_what_deepspeed_would_overlook_or_stumble_on_is_refused(
+    given: dict[str, Any], said: str, recipe_file: Callable[..., Path]
+) -> None:
+    content = {"objective": {"name": "sft"}, "model": {"path": "m"}, "data": {"train": {"path": "d"}}}
+    (stage,) = recipe.load_recipe(recipe_file({**content, "engine": {"deepspeed": given}})).stages.values()
+    if not said:
+        check_deepspeed(stage, torch.float32)
+        return
+    with pytest.raises(UserError, match=said) as caught:
+        check_deepspeed(stage, torch.float32)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"aio": {}, "aio": {}}', "`aio` is given twice"),
+        ('{"gradient_predivide_factor": NaN}', "NaN is no number"),
+        ("[" * 100_000, "recursion"),
+        ('{"steps_per_print": ' + "9" * 5000 + "}", "5000 digits"),
+    ],
+)
+def test_json_that_cannot_be_meant_is_refused(text: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "ds.json").write_text(text)
+    with pytest.raises(UserError, match=said):
+        user_config(recipe.Engine(deepspeed=str(tmp_path / "ds.json")))
+
+
+def test_a_mapping_in_quotes_is_no_path() -> None:
+    with pytest.raises(UserError, match="without quotes"):
+        user_config(recipe.Engine(deepspeed='{"aio": {}}'))
+
+
+def test_a_missing_deepspeed_is_not_the_users_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "deepspeed", None)
+    with pytest.raises(MissingError, match="pip install deepspeed"):
+        import_deepspeed()

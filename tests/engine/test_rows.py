@@ -18,18 +18,21 @@ from support.micro_batches import ragged_batch
 from support.models import build_model
 
 
-def values(model: PreTrainedModel, batch: Batch) -> Tensor:
-    return ScalarNetwork(model)(batch) * batch.attention_BT
+def hidden(model: PreTrainedModel) -> Callable[[Batch], Tensor]:
+    return partial(response_hidden, model)
+
+
+def values(model: PreTrainedModel) -> Callable[[Batch], Tensor]:
+    network = ScalarNetwork(model)
+    return lambda batch: network(batch) * batch.attention_BT
 
 
 @pytest.mark.parametrize(("rows", "passed"), [(2, [2, 2, 1]), (3, [3, 2]), (4, [4, 1])])
-@pytest.mark.parametrize(
-    ("build", "read"), [(build_model, response_hidden), (partial(build_model, scalar=True), values)]
-)
+@pytest.mark.parametrize(("build", "reading"), [(build_model, hidden), (partial(build_model, scalar=True), values)])
 def test_rows_that_are_read_a_few_at_a_time_give_the_same_numbers_in_the_same_order(
     monkeypatch: pytest.MonkeyPatch,
     build: Callable[..., Any],
-    read: Callable[[PreTrainedModel, Batch], Tensor],
+    reading: Callable[[PreTrainedModel], Callable[[Batch], Tensor]],
     rows: int,
     passed: list[int],
 ) -> None:
@@ -37,14 +40,14 @@ def test_rows_that_are_read_a_few_at_a_time_give_the_same_numbers_in_the_same_or
     lengths = batch.attention_BT.sum(-1)
     assert not lengths.equal(lengths.sort().values)
     width = batch.ids_BT.shape[1] * model.config.hidden_size
-    passes: list[int] = []
+    read, passes = reading(model), list[int]()
     model.model.register_forward_pre_hook(
         lambda _, __, given: passes.append(given["input_ids"].shape[0]), with_kwargs=True
     )
     with torch.no_grad():
         monkeypatch.setattr("aligndistil.engine.rows._CPU_STATES", 5 * width)
-        whole = read(model, batch)
+        whole = read(batch)
         monkeypatch.setattr("aligndistil.engine.rows._CPU_STATES", rows * width)
-        parts = read(model, batch)
+        parts = read(batch)
     assert passes == [5, *passed]
     torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-5)
