@@ -48,7 +48,7 @@ def train(
     local_rank: Annotated[int | None, typer.Option("--local_rank", "--local-rank", hidden=True)] = None,
 ) -> None:
     """Train the stages of a recipe that are not finished, and compare their models."""
-    from aligndistil.commands.launch import must_start, process_count, start
+    from aligndistil.commands.launch import must_start, process_count, start, stop_timeout_of
     from aligndistil.commands.train import train
     from aligndistil.progress import console_may_be_lost
 
@@ -60,8 +60,7 @@ def train(
             rich.print(text)
         return
     if must_start(processes):
-        timeout = max(stage.engine.stop_timeout for stage in loaded.stages.values())
-        raise typer.Exit(start(process_count(processes), sys.argv[1:], timeout))
+        raise typer.Exit(start(process_count(processes), sys.argv[1:], stop_timeout_of(loaded)))
     with console_may_be_lost():
         train(loaded, stage=stage, fresh=fresh, verify=verify, allow_code=allow_code)
 

@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from aligndistil.errors import EXIT_SIGINT, EXIT_SIGTERM, Interrupted
@@ -41,10 +41,12 @@ class StopSignal:
             if self.requested:
                 raise KeyboardInterrupt
             self.exit_code = EXIT_SIGINT
-        if not self.requested and os.environ.get("RANK", "0") == "0":
-            # Not through a file object: the signal may have come in the middle of a write to it.
-            os.write(2, b"stopping: the step that runs is finished and saved first; Ctrl-C twice leaves at once\n")
-        self.requested = True
+        first, self.requested = not self.requested, True
+        if first and os.environ.get("RANK", "0") == "0":
+            # Not through a file object: the signal may have come in the middle of a write to it. And the terminal may
+            # be what has gone.
+            with suppress(OSError):
+                os.write(2, b"stopping: the step that runs is finished and saved first; Ctrl-C now leaves at once\n")
 
 
 @contextmanager
@@ -67,8 +69,12 @@ class _Stop(BaseException):
 
 @contextmanager
 def handled(handlers: Mapping[signal.Signals, Callable[[int, Any], None]]) -> Iterator[None]:
-    """Signals are given to these handlers, and to those from before at the end. In the main thread only."""
-    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    """Signals are given to these handlers, and to those from before at the end. In the main thread only.
+
+    One that is ignored stays so: `nohup` asks for that.
+    """
+    taken = {one: handler for one, handler in handlers.items() if signal.getsignal(one) is not signal.SIG_IGN}
+    before = {number: signal.signal(number, handler) for number, handler in taken.items()}
     try:
         yield
     finally:
@@ -78,7 +84,7 @@ def handled(handlers: Mapping[signal.Signals, Callable[[int, Any], None]]) -> It
 
 def end_with_parent() -> None:
     """Be sent SIGTERM when the process that started this one ends, however it ends. On Linux only."""
-    parent = os.environ.get(PARENT)
+    parent = os.environ.pop(PARENT, None)  # what this process starts has another
     if parent is None or not sys.platform.startswith("linux"):
         return
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -37,7 +37,30 @@ def test_ctrl_c_asks_once_and_leaves_the_second_time(capfd: pytest.CaptureFixtur
         assert stop.exit_code == EXIT_SIGINT
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
-    assert "Ctrl-C twice leaves at once" in capfd.readouterr().err
+    assert "Ctrl-C now leaves at once" in capfd.readouterr().err
+
+
+def test_a_request_is_noted_where_the_terminal_has_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(*_: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    stop = StopSignal()
+    monkeypatch.setattr("aligndistil.stop.os.write", gone)
+    with stop.deferred():
+        signal.raise_signal(signal.SIGHUP)
+    assert stop.requested
+
+
+def test_a_signal_that_is_ignored_stays_so() -> None:
+    """As `nohup` asks for."""
+    before, stop = signal.signal(signal.SIGHUP, signal.SIG_IGN), StopSignal()
+    try:
+        with stop.deferred(), interrupted("stopped"):
+            signal.raise_signal(signal.SIGHUP)
+        assert not stop.requested
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.parametrize("number", ASKS)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import rich
 
-from aligndistil.commands.launch import must_start, process_count, start, start_side_by_side
+from aligndistil.commands.launch import must_start, process_count, start, start_side_by_side, stop_timeout_of
 from aligndistil.commands.recipes import find_recipe, shipped_recipes
 from aligndistil.errors import UserError, for_console
 from aligndistil.files import is_partial
@@ -124,7 +124,8 @@ def _train(path: Path, options: Options) -> int:
     if options.jobs > 1:
         own = [overrides_of_seed(recipe, options.overrides, k) for k in range(options.seeds)]
         logs = [recipe.output_dir / f"seed-{k}.log" for k in range(options.seeds)]
-        return start_side_by_side([_command(path, one, options) for one in own], logs, options.jobs)
+        commands = [_command(path, one, options) for one in own]
+        return start_side_by_side(commands, logs, options.jobs, stop_timeout_of(recipe))
     for k in range(options.seeds):
         rich.print(f"[bold]seed {k}[/] of {options.seeds}: {for_console(_seed_folder(recipe.output_dir, k))}")
         if code := _run(path, overrides_of_seed(recipe, options.overrides, k), options):
@@ -135,7 +136,8 @@ def _train(path: Path, options: Options) -> int:
 def _run(path: Path, overrides: Sequence[str], options: Options) -> int:
     """As `aligndistil train` does, in this process or in several."""
     if must_start(options.processes):
-        return start(process_count(options.processes), _command(path, overrides, options))
+        loaded = load_recipe(path, overrides)
+        return start(process_count(options.processes), _command(path, overrides, options), stop_timeout_of(loaded))
     from aligndistil.commands.train import run_recipe
 
     run_recipe(load_recipe(path, overrides), allow_code=options.allow_code)

@@ -9,15 +9,19 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import rich
 from rich.console import Console
 
 from aligndistil.errors import EXIT_SIGINT, EXIT_SIGKILL, EXIT_SIGTERM, EXIT_USAGE, Interrupted, UserError, for_console
 from aligndistil.stop import ASKS, PARENT, handled
+
+if TYPE_CHECKING:
+    from aligndistil.recipe import Recipe
 
 _ERROR_FILE = "ALIGNDISTIL_ERROR_FILE"
 """Set in processes that `start` started: the parent prints what went wrong, once."""
@@ -38,6 +42,11 @@ def process_count(processes: str) -> int:
     if not processes.isdecimal() or int(processes) < 1:
         raise UserError(f"--processes {processes}: give a number of processes from 1, or auto")
     return int(processes)
+
+
+def stop_timeout_of(recipe: Recipe) -> float:
+    """Seconds that processes which train this recipe have to end the step they are in."""
+    return max(stage.engine.stop_timeout for stage in recipe.stages.values())
 
 
 def must_start(processes: str) -> bool:
@@ -72,37 +81,38 @@ def start(count: int, arguments: list[str], stop_timeout: float = STOP_TIMEOUT) 
             children.start(f"process {rank}", arguments, {**shared, **own})
         failed: list[tuple[str, int]] = []
         while children.running:
-            for name, code in children.ended():
-                failed += [(name, code)] if code else []
+            ended = [(name, code) for name, code in children.ended() if code]
+            failed = failed or ended
             if failed and not children.stopping:
                 children.stop(AFTER_A_FAILURE)
         if children.killed and children.signal is not None:
-            _complain(
-                f"{', '.join(children.killed)} did not end within {stop_timeout:g} s of the signal and was killed, so "
-                "that what came after the last checkpoint is lost; raise engine.stop_timeout above the time of a step"
-            )
+            _complain(_killed(children.killed, stop_timeout))
             return EXIT_SIGKILL
         if not failed:
             return 0
-        name, code = failed[0]
+        # One that only says what another has failed of has a file, and that one's traceback has none.
+        by_itself = children.signal is None
+        name, code = min(failed, key=lambda one: (Path(folder) / one[0]).exists() == by_itself)
         file = Path(folder) / name
         if code >= EXIT_USAGE and file.exists():
             _complain(file.read_text(encoding="utf-8"))
         elif children.signal is not None:  # it had not begun
             _complain("stopped; nothing that was learnt is lost: run the same command to go on")
+        elif code > 128:
+            _complain(f"{name} was ended by signal {code - 128}, as by the system where memory runs out")
         else:
             _complain(f"{name} failed first, with exit code {code}; its traceback stands above")
         return code
 
 
-def start_side_by_side(commands: list[list[str]], logs: list[Path], jobs: int) -> int:
+def start_side_by_side(commands: list[list[str]], logs: list[Path], jobs: int, stop_timeout: float) -> int:
     """Run `aligndistil COMMAND` for each, so many at a time, each writing to its log; the exit code of what failed.
 
     When one fails, or a signal asks to stop, those that run are stopped with a checkpoint and no further one is
     started. Raises Interrupted, once they have ended, after such a signal.
     """
     waiting, code = dict(zip(logs, commands, strict=True)), 0
-    with Children(STOP_TIMEOUT) as children:
+    with Children(stop_timeout) as children:
         while children.running or (waiting and not children.stopping):
             while waiting and not children.stopping and len(children.running) < jobs:
                 log, command = next(iter(waiting.items()))
@@ -117,13 +127,22 @@ def start_side_by_side(commands: list[list[str]], logs: list[Path], jobs: int) -
                     code, log = ended, next(log for log in logs if log.stem == name)
                     lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
                     _complain(f"{lines[-1].removeprefix('error: ')} (see {log})" if lines else f"see {log}")
-                    children.stop(STOP_TIMEOUT)
+                    children.stop(stop_timeout)
+        if children.signal is not None and children.killed:
+            raise Interrupted(_killed(children.killed, stop_timeout), EXIT_SIGKILL)
         if children.signal is not None:
             by_hand = children.signal == signal.SIGINT
             raise Interrupted(
                 "stopped; the same command goes on where the seeds were", EXIT_SIGINT if by_hand else EXIT_SIGTERM
             )
     return code
+
+
+def _killed(names: Sequence[str], stop_timeout: float) -> str:
+    return (
+        f"{', '.join(names)} did not end within {stop_timeout:g} s of the signal and was killed, so that what came after "
+        "the last checkpoint is lost; raise engine.stop_timeout above the time of a step"
+    )
 
 
 class Children:

@@ -239,6 +239,7 @@ def _run_stage(
     if found.action == "skip" and found.done is not None:
         _say(processes, f"[green]✓[/] [bold]{name}[/]: {for_console(found.why)}")
         view.finish(name, found.done.step, found.done.seconds, found.done.metrics)
+        processes.on_main(lambda: _remove_automatic_checkpoints(stage, folder))  # a kill may have come before
         return found.done.weights
     # The data may be refused: nothing of an earlier run is moved before it is accepted.
     initial = initial_model(recipe, stage)
@@ -263,11 +264,16 @@ def _run_stage(
                 resolved=stage.resolved(),
             )
         )
-        if stage.checkpoint.every == "auto":  # nobody asked for them, and there is nothing to go on with
-            for checkpoint in checkpoints(folder.path):
-                remove_folder(checkpoint)
+        _remove_automatic_checkpoints(stage, folder)
     processes.barrier()
     return became
+
+
+def _remove_automatic_checkpoints(stage: Stage, folder: StageFolder) -> None:
+    """Nobody asked for those of a finished stage, and there is nothing to go on with."""
+    if stage.checkpoint.every == "auto":
+        for checkpoint in checkpoints(folder.path):
+            remove_folder(checkpoint)
 
 
 def _make_room(stage: Stage, folder: StageFolder, found: Standing, fingerprint: str) -> None:

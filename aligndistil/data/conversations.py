@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, cast
 
 from transformers import PreTrainedTokenizerBase
@@ -75,7 +76,7 @@ class PromptReader:
         )
         self._frames: list[_Frame] = []
         if self._encoder.chat:
-            template, words = ChatTemplate(tokenizer, template_kwargs), list(self._words())[:4]
+            template, words = ChatTemplate(tokenizer, template_kwargs), list(islice(self._words(), 4))
             several = ["user", "assistant", "user"]
             tries = (self._frame(template, words, roles) for roles in (several, ["system", *several], ["user"]))
             self._frames = [one for frame in tries if frame is not None for one in (frame, frame.stripped())]

@@ -10,7 +10,7 @@ import re
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import HashStore, Store
 
-from aligndistil.errors import UserError
+from aligndistil.errors import UserError, of_the_system
 
 TIMEOUT_MINUTES = 60.0
 _FAILURE = "aligndistil/failure"
@@ -126,15 +126,14 @@ def process_group(timeout_minutes: float = TIMEOUT_MINUTES) -> Iterator[Processe
     processes = start_processes(timeout_minutes)
     try:
         yield processes
-    except RuntimeError as error:  # of a process group, too
-        if processes.world > 1:
-            if (failure := _failure_of_another(processes)) is not None:
-                raise failure from None
-            _refuse_timeout(error, timeout_minutes)
-        raise
     except Exception as error:
         if processes.world > 1:
-            _say_to_others(processes, error)
+            own = error if isinstance(error, UserError) else of_the_system(error)
+            if own is None and isinstance(error, RuntimeError):  # of a process group, perhaps
+                if (failure := _failure_of_another(processes)) is not None:
+                    raise failure from None
+                _refuse_timeout(error, timeout_minutes)
+            _say_to_others(processes, own or error)
         raise
     finally:
         processes.stop()
@@ -143,7 +142,8 @@ def process_group(timeout_minutes: float = TIMEOUT_MINUTES) -> Iterator[Processe
 def _say_to_others(processes: Processes, error: Exception) -> None:
     what = str(error) if isinstance(error, UserError) else f"{type(error).__name__}; its traceback is in its own output"
     code = error.exit_code if isinstance(error, UserError) else 1
-    _store().set(_FAILURE, json.dumps([processes.rank, what, code]))
+    with suppress(RuntimeError):  # the process that held the store has gone
+        _store().set(_FAILURE, json.dumps([processes.rank, what, code]))
     if processes.is_main and not os.environ.get("TORCHELASTIC_USE_AGENT_STORE"):
         time.sleep(2)  # the store is this process's, and the others have to read it
 

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple, TypeAlias
 
 from aligndistil.data import PromptReader
 from aligndistil.evaluation.measurements import EvalSet, Measurements
-from aligndistil.models import load_tokenizer
+from aligndistil.models import load_tokenizer, reads_tokens
 from aligndistil.objectives.base import ImplicitReward, Role
 from aligndistil.recipe import Stage, stage_of
 from aligndistil.training import TextReader
@@ -95,7 +95,7 @@ def text_reader(measurements: Measurements, eval_set: EvalSet, locate: Callable[
         return None
     tokenizer, name = eval_set.tokenizer, stage_of(path)
     section = stage.model if name is None else measurements.recipe.stages[name].model
-    if load_tokenizer(locate(path), section).get_vocab() == tokenizer.get_vocab():
+    if reads_tokens(tokenizer, load_tokenizer(locate(path), section)):
         return None
     policy = PromptReader(tokenizer, eval_set.stop_ids, stage.model.chat_template_kwargs)
     reader = TextReader(path, locate(path), section, policy)

@@ -34,6 +34,13 @@ if act == "fail" and rank in ("", "1"):
     if rank:
         open(os.environ["ALIGNDISTIL_ERROR_FILE"], "w").write("no such file")
     sys.exit(2)
+if act in ("bug", "killed"):
+    if rank == "1":
+        time.sleep(0.05)
+        os.kill(os.getpid(), 9) if act == "killed" else sys.exit(1)
+    if act == "bug":
+        open(os.environ["ALIGNDISTIL_ERROR_FILE"], "w").write("process 1 of 2 has failed: ValueError")
+        sys.exit(1)
 if act == "done":
     sys.exit(0)
 for _ in range(600):
@@ -142,13 +149,33 @@ def test_trainings_side_by_side_are_stopped_and_no_other_is_started(
     signalled(children, 2, number)
     logs = [tmp_path / f"seed-{k}.log" for k in range(3)]
     with pytest.raises(Interrupted, match="the same command goes on") as caught:
-        launch.start_side_by_side([["wait"]] * 3, logs, 2)
+        launch.start_side_by_side([["wait"]] * 3, logs, 2, 60)
     assert caught.value.exit_code == code
     assert [log.read_text() for log in logs if log.exists()] == ["saved\n"] * 2
 
 
 def test_a_training_that_fails_stops_those_beside_it(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     logs = [tmp_path / f"seed-{k}.log" for k in range(3)]
-    assert launch.start_side_by_side([["wait"], ["fail"], ["done"]], logs, 2) == 2
+    assert launch.start_side_by_side([["wait"], ["fail"], ["done"]], logs, 2, 60) == 2
     assert [log.exists() for log in logs] == [True, True, False]
     assert f"error: no such file (see {logs[1]})" in capfd.readouterr().err
+
+
+def test_a_training_that_takes_too_long_to_stop_is_killed_and_that_is_said(
+    children: Callable[[], list[int]], tmp_path: Path
+) -> None:
+    signalled(children, 1, signal.SIGTERM)
+    with pytest.raises(Interrupted, match="seed-0 did not end within 1 s of the signal and was killed") as caught:
+        launch.start_side_by_side([["slow"]], [tmp_path / "seed-0.log"], 1, 1.0)
+    assert caught.value.exit_code == EXIT_SIGKILL
+
+
+@pytest.mark.parametrize(
+    ("act", "code", "said"),
+    [("bug", 1, "process 1 failed first, with exit code 1"), ("killed", 137, "process 1 was ended by signal 9, as")],
+)
+def test_the_process_that_failed_is_named_though_the_others_end_with_it(
+    act: str, code: int, said: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert launch.start(2, [act]) == code
+    assert said in capfd.readouterr().err

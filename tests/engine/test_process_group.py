@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from aligndistil.engine.processes import launched_world, process_group
-from aligndistil.errors import EXIT_DIVERGED, EXIT_USAGE, DivergedError, UserError
+from aligndistil.errors import EXIT_DIVERGED, EXIT_MISSING, EXIT_USAGE, DivergedError, UserError
 
 
 def ends(how: str, who: int) -> dict[str, Any]:
@@ -27,6 +27,8 @@ def ends(how: str, who: int) -> dict[str, Any]:
                 raise problem
             elif how == "bug" and mine:
                 raise ValueError("no sentence")
+            elif how == "memory" and mine:
+                raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
             elif how == "hangs" and mine:
                 time.sleep(30)
                 return {}
@@ -55,6 +57,13 @@ def test_all_say_what_one_says(how: str, who: int, on_processes: Callable[..., l
         assert "the loss is nan" in answer["said"]
         assert answer["code"] == EXIT_DIVERGED
         assert answer["seconds"] < 25
+
+
+def test_what_a_machine_lacks_is_said_by_the_others_too(on_processes: Callable[..., list[Any]]) -> None:
+    answers = on_processes(ends, "memory", 1)
+    assert answers[1]["said"].startswith("RuntimeError: DefaultCPUAllocator")
+    assert answers[0]["said"].startswith("UserError: process 1 of 2 has failed: there is not enough memory")
+    assert answers[0]["code"] == EXIT_MISSING
 
 
 def test_what_only_the_first_refuses_ends_all(on_processes: Callable[..., list[Any]]) -> None:
