@@ -84,7 +84,8 @@ def shortened(text: str) -> str:
 
 
 _SECRET = re.compile(
-    r"(?<=://)[^/\s]+(?=@)"  # https://USER:PASSWORD@HOST
+    # https://USER:PASSWORD@HOST, as a path (https:/...), and cut before the host; a port is digits
+    r"(?<=://)[^/\s]+(?=@)|(?<=[^/]:/)[^/\s:]+:[^/\s]+(?=@)|(?<=://)[^/\s@:\[]+:(?!\d+\b)[^/\s@'\"]+"
     r"|(?<=[?&]token=)[^&\s]+|(?<=[?&]sig=)[^&\s]+|(?<=[?&]key=)[^&\s]+|(?<=X-Amz-Signature=)[^&\s]+"
     r"|\bhf_[A-Za-z0-9]{30,}"
 )

@@ -214,9 +214,10 @@ def named_memory(stage: Stage, locate: Callable[[str], str], processes: int) -> 
         largest = [first, second] if second[0] > first[0] / 4 else [first]
         parts = " and ".join(f"{what} ({gib:.2f})" for gib, what, _ in largest)
         advice = ", or ".join(dict.fromkeys(one for *_, remedies in largest for one in remedies))
+        verb = "is" if len(largest) == 1 else "are"
         raise MissingError(
             f"stage {stage.name}: there is not enough memory for its {needed.total:.2f} GiB a process (estimated), of "
-            f"which {parts} {'is' if len(largest) == 1 else 'are'} the most: {advice}; then the same command goes on from the last checkpoint"
+            f"which {parts} {verb} the most: {advice}; then the same command goes on from the last checkpoint"
         ) from error
 
 

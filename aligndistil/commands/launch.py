@@ -140,8 +140,8 @@ def start_side_by_side(commands: list[list[str]], logs: list[Path], jobs: int, s
 
 def _killed(names: Sequence[str], stop_timeout: float) -> str:
     return (
-        f"{', '.join(names)} did not end within {stop_timeout:g} s of the signal and was killed, so that what came after "
-        "the last checkpoint is lost; raise engine.stop_timeout above the time of a step"
+        f"{', '.join(names)} did not end within {stop_timeout:g} s of the signal and was killed, so that what came "
+        "after the last checkpoint is lost; raise engine.stop_timeout above the time of a step"
     )
 
 

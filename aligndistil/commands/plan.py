@@ -31,6 +31,7 @@ def plan(
 ) -> Iterator[RenderableType]:
     """What `train` would do: state, models, steps, tokens and memory of each stage."""
     check_recipe(recipe, processes)
+    RunFolder(recipe.output_dir).check(recipe.name)
     unread: set[str] = set()
     weights: dict[str, str | None] = {}
     wanted = stages_wanted(recipe, only)

@@ -144,7 +144,8 @@ def _kind_of_eval(value: Any) -> str:
 
 
 EvalData: TypeAlias = Annotated[
-    Annotated[Sources, Tag("<sources>")] | Annotated[HeldOut, Tag("<share>")], Discriminator(_kind_of_eval)
+    Annotated[Sources, Field(min_length=1), Tag("<sources>")] | Annotated[HeldOut, Tag("<share>")],
+    Discriminator(_kind_of_eval),
 ]
 KINDS_OF_EVAL: Mapping[str | int, type[Section]] = {"<sources>": Source, "<share>": HeldOut}
 """What pydantic calls the two in the place of an error: no key of a recipe looks like that."""
@@ -206,9 +207,9 @@ class Rollout(Section):
 class Train(Section):
     """The optimizer (AdamW), its schedule and the batch."""
 
-    learning_rate: float = Field(default=1e-6, gt=0)
+    learning_rate: float = Field(default=1e-6, gt=0, le=1e6)
     """Peak, after the warm-up."""
-    critic_learning_rate: float | None = Field(default=None, gt=0)
+    critic_learning_rate: float | None = Field(default=None, gt=0, le=1e6)
     """The critic's peak, on the same schedule; null is learning_rate."""
     lr_scheduler: Literal["cosine", "linear", "constant"] = "cosine"
     """What the learning rate does after the warm-up."""

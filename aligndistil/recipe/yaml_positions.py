@@ -246,7 +246,9 @@ def _scalar(node: ScalarNode, at: Position) -> str | int | float | bool | None:
             f'write `{meant}`, or "{text}" in quotes'
         )
     if re.fullmatch(r"[-+]?[0-9]+(_[0-9]+)*", text) and len(text) < 400:
-        return int(text)
+        if abs(number := int(text)) >= 2**63:
+            raise UserError(f"{at}: {shortened(text)} is too large for a whole number")
+        return number
     if re.fullmatch(r"[-+]?(\.[0-9]+|[0-9]+(_[0-9]+)*(\.[0-9]*)?)([eE][-+]?[0-9]+)?", text):
         if not math.isfinite(float(text)):
             raise UserError(f"{at}: {shortened(text)} is too large for a number")

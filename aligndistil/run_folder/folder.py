@@ -113,7 +113,13 @@ class StageFolder:
         path = self.path / "started.json"
         try:
             return bool(json.loads(path.read_bytes())["fingerprint"] == fingerprint)
-        except (FileNotFoundError, ValueError, KeyError, TypeError):  # not there, or not ours: begun as something else
+        except (
+            FileNotFoundError,
+            ValueError,
+            KeyError,
+            TypeError,
+            RecursionError,
+        ):  # not there, or not ours: begun as something else
             return False
 
     def write_started(self, fingerprint: str) -> None:
@@ -212,6 +218,10 @@ class RunFolder:
         finally:
             lock.release()
 
+    def check(self, recipe_name: str) -> None:
+        """Refuse a folder that `open` refuses, and touch nothing."""
+        self._previous(recipe_name)
+
     def open(self, recipe_name: str, source_text: str, environment: Environment) -> None:
         """Write recipe.yaml and environment.json, which keeps the environments of earlier commands under `earlier`.
 
@@ -240,6 +250,11 @@ class RunFolder:
                 f"output_dir: {self.path} holds the runs of several seeds: go on with `aligndistil compare RECIPE "
                 "--seeds N`, or give another output_dir"
             )
+        if record is None and (self.path / "environment.json").is_file():
+            raise UserError(
+                f"output_dir: {self.path}/environment.json, by which a run is known, is not what aligndistil writes: "
+                "put the old one back, or give another output_dir"
+            )
         if record is None:
             raise UserError(
                 f"output_dir: {self.path} holds files that are not an aligndistil run: "
@@ -259,7 +274,7 @@ def _read_record(path: Path) -> dict[str, Any] | None:
         return None
     try:
         record = json.loads(path.read_bytes())
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     ours = isinstance(record, dict) and {"recipe", "packages", "earlier"} <= record.keys()
     return record if ours else None

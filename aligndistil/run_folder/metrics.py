@@ -7,8 +7,9 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from aligndistil.errors import UserError
 from aligndistil.files import write_bytes
 from aligndistil.run_folder.trackers import Tracker
 
@@ -46,14 +47,17 @@ class MetricsLog:
             tracker.log(step, split, finite)
 
     def read(self) -> list[dict[str, Any]]:
-        """All complete lines; a torn last one is ignored. Empty when there is no file."""
-        return [json.loads(line) for line in self._complete().splitlines()]
+        """All complete lines; a torn last one is ignored. Empty when there is no file.
+
+        Raises UserError when a line is none that `log` wrote.
+        """
+        return [self._parsed(number, line) for number, line in enumerate(self._complete().splitlines(), 1)]
 
     def truncate(self, step: int) -> None:
-        """Forget what was logged after `step`, and a torn last line: a resumed run logs it again."""
+        """Forget what was logged after `step`, and a torn last line: a resumed run logs it again. Raises as `read`."""
         if self.path.exists():
-            lines = self._complete().splitlines(keepends=True)
-            write_bytes(self.path, b"".join(line for line in lines if json.loads(line)["step"] <= step))
+            lines = zip(self.read(), self._complete().splitlines(keepends=True), strict=True)
+            write_bytes(self.path, b"".join(written for line, written in lines if line["step"] <= step))
 
     def close(self) -> None:
         """Close the trackers."""
@@ -65,6 +69,17 @@ class MetricsLog:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _parsed(self, number: int, written: bytes) -> dict[str, Any]:
+        try:
+            line = json.loads(written)
+            whole = isinstance(line["step"], int) and isinstance(line["split"], str)
+            whole &= all(isinstance(line[name], int | float) for name in line.keys() - OWN_KEYS)
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            whole = False
+        if not whole:
+            raise UserError(f"{self.path}:{number}: this line is none that aligndistil writes; remove it to go on")
+        return cast(dict[str, Any], line)
 
     def _complete(self) -> bytes:
         """The file up to and with its last line end."""

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from aligndistil.commands.recipes import shipped_recipes
-from aligndistil.errors import UserError
+from aligndistil.errors import UserError, printable
 from aligndistil.recipe import load_recipe
 
 NAMES = ("quickstart/dpo", "quickstart/ppo", "quickstart/kto", "quickstart/aligndistil", "smollm2/cpu")
@@ -89,3 +89,37 @@ def test_a_mutated_recipe_is_loaded_or_refused_at_a_place(write, name):
             again = write("again.yaml", yaml.safe_dump(recipe.resolved(), sort_keys=False))
             assert load_recipe(again).resolved() == recipe.resolved()
     assert 20 < refused < 60
+
+
+UGLY = ["null", "true", "-1", "0", "1e308", "-0.0", ".nan", ".inf", "9" * 300, "9" * 5000, "0x10", "1:30"]
+UGLY += ['""', '" "', '"\\0"', '"\\e[31m"', '"a[/]b"', "ａｂｃ", '"\\U0001F600"', "x" * 300, f'"{"x/" * 200}"', "../.."]
+UGLY += ["[]", "{}", "[[]]", "[null]", "{a: 1}", "[1, x, null]", '{"": null}', "[" * 40 + "]" * 40, "[" * 800]
+UGLY += ["stage:stage:x", "python:::", "builtin:", "https://me:secret@host/x", f"hf_{'a' * 34}", "*a", "&a [*a]", "!!x"]
+
+
+def leaves(tree, path=()):
+    items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
+    for key, child in items:
+        yield (*path, key)
+        yield from leaves(child, (*path, key))
+
+
+@pytest.mark.parametrize("name", ["quickstart", "quickstart/ppo"])
+def test_an_ugly_value_anywhere_is_taken_or_refused(write, name):
+    """By `--set` at every key of a recipe: what is wrong has a sentence, which a terminal can be given."""
+    tree, chance = json.loads(text_of(name)), random.Random(name)
+    recipe = write("m.yaml", json.dumps(tree, indent=1))
+    places = list(leaves(tree))
+    chosen = [(path, chance.choice(UGLY)) for path in chance.sample(places, 110)]
+    chosen += [(chance.choice(places), value) for value in UGLY]
+    refused = 0
+    for path, value in chosen:
+        override = f"{'.'.join(map(str, path))}={value}"
+        try:
+            load_recipe(recipe, [override])
+        except UserError as error:
+            refused += 1
+            said = printable(str(error))
+            assert 0 < len(said) < 3000, override[:200]
+            assert not [kept for kept in ("\x1b", "secret", "a" * 34) if kept in said], override[:200]
+    assert len(chosen) / 3 < refused < len(chosen)
