@@ -56,7 +56,7 @@ def standing(
     if found.action != "continue":
         return found
     for path in reversed(checkpoints(folder.path)):
-        if not damage(path, processes):
+        if not damage(path, processes, folder.started):
             return Standing("continue", f"an unfinished run of it goes on after step {step_of(path)}", None)
     return Standing("continue", "an unfinished run of it left no whole checkpoint, and is trained from its start", None)
 
@@ -131,4 +131,4 @@ def _text_of_file(named: object) -> dict[str, str]:
     """The content of a file that a recipe names, by its name; empty for anything else."""
     if not isinstance(named, str) or len(named) > 4096 or "{" in named or not Path(named).is_file():
         return {}
-    return {named: Path(named).read_text()}
+    return {named: Path(named).read_text(encoding="utf-8", errors="replace")}

@@ -41,8 +41,11 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
 
 
-def save_checkpoint(engine: Engine, folder: Path, state: dict[str, Any], *, keep: int) -> Path:
-    """Save weights, optimizer, schedule, random states and `state`, whose "step" names the checkpoint. Collective."""
+def save_checkpoint(engine: Engine, folder: Path, state: dict[str, Any], *, keep: int, of: str = "") -> Path:
+    """Save weights, optimizer, schedule, random states and `state`, whose "step" names the checkpoint. Collective.
+
+    `of` says whose it is: only who says the same is to continue it.
+    """
     processes = engine.processes
     target = folder / f"checkpoint-{state['step']}"
     partial = partial_path(target)
@@ -56,7 +59,7 @@ def save_checkpoint(engine: Engine, folder: Path, state: dict[str, Any], *, keep
     processes.barrier()
     hashes = _hashes(partial, processes)
     if processes.is_main:
-        record = {"state": state, "layout": _layout(engine), "files": hashes}
+        record = {"of": of, "state": state, "layout": _layout(engine), "files": hashes}
         (partial / _RECORD).write_text(json.dumps({**record, "sha256": _hash_of(record)}, indent=2))
         replace_folder(target)
         for old in checkpoints(folder)[:-keep]:
@@ -65,8 +68,8 @@ def save_checkpoint(engine: Engine, folder: Path, state: dict[str, Any], *, keep
     return target
 
 
-def damage(path: Path, processes: Processes) -> str:
-    """What of a checkpoint is not as it was written, or nothing. Collective: each process reads some of the files."""
+def damage(path: Path, processes: Processes, of: str = "") -> str:
+    """Why a checkpoint is not to be used, or nothing. Collective: each process reads some of the files."""
     try:
         record = json.loads((path / _RECORD).read_bytes())
         whole = record.pop("sha256") == _hash_of(record)
@@ -74,9 +77,12 @@ def damage(path: Path, processes: Processes) -> str:
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         whole = False
     if not whole:
-        return _RECORD
+        return f"{_RECORD} is not as it was written"
+    if record["of"] != of or path.name != f"checkpoint-{record['state']['step']}":
+        return "it is another stage's, or another version's of this one, or has another name than it was written with"
     there = _hashes(path, processes)
-    return next((name for name, content in written.items() if there.get(name) != content), "")
+    damaged = (name for name, content in written.items() if there.get(name) != content)
+    return next((f"{name} is not as it was written" for name in damaged), "")
 
 
 def load_checkpoint(engine: Engine, path: Path) -> dict[str, Any]:

@@ -38,7 +38,12 @@ def published_tokenizer(path: str, section: recipe.Model) -> PreTrainedTokenizer
         is_file = len(section.chat_template) < 4096 and "{" not in section.chat_template
         if is_file and not file.is_file():
             raise UserError(f"model.chat_template: {section.chat_template!r} is no file and no Jinja template")
-        tokenizer.chat_template = file.read_text() if is_file else section.chat_template
+        try:
+            tokenizer.chat_template = file.read_text(encoding="utf-8") if is_file else section.chat_template
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"model.chat_template: {file}: byte {error.start} is not UTF-8; save the file as UTF-8"
+            ) from None
     return tokenizer
 
 

@@ -108,6 +108,12 @@ class StageFolder:
         except ValidationError as error:
             raise UserError(f"{path} is not what aligndistil writes: delete it to train the stage again") from error
 
+    @property
+    def started(self) -> str:
+        """started.json as it is, by which checkpoints know whose they are; nothing where there is none."""
+        path = self.path / "started.json"
+        return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+
     def was_started_as(self, fingerprint: str) -> bool:
         """Whether what is here was begun by a stage with this fingerprint."""
         path = self.path / "started.json"

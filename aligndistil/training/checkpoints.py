@@ -10,6 +10,7 @@ from pathlib import Path
 from aligndistil.engine.checkpoint import checkpoints, damage, load_checkpoint, save_checkpoint
 from aligndistil.engine.engine import Engine
 from aligndistil.recipe import Checkpoint
+from aligndistil.run_folder import StageFolder
 
 logger = logging.getLogger(__name__)
 WORTH = 20
@@ -42,6 +43,7 @@ class Checkpoints:
 
     def __init__(self, engine: Engine, folder: Path, settings: Checkpoint) -> None:
         self._engine, self._folder, self._keep, self._every = engine, folder, settings.keep, settings.every
+        self._of = StageFolder(folder).started
         self._saved_at, self._cost = time.monotonic(), _first_cost(engine)
 
     def overdue(self) -> bool:
@@ -60,16 +62,16 @@ class Checkpoints:
         """
         processes = self._engine.processes
         for path in reversed(checkpoints(self._folder)):
-            if not (file := damage(path, processes)):
+            if not (why := damage(path, processes, self._of)):
                 return LoopState(**load_checkpoint(self._engine, path))
             if processes.is_main:
-                logger.warning("%s is damaged (%s is not as it was written) and is not used", path, file)
+                logger.warning("%s is not used: %s", path, why)
         return None
 
     def save(self, state: LoopState) -> None:
         """Keep the engine and the state. Collective."""
         began = time.monotonic()
-        save_checkpoint(self._engine, self._folder, asdict(state), keep=self._keep)
+        save_checkpoint(self._engine, self._folder, asdict(state), keep=self._keep, of=self._of)
         self._saved_at = time.monotonic()
         self._cost = self._saved_at - began
 

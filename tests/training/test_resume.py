@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -181,7 +182,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(
     if name != "checkpoint.json" or how != "gone":  # without its record, it was never finished
         with caplog.at_level("WARNING"):
             again = run(content, "twice")
-        assert f"{newest} is damaged ({file.relative_to(newest)} is not as it was written)" in caplog.text
+        assert f"{newest} is not used: {file.relative_to(newest)} is not as it was written" in caplog.text
     else:
         again = run(content, "twice")
     assert list(differences(straight, again)) == []
@@ -197,6 +198,33 @@ def test_a_run_whose_checkpoints_are_all_damaged_starts_over(
     for checkpoint in checkpoints(tmp_path / "twice"):
         damaged(checkpoint / "random-0.pt", "flipped")
     assert list(differences(straight, run(content, "twice"))) == []
+
+
+@pytest.mark.parametrize("how", ["another stage's", "another name"])
+def test_a_checkpoint_that_is_another_stage_s_or_has_another_name_is_not_continued(
+    how: str,
+    content_of: Callable[[str], dict[str, Any]],
+    run: Callable[..., Any],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    content = content_of("zero 0")
+    straight = run(content, "straight")
+    for name in ("mine", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "started.json").write_text(f'{{"fingerprint": "{name}"}}')
+    assert run(content, "mine", stop_after=5) is None
+    newest = checkpoints(tmp_path / "mine")[-1]
+    if how == "another name":
+        newest.rename(newest.with_name("checkpoint-9"))
+    else:
+        seeded = {**content, "train": {**content["train"], "seed": 7}}
+        assert run(seeded, "other", stop_after=7) is None
+        shutil.copytree(checkpoints(tmp_path / "other")[-1], tmp_path / "mine" / "checkpoint-8")
+    with caplog.at_level("WARNING"):
+        again = run(content, "mine")
+    assert "is not used: it is another stage's" in caplog.text
+    assert list(differences(straight, again)) == []
 
 
 class Planted:
