@@ -28,7 +28,7 @@ def test_open_writes_the_recipe_as_it_was_written_and_the_environment(tmp_path: 
 
 def test_a_folder_with_other_files_is_refused_and_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("precious")
-    with pytest.raises(UserError, match="not an aligndistil run|not what aligndistil writes"):
+    with pytest.raises(UserError, match=r"not an aligndistil run|not what aligndistil writes"):
         opened(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
@@ -54,7 +54,7 @@ def test_alone_keeps_others_out_and_writes_nothing_of_the_run(tmp_path: Path) ->
 @pytest.mark.parametrize("content", ["{}", "[1]", "not json"])
 def test_an_environment_json_of_someone_else_does_not_make_it_our_folder(tmp_path: Path, content: str) -> None:
     (tmp_path / "environment.json").write_text(content)
-    with pytest.raises(UserError, match="not an aligndistil run|not what aligndistil writes"):
+    with pytest.raises(UserError, match=r"not an aligndistil run|not what aligndistil writes"):
         opened(tmp_path)
     assert (tmp_path / "environment.json").read_text() == content
 
