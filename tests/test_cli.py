@@ -250,7 +250,7 @@ def test_a_hub_that_cannot_be_reached_is_exit_code_4(recipe, tmp_path):
 
 
 def test_divergence_is_exit_code_5_and_exports_nothing(run, recipe, tmp_path):
-    code, _, err = run("train", recipe, "--set", "train.learning_rate=1.0e+6", "--set", "train.max_steps=8")
+    code, _, err = run("train", recipe, "--set", "train.learning_rate=1.0e+30", "--set", "train.max_steps=8")
     assert code == 5
     assert "lower train.learning_rate" in " ".join(err.split())
     assert not (tmp_path / "runs/small/dpo/final").exists()
@@ -297,7 +297,7 @@ def test_signals_have_their_exit_codes_and_sigterm_leaves_a_checkpoint_to_contin
 
 
 def test_several_processes_return_the_code_and_the_sentence_of_the_first_that_failed(recipe, tmp_path):
-    arguments = ("--processes", "2", "--set", "train.micro_batch_size=2", "--set", "train.learning_rate=1.0e+6")
+    arguments = ("--processes", "2", "--set", "train.micro_batch_size=2", "--set", "train.learning_rate=1.0e+30")
     running = process("train", recipe, *arguments, "--set", "train.max_steps=8", cwd=tmp_path)
     _, err = running.communicate(timeout=240)
     assert running.returncode == 5, err

@@ -207,9 +207,9 @@ class Rollout(Section):
 class Train(Section):
     """The optimizer (AdamW), its schedule and the batch."""
 
-    learning_rate: float = Field(default=1e-6, gt=0, le=1e6)
+    learning_rate: float = Field(default=1e-6, gt=0, le=1e30)
     """Peak, after the warm-up."""
-    critic_learning_rate: float | None = Field(default=None, gt=0, le=1e6)
+    critic_learning_rate: float | None = Field(default=None, gt=0, le=1e30)
     """The critic's peak, on the same schedule; null is learning_rate."""
     lr_scheduler: Literal["cosine", "linear", "constant"] = "cosine"
     """What the learning rate does after the warm-up."""

@@ -474,11 +474,11 @@ def test_evaluations_measure_how_far_the_policy_has_come_from_where_training_beg
 def test_a_diverging_run_exports_nothing_and_keeps_its_last_good_checkpoint(
     stage: int, recipe_file: Callable[..., Path], model_folder: ModelFolder, pairs_file: Callable[..., str]
 ) -> None:
-    """Two steps of warm-up at almost nothing, then a learning rate of 1e6."""
+    """Two steps of warm-up at almost nothing, then a learning rate of 1e30."""
     content = off_policy(
         model_folder(seed=0),
         pairs_file(10),
-        train={"learning_rate": 1e6, "warmup_ratio": 0.0},
+        train={"learning_rate": 1e30, "warmup_ratio": 0.0},
         checkpoint={"every": 1},
         evaluation={"every": None, "samples": 0},
         engine={"zero_stage": stage},
