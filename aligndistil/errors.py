@@ -154,7 +154,7 @@ def of_the_system(error: Exception) -> UserError | None:
             f"{what}{where}; nothing that was complete is lost: make room, and run the same command to go on, or give "
             "--set output_dir=ANOTHER"
         )
-    if number in _OF_THE_SYSTEM and isinstance(error, OSError):
-        path = str(error.filename or "")
+    if number in _OF_THE_SYSTEM and isinstance(error, OSError) and error.filename:
+        path = str(error.filename)
         return UserError(f"{shortened(path) if number == errno.ENAMETOOLONG else path}: {_OF_THE_SYSTEM[number]}")
     return None

@@ -70,7 +70,9 @@ def replace_folder(target: Path) -> None:
     partial = partial_path(target)
     for path in (*partial.rglob("*"), partial):
         _sync(path)
-    if target.exists():
+    if target.is_symlink() or target.is_file():
+        target.unlink()
+    elif target.exists():
         shutil.rmtree(target)
     partial.rename(target)
     _sync(target.parent)

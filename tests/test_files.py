@@ -38,6 +38,19 @@ def test_a_folder_takes_the_place_of_what_was_there(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "target" / "below").iterdir()] == ["new"]
 
 
+@pytest.mark.parametrize("there", ["link", "file"])
+def test_a_folder_takes_the_place_of_what_is_none(tmp_path: Path, there: str) -> None:
+    target = tmp_path / "target"
+    if there == "link":
+        target.symlink_to(tmp_path / "nowhere")
+    else:
+        target.write_text("a file")
+    write_text(start_folder(target) / "new", "content")
+    replace_folder(target)
+    assert not target.is_symlink()
+    assert [path.name for path in target.iterdir()] == ["new"]
+
+
 def test_a_folder_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = tmp_path / "target"
     write_text(start_folder(target) / "below" / "file", "content")

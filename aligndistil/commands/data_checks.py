@@ -11,7 +11,6 @@ from aligndistil.data import check_source, sources_of
 from aligndistil.errors import ServiceError, UserError
 from aligndistil.evaluation.measurements import initial_model, measurements_of, read_eval_set
 from aligndistil.evaluation.rewards import text_reader
-from aligndistil.models import text_part
 from aligndistil.recipe import Recipe, Stage, stage_of
 from aligndistil.training import (
     Longest,
@@ -58,9 +57,7 @@ def read_stages(recipe: Recipe, names: Sequence[str], *, rank: int = 0) -> dict[
             data = load_stage_data(stage, lambda path: existing(recipe, path), rank=rank)
             warnings = check_lengths(stage, data, lambda path: existing(recipe, path))
             warnings += model_lines(stage, lambda path: existing(recipe, path))
-            composite = text_part(existing(recipe, stage.model.path), stage.model)
-            lines = [] if composite is None else [composite]
-            read[name] = ReadStage(data, lines + data_lines(stage, data) + warnings)
+            read[name] = ReadStage(data, data_lines(stage, data) + warnings)
         except ServiceError as error:
             read[name] = error
         except UserError as error:

@@ -74,7 +74,7 @@ def damage(path: Path, processes: Processes, of: str = "") -> str:
         record = json.loads((path / _RECORD).read_bytes())
         whole = record.pop("sha256") == _hash_of(record)
         written = record["files"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         whole = False
     if not whole:
         return f"{_RECORD} is not as it was written"

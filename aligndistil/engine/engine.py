@@ -25,7 +25,6 @@ from aligndistil.engine.trained import Trained
 from aligndistil.errors import UserError
 from aligndistil.maths import Metric, sum_tokens
 from aligndistil.objectives.base import Loss, Need, Objective, Role, State, scalar_term
-from aligndistil.objectives.sft import SFT
 
 logger = logging.getLogger(__name__)
 
@@ -245,7 +244,7 @@ class Engine:
     def log_probabilities(self, batch: Batch) -> Tensor:
         """(B, T) of the response tokens under the policy itself, at temperature 1 and zero elsewhere."""
         self._set_training(False)
-        terms: dict[str, Tensor] = self._policy.engine(batch.to(self.processes.device), SFT(), {})
+        terms: dict[str, Tensor] = self._policy.engine(batch.to(self.processes.device), LogProbability(), {})
         return terms["logp"]
 
     @contextmanager

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from aligndistil.batch import Batch, DataKind, Row, collate
+from aligndistil.engine.divergence import LogProbability
 from aligndistil.engine.policy import FrozenModel, Policy
 from aligndistil.engine.scalar import Scorer
 from aligndistil.maths import sum_tokens
 from aligndistil.objectives.base import Objective
-from aligndistil.objectives.sft import SFT
 
 
 @torch.no_grad()
@@ -49,7 +49,7 @@ def summed_terms(objective: Objective, policy: Policy, frozen: Mapping[str, Froz
 
 def log_probabilities(policy: Policy, batch: Batch) -> Tensor:
     """(B, 1) of each response."""
-    return summed_terms(SFT(), policy, {}, batch)  # its one term is the log-probability of each token
+    return summed_terms(LogProbability(), policy, {}, batch)
 
 
 def last_scores(model: Scorer, batch: Batch) -> Tensor:

@@ -256,7 +256,7 @@ class Engine(Section):
     models: in this run and in every later one with the same models and rows."""
     stop_timeout: float = Field(default=600.0, gt=0)
     """Seconds that `--processes` gives the processes to end their step and save it after a signal, before they are
-    killed. A step, or a rollout, must be shorter."""
+    killed. A step, with its rollout and an evaluation that is due, must be shorter."""
     timeout_minutes: float = Field(default=60.0, gt=0)
     """How long a process waits for the others before it gives up: longer than any of them may need alone."""
     deepspeed: dict[str, JsonValue] | str | None = None

@@ -122,8 +122,7 @@ def _read(path: Path) -> Log:
         else:
             lines = _tidy(MetricsLog(path).read())
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        ours = f"a {METRICS}: each line must be a JSON object with a `step`"
-        form = f"a {STATE} of transformers: it has no `log_history` of steps" if theirs else ours
+        form = f"a {STATE} of transformers: it has no `log_history` of steps" if theirs else f"a {METRICS}"
         raise UserError(f"{path} is not {form}") from error
     folder, stage = path.resolve().parent, ""
     if not theirs and path.name != METRICS:  # a copy, which may lie anywhere

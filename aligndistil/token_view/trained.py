@@ -94,7 +94,10 @@ def _locate(run: RunFolder, role: str, path: str, trained_with: Mapping[str, str
 
 
 def _resolved(folder: Path) -> dict[str, Any]:
-    read = yaml.safe_load((folder / _RESOLVED).read_text())
+    try:
+        read = yaml.safe_load((folder / _RESOLVED).read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, yaml.YAMLError):
+        read = None
     if not isinstance(read, dict):
         raise UserError(f"{folder / _RESOLVED} is not what aligndistil writes: train the stage again")
     return read

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from aligndistil.errors import UserError, printable
-from aligndistil.models import config_of, positions
+from aligndistil.models import config_of, positions, text_part
 from aligndistil.objectives.base import Prepares, Role, Sampled
 from aligndistil.recipe import Model, Stage
 from aligndistil.training.batches import Schedule
@@ -50,7 +50,8 @@ def data_lines(stage: Stage, data: StageData) -> list[str]:
 
 def model_lines(stage: Stage, locate: Locate) -> list[str]:
     """What a person should know of how the models of a stage are trained. `locate` as for `check_lengths`."""
-    lines, rollout = [], stage.rollout
+    composite, rollout = text_part(locate(stage.model.path), stage.model), stage.rollout
+    lines = [] if composite is None else [composite]
     given = {} if rollout is None else {"temperature": rollout.temperature, "top_p": rollout.top_p}
     if drawn := ", ".join(f"rollout.{name} {value:g}" for name, value in given.items() if value != 1):
         if stage.objective.sampled is Sampled.TEMPERED:

@@ -15,7 +15,7 @@ from aligndistil.data.conversations import UNCUT
 from aligndistil.data.records import Messages, Unusable
 from aligndistil.engine.scalar import Scorer
 from aligndistil.errors import UserError
-from aligndistil.models import load_tokenizer, stop_ids
+from aligndistil.models import load_tokenizer, positions, stop_ids
 
 
 class TextReader:
@@ -31,6 +31,7 @@ class TextReader:
         self.path, self._policy = path, policy
         self._tokenizer = load_tokenizer(folder, own)
         stops = stop_ids(folder, own, self._tokenizer)
+        self._positions = positions(folder, own)
         self._encoder = Encoder(
             self._tokenizer, stop_ids=stops, max_prompt_length=UNCUT, max_response_length=UNCUT, checked=False
         )
@@ -76,6 +77,12 @@ class TextReader:
             [row] = encoded.rows
             # A response of nothing is its end alone.
             rows.append(row if row.response_ids else Row(row.prompt_ids, [self._tokenizer.eos_token_id]))
+        longest = max((len(row.prompt_ids) + len(row.response_ids) for row in rows), default=0)
+        if self._positions is not None and self._positions.fixed and longest > self._positions.count:
+            raise UserError(
+                f"the reward model {self.path} has {self._positions.count} positions, and the longest text needs "
+                f"{longest} of its tokens; lower data.max_prompt_length or the longest response, or give another"
+            )
         return rows
 
 

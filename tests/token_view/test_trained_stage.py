@@ -104,6 +104,14 @@ def test_a_resolved_recipe_that_does_not_fit_is_refused(finished: Finished) -> N
         find_stage(run / "policy")
 
 
+@pytest.mark.parametrize("content", [b": [", b"\xff\xfe", b"- a list"])
+def test_a_resolved_recipe_that_is_damaged_is_refused(finished: Finished, content: bytes) -> None:
+    run = finished()
+    (run / "policy" / "recipe.resolved.yaml").write_bytes(content)
+    with pytest.raises(UserError, match=r"recipe\.resolved\.yaml is not what aligndistil writes"):
+        find_stage(run / "policy")
+
+
 SCALAR = [name for name, cls in registry().items() if cls.example().is_scalar]
 
 

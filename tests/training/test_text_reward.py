@@ -66,6 +66,12 @@ def text_reward(path: str) -> TextReward:
     return TextReward(model, reader, tokenizer)
 
 
+def test_a_text_that_is_longer_than_its_table_of_positions_is_refused(reward: str) -> None:
+    rows = [Row([USER, *[5] * 40, BOT], [*[6] * 40, EOS])]
+    with pytest.raises(UserError, match=r"the reward has 64 positions, and the longest text needs \d+ of its tokens"):
+        text_reward(reward).scores(collate(rows, DataKind.RESPONSES, 0))
+
+
 def test_the_score_of_a_response_is_that_of_its_text(reward: str) -> None:
     rows = [
         Row([USER, 5, BOT], [7, 8, EOS]),
