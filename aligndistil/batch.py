@@ -1,7 +1,7 @@
 """What one step sees, and the one alignment convention of the project.
 
 Shape letters, used as suffixes at function boundaries: B rows, T tokens of the longest row, V vocabulary, E examples
-(a pair is one example of two rows), n response tokens of a chunk.
+(a pair is one example of two rows), n response tokens, row after row.
 
 **Position t speaks about token t.** `response_BT[b, t]` says that token t of row b belongs to the response, EOS
 included; a per-token term at (b, t) is about the distribution that predicted token t. The shift between a model's
@@ -10,12 +10,12 @@ output at t - 1 and token t is made once, in `engine/policy.py`, and everything 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -45,6 +45,13 @@ class Row:
     """The number of the rollout's prompt that this row answers; None for rows that are no samples."""
 
 
+class Span(NamedTuple):
+    """Where a row's response begins and ends; before it is the prompt, after it padding."""
+
+    start: int
+    end: int
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
     """Right-padded rows. Rows of PAIRS are interleaved: 2i is chosen, 2i + 1 is rejected."""
@@ -60,10 +67,39 @@ class Batch:
     """bool: desirable; all true unless UNPAIRED."""
     group_B: Tensor | None = None
     """int64: rows with the same number answer the same prompt of a rollout; None for rows that are no samples."""
+    spans: tuple[Span, ...] = ()
+    """Of each row: what the masks say, in numbers of the processor, which a GPU need not be waited for."""
+    response_n: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
+    """int64: the places of the response tokens in the flattened batch (B * T)."""
+    shares_prompts: bool = False
+    """Whether both rows of every pair have the same prompt."""
+
+    def __post_init__(self) -> None:
+        if self.spans:
+            return
+        starts, ends = self.response_BT.int().argmax(-1).tolist(), self.attention_BT.sum(-1).tolist()
+        object.__setattr__(self, "spans", tuple(map(Span, starts, ends)))
+        object.__setattr__(self, "response_n", self.response_BT.flatten().nonzero().squeeze(-1))
+        if self.kind is DataKind.PAIRS:
+            same_BT = self.ids_BT[0::2] == self.ids_BT[1::2]
+            shares = all(
+                one.start == other.start and bool(same[: one.start].all())
+                for one, other, same in zip(self.spans[0::2], self.spans[1::2], same_BT, strict=True)
+            )
+            object.__setattr__(self, "shares_prompts", shares)
 
     @property
     def rows(self) -> int:
         return self.ids_BT.shape[0]
+
+    @property
+    def width(self) -> int:
+        return self.ids_BT.shape[1]
+
+    @property
+    def tokens(self) -> int:
+        """Of prompts and responses, without padding."""
+        return sum(end for _, end in self.spans)
 
     @property
     def examples(self) -> int:
@@ -76,14 +112,44 @@ class Batch:
         return self.response_BT.sum(-1).to(torch.get_default_dtype())
 
     def to(self, device: torch.device | str) -> Batch:
+        """The same on a device; a GPU is sent it while the processor goes on."""
+        sends = torch.device(device).type == "cuda" and not self.ids_BT.is_cuda
+
+        def moved(tensor: Tensor) -> Tensor:
+            return tensor.pin_memory().to(device, non_blocking=True) if sends else tensor.to(device)
+
         return replace(
             self,
-            ids_BT=self.ids_BT.to(device),
-            attention_BT=self.attention_BT.to(device),
-            response_BT=self.response_BT.to(device),
-            label_B=self.label_B.to(device),
-            group_B=None if self.group_B is None else self.group_B.to(device),
+            ids_BT=moved(self.ids_BT),
+            attention_BT=moved(self.attention_BT),
+            response_BT=moved(self.response_BT),
+            label_B=moved(self.label_B),
+            group_B=None if self.group_B is None else moved(self.group_B),
+            response_n=moved(self.response_n),
         )
+
+    def take(self, rows: Sequence[int]) -> Batch:
+        """Some of the rows, as wide as the longest of them. Of pairs, both rows of each."""
+        chosen, width = torch.tensor(rows, device=self.ids_BT.device), max(self.spans[row].end for row in rows)
+        return Batch(
+            self.kind,
+            self.ids_BT[chosen, :width],
+            self.attention_BT[chosen, :width],
+            self.response_BT[chosen, :width],
+            self.label_B[chosen],
+            None if self.group_B is None else self.group_B[chosen],
+        )
+
+    def rows_of(self, examples: Iterable[int]) -> list[int]:
+        """The rows of some examples."""
+        each = self.rows // self.examples
+        return [row for example in examples for row in range(example * each, (example + 1) * each)]
+
+    @property
+    def example_lengths(self) -> list[int]:
+        """Tokens of the longest row of each example."""
+        each = self.rows // self.examples
+        return [max(end for _, end in self.spans[at : at + each]) for at in range(0, self.rows, each)]
 
 
 def collate(rows: Sequence[Row], kind: DataKind, pad_id: int) -> Batch:
@@ -105,21 +171,3 @@ def collate(rows: Sequence[Row], kind: DataKind, pad_id: int) -> Batch:
     label_B, groups = torch.tensor([row.label for row in rows]), [row.group for row in rows]
     group_B = None if None in groups else torch.tensor(groups)
     return Batch(kind, ids_BT, attention_BT, response_BT, label_B, group_B)
-
-
-def joined(batches: Sequence[Batch]) -> Batch:
-    """The rows of all batches of one kind, padded to the longest of them."""
-    width = max(batch.ids_BT.shape[1] for batch in batches)
-
-    def stacked(parts: Sequence[Tensor]) -> Tensor:
-        return torch.cat([F.pad(part, (0, width - part.shape[1])) for part in parts])
-
-    groups = [batch.group_B for batch in batches if batch.group_B is not None]
-    return Batch(
-        batches[0].kind,
-        stacked([batch.ids_BT for batch in batches]),
-        stacked([batch.attention_BT for batch in batches]),
-        stacked([batch.response_BT for batch in batches]),
-        torch.cat([batch.label_B for batch in batches]),
-        torch.cat(groups) if len(groups) == len(batches) else None,
-    )

@@ -16,6 +16,11 @@ class Metric(NamedTuple):
     count: Tensor  # type: ignore[assignment]
 
 
+def count_of(total: float, count: float) -> Metric:
+    """The metric of two numbers that are known to the processor."""
+    return Metric(torch.tensor(float(total)), torch.tensor(float(count)))
+
+
 def mean_of(values: Tensor, mask: Tensor | None = None) -> Metric:
     """The metric that averages `values`, or those of them where `mask` holds. Detached."""
     values = values.detach()

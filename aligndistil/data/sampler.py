@@ -28,19 +28,6 @@ class Sampler:
         places = (divmod(position, self.n) for position in range(step * self.batch_size, (step + 1) * self.batch_size))
         return [int(_permutation(self.seed, epoch, self.n)[place]) for epoch, place in places]
 
-    def micro_batches(self, step: int, rank: int, world: int, micro_batch_size: int) -> list[list[int]]:
-        """This rank's part of the batch, cut for gradient accumulation.
-
-        The batch is cut into micro-batches first and ranks take consecutive ones, so what stands together in a
-        micro-batch does not depend on `world`. Raises ValueError when batch_size does not divide.
-        """
-        per_rank, remainder = divmod(self.batch_size, world * micro_batch_size)
-        if remainder:
-            raise ValueError(f"batch_size {self.batch_size} is no multiple of {world} processes x {micro_batch_size}")
-        batch = self.batch(step)
-        starts = range(rank * per_rank * micro_batch_size, (rank + 1) * per_rank * micro_batch_size, micro_batch_size)
-        return [batch[start : start + micro_batch_size] for start in starts]
-
     def epoch(self, step: int) -> float:
         """Epochs seen before this step."""
         return step * self.batch_size / self.n

@@ -8,12 +8,11 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from aligndistil import recipe
-from aligndistil.batch import Batch, joined
+from aligndistil.batch import Batch, DataKind
 from aligndistil.engine.config import frozen_config, import_deepspeed
 from aligndistil.engine.direction import loss_direction
 from aligndistil.engine.divergence import Divergence, LogProbability
@@ -23,8 +22,8 @@ from aligndistil.engine.scalar import ScalarModel, ScalarNetwork, Scorer, gather
 from aligndistil.engine.teacher_cache import CachedModel
 from aligndistil.engine.trained import Trained
 from aligndistil.errors import UserError
-from aligndistil.maths import Metric, sum_tokens
-from aligndistil.objectives.base import Loss, Need, Objective, Role, State, scalar_term
+from aligndistil.maths import sum_tokens
+from aligndistil.objectives.base import Loss, Need, Objective, Prepared, Role, State, scalar_term
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +56,7 @@ class Engine:
         self._temperature = temperature
         self._without_direction: set[int] = set()
         self._settings, self._train, self._total_steps = settings, train, total_steps
+        self._share = {"share_prompts": objective.data is DataKind.PAIRS and settings.share_prompts == "auto"}
         self.accumulation = train.batch_size // (train.micro_batch_size * processes.world)
         self._policy = self._trained(policy, objective.is_scalar, train.learning_rate)
         self._critic: Trained | None = None
@@ -75,7 +75,7 @@ class Engine:
                 normalized = objective.needs[role] is Need.NORMALIZED_SCORE
                 self._scorers[role] = ScalarModel(model, normalized=normalized)
             else:
-                self._frozen[role] = FrozenModel(model, vocab)
+                self._frozen[role] = FrozenModel(model, vocab, **self._share)
             if settings.zero_stage == 3:
                 import_deepspeed().initialize(model=model, config=frozen_config(settings, model.dtype))
         if reward is not None:
@@ -86,7 +86,8 @@ class Engine:
     def _trained(self, model: PreTrainedModel, scalar: bool, learning_rate: float) -> Trained:
         model = on_device(model, self.processes.device)
         chunk = None if self._settings.chunk_tokens == "auto" else self._settings.chunk_tokens
-        module: Policy | ScalarNetwork = ScalarNetwork(model) if scalar else Policy(model, self.vocab, chunk)
+        module: Policy | ScalarNetwork
+        module = ScalarNetwork(model, **self._share) if scalar else Policy(model, self.vocab, chunk, **self._share)
         return Trained(
             module,
             model,
@@ -165,31 +166,19 @@ class Engine:
         return terms
 
     @torch.no_grad()
-    def prepare(
-        self, micro_batches: Sequence[Batch], state: State
-    ) -> tuple[list[dict[str, Tensor]], dict[str, Metric]]:
-        """What the objective finds out about micro-batches that it is to see together, without gradient.
+    def prepare(self, batch: Batch, micro_batches: Sequence[Sequence[int]], state: State) -> Prepared:
+        """What the objective finds out about all rows of a batch, without gradient.
 
-        Models read one micro-batch at a time; the objective is given all their rows at once. Returns the terms (B, T)
-        of each micro-batch, and the metrics of all.
+        The models read the rows of one micro-batch at a time; the objective is given all rows at once.
         """
         self._set_training(False)
-        batches = [batch.to(self.processes.device) for batch in micro_batches]
-        read = [self.terms(batch, preparing=True) for batch in batches]
-        if len(batches) == 1:
-            prepared = self.objective.prepare(batches[0], read[0], state)
-            return [prepared.terms], prepared.metrics
-        together, width = joined(batches), max(batch.ids_BT.shape[1] for batch in batches)
-        terms = {
-            name: torch.cat([F.pad(one[name], (0, width - one[name].shape[1])) for one in read]) for name in read[0]
-        }
-        prepared = self.objective.prepare(together, terms, state)
-        sizes = [batch.rows for batch in batches]
-        parts = {name: values.split(sizes) for name, values in prepared.terms.items()}
-        return [
-            {name: rows[i][:, : batch.ids_BT.shape[1]] for name, rows in parts.items()}
-            for i, batch in enumerate(batches)
-        ], prepared.metrics
+        terms: dict[str, Tensor] = {}
+        for rows in micro_batches:
+            part = batch.take(rows)
+            for name, values in self.terms(part.to(self.processes.device), preparing=True).items():
+                whole = terms.setdefault(name, values.new_zeros(batch.ids_BT.shape))
+                whole[list(rows), : part.width] = values
+        return self.objective.prepare(batch.to(self.processes.device), terms, state)
 
     def loss(self, batch: Batch, prepared: Mapping[str, Tensor]) -> Loss:
         """The losses and metrics of a micro-batch, with gradient; `prepared` is what `prepare` found of it."""

@@ -1,4 +1,4 @@
-"""A causal language model as an objective sees it: response tokens in, per-token terms out. Holds the one shift."""
+"""A causal language model as an objective sees it: response tokens in, per-token terms out."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from aligndistil.batch import Batch
 from aligndistil.engine.head import Head
-from aligndistil.engine.rows import hidden_states
+from aligndistil.engine.rows import Body
 from aligndistil.engine.token_terms import FrozenRole, Plan, chunk_size, token_terms
 from aligndistil.objectives.base import Objective
 
@@ -22,28 +22,17 @@ def on_device(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
     return nn.Module.to(model, device)
 
 
-def response_hidden(model: PreTrainedModel, batch: Batch) -> Tensor:
-    """(n, H) the hidden states that predict the response tokens of a batch, in row-major order.
-
-    The state at position t - 1 predicts token t: this is the only place that says so.
-    """
-    of_row: dict[int, Tensor] = {}
-    for rows, states in hidden_states(model, batch):
-        response = batch.response_BT[rows, 1 : states.shape[1]]
-        of_row |= zip(rows.tolist(), states[:, :-1][response].split(response.sum(-1).tolist()), strict=True)
-    return torch.cat([of_row[row] for row in range(batch.rows)])
-
-
 class FrozenModel:
     """A model that is only read: replicated, or sharded by ZeRO-3 when the policy is."""
 
-    def __init__(self, model: PreTrainedModel, vocab: int) -> None:
+    def __init__(self, model: PreTrainedModel, vocab: int, *, share_prompts: bool = False) -> None:
         self.model = model.eval().requires_grad_(False)
         self.head = Head.of(model, vocab)
+        self._body = Body(model, share_prompts=share_prompts)
 
     @torch.no_grad()
     def read(self, batch: Batch) -> FrozenRole:
-        return FrozenRole(response_hidden(self.model, batch), self.head)
+        return FrozenRole(self._body.response_states(batch), self.head)
 
 
 class _Projection(nn.Module):
@@ -56,9 +45,12 @@ class _Projection(nn.Module):
 class Policy(nn.Module):
     """The trained model with its chunked head; `forward` gives named terms of shape (B, T)."""
 
-    def __init__(self, model: PreTrainedModel, vocab: int, chunk_tokens: int | None = None) -> None:
+    def __init__(
+        self, model: PreTrainedModel, vocab: int, chunk_tokens: int | None = None, *, share_prompts: bool = False
+    ) -> None:
         super().__init__()
         self.model = model
+        self._body = Body(model, share_prompts=share_prompts)
         self.projection = _Projection()
         self._head = Head.of(model, vocab)
         self._chunk = chunk_tokens or chunk_size(vocab)
@@ -82,19 +74,24 @@ class Policy(nn.Module):
 
         `temperature` divides the logits of all models.
         """
-        hidden = response_hidden(self.model, batch)
-        mask = batch.response_BT
+        hidden = self._body.response_states(batch)
+        shape, response_n = batch.ids_BT.shape, batch.response_n
+        if known is not None:
+            known = {name: value.to(response_n.device).flatten()[response_n] for name, value in known.items()}
         plan = Plan(
             objective,
             self._head,
-            batch.ids_BT[mask],
+            batch.ids_BT.flatten()[response_n],
             frozen,
             self._chunk,
-            None if known is None else {name: value.to(mask.device)[mask] for name, value in known.items()},
+            known,
             gathered,
             preparing,
             temperature,
         )
         values = self.projection(hidden, plan)
-        blank = torch.zeros(mask.shape, device=mask.device, dtype=values[0].dtype)
-        return {name: blank.masked_scatter(mask, value) for name, value in zip(plan.names, values, strict=True)}
+        blank = torch.zeros(shape.numel(), device=response_n.device, dtype=values[0].dtype)
+        return {
+            name: blank.index_put((response_n,), value).view(shape)
+            for name, value in zip(plan.names, values, strict=True)
+        }

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from aligndistil.batch import Batch
 from aligndistil.engine.head import backbone
-from aligndistil.engine.rows import hidden_states
+from aligndistil.engine.rows import Body
 from aligndistil.errors import UserError
 from aligndistil.objectives.base import Need
 
@@ -39,13 +39,14 @@ class _Projection(nn.Module):
 class ScalarNetwork(nn.Module):
     """A sequence-classification model read at every token; `forward` gives (B, T)."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, *, share_prompts: bool = False) -> None:
         """Raises UserError when its own score of a text is not that of its linear head at the last token."""
         super().__init__()
         self.model = model
         self.projection = _Projection()
         self._head = _scalar_head(model)
         self._check_head()
+        self._body = Body(model, share_prompts=share_prompts)
 
     @property
     def head(self) -> nn.Linear:
@@ -71,12 +72,9 @@ class ScalarNetwork(nn.Module):
             )
 
     def forward(self, batch: Batch) -> Tensor:
-        of_row: dict[int, Tensor] = {}
-        for rows, states in hidden_states(self.model, batch):
-            outputs = self.projection(states, self.head)
-            padded = F.pad(outputs, (0, batch.ids_BT.shape[1] - outputs.shape[1]))
-            of_row |= zip(rows.tolist(), padded, strict=True)
-        return torch.stack([of_row[row] for row in range(batch.rows)])
+        states, places = self._body.states(batch)
+        outputs: Tensor = self.projection(states, self.head)
+        return (outputs if places is None else outputs[places]).view(batch.ids_BT.shape)
 
 
 def _scalar_head(model: PreTrainedModel) -> str:

@@ -19,13 +19,20 @@ NOT_OF_RESULT = {
     "data": {"eval", "workers"},
     "model": {"gradient_checkpointing"},
     "rollout": {"batch_size"},
-    "train": {"micro_batch_size"},
-    "engine": {"zero_stage", "offload", "chunk_tokens", "teacher_cache", "stop_timeout", "timeout_minutes"},
+    "train": {"micro_batch_size", "micro_batch_tokens"},
+    "engine": {
+        "zero_stage",
+        "offload",
+        "chunk_tokens",
+        "share_prompts",
+        "teacher_cache",
+        "stop_timeout",
+        "timeout_minutes",
+    },
 }
 """Their fields that do not: they say how the same numbers are computed, and on what.
 
-Eval data that are held out of the training data do change it, and so do micro-batches where a later pass over a rollout
-puts them together anew, see `_of_result`.
+Eval data that are held out of the training data do change it, see `_of_result`.
 """
 
 _ABSENT = object()
@@ -64,8 +71,6 @@ def _of_result(resolved: Mapping[str, Any], scalar: bool) -> dict[str, Any]:
         section = sections[name]
         if section is not None:
             sections[name] = {key: value for key, value in section.items() if key not in others}
-    if ((resolved.get("rollout") or {}).get("epochs") or 1) > 1:
-        sections["train"] = resolved["train"]
     data = resolved.get("data") or {}
     if isinstance(data.get("eval"), Mapping):  # a share of the training data
         sections["data"] = {**(sections["data"] or {}), "eval": data["eval"]}

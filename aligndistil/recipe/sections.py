@@ -224,7 +224,9 @@ class Train(Section):
     batch_size: int = Field(default=128, ge=1)
     """Examples of one optimizer step over all processes. A pair is one example; on-policy, a response is one."""
     micro_batch_size: int = Field(default=1, ge=1)
-    """Examples that one process holds at once."""
+    """Examples that one process holds at once, those of similar length together."""
+    micro_batch_tokens: int | None = Field(default=None, ge=1)
+    """Instead of a number of examples: as many as have so many tokens, padding included, or one that is longer."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """The gradient is scaled down to this norm."""
     weight_decay: float = Field(default=0.0, ge=0)
@@ -235,9 +237,12 @@ class Train(Section):
     """Of the order of the data and of sampling. (Dropout is always off.)"""
 
     @model_validator(mode="after")
-    def _epochs_or_steps(self) -> Self:
+    def _one_of_two(self) -> Self:
         if self.max_steps is not None and "epochs" in self.model_fields_set:
             raise refusal("max_steps", "give epochs or max_steps, not both; remove one of them")
+        if self.micro_batch_tokens is not None and "micro_batch_size" in self.model_fields_set:
+            text = "give micro_batch_size or micro_batch_tokens, not both; remove one of them"
+            raise refusal("micro_batch_tokens", text)
         return self
 
 
@@ -251,6 +256,9 @@ class Engine(Section):
     too."""
     chunk_tokens: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """Response tokens projected to the vocabulary at once; `auto` chooses by the vocabulary."""
+    share_prompts: Literal["auto", "never"] = "auto"
+    """Read chosen and rejected as one row in which their prompt stands once: `auto` does so where it takes less time
+    and the model allows it."""
     teacher_cache: bool = False
     """Keep the last hidden states of an off-policy stage's frozen models on disk, and read them instead of running the
     models: in this run and in every later one with the same models and rows."""

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
-from aligndistil.batch import Batch
 from aligndistil.engine.engine import Engine
 from aligndistil.maths import mean_of
+from aligndistil.training.batches import StepBatch
 from aligndistil.training.metrics import Sums
 
 LOGP_DIFF = "rollout/logp_diff"
@@ -30,16 +28,18 @@ class Agreement:
     """A sentence, where it is more than rounding."""
 
 
-def compare_sampling(engine: Engine, micro_batches: Sequence[Batch], sampled_logp: Sequence[Tensor]) -> Agreement:
-    """The response tokens of micro-batches as `sampled_logp` (B, T) of each has them, and as the policy does.
+def compare_sampling(engine: Engine, batch: StepBatch) -> Agreement:
+    """The response tokens of a step batch as its `sampled_logp_BT` has them, and as the policy does.
 
     The first are what generation gave the tokens, at temperature 1 and zero elsewhere: generation with the policy
     itself, or by an engine that was just sent its weights. Collective; every process has as many micro-batches.
     """
     sums, worst = Sums(), (-1.0, 0.0, 0.0)
-    for batch, generated_BT in zip(micro_batches, sampled_logp, strict=True):
-        mask = batch.response_BT
-        generated, trained = generated_BT[mask], engine.log_probabilities(batch).cpu()[mask]
+    assert batch.sampled_logp_BT is not None
+    for rows in batch.micro_batches:
+        one = batch.batch.take(rows)
+        generated = batch.sampled_logp_BT[list(rows), : one.width][one.response_BT]
+        trained = engine.log_probabilities(one).cpu()[one.response_BT]
         difference = (trained - generated).abs().nan_to_num(nan=torch.inf, posinf=torch.inf)
         sums.add_metric(LOGP_DIFF, mean_of(difference))
         sums.add_maximum(f"{LOGP_DIFF}_max", difference.max())

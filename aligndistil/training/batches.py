@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -19,9 +19,10 @@ from aligndistil.engine.processes import Processes
 from aligndistil.errors import UserError
 from aligndistil.maths import Metric
 from aligndistil.objectives.base import Prepares
-from aligndistil.recipe import Stage
+from aligndistil.recipe import Stage, Train
 from aligndistil.rollout import LoadedModel, Sample, SamplingParams, sample_seed
 from aligndistil.training.data import GoldReward, StageData
+from aligndistil.training.micro_batches import MicroBatches
 from aligndistil.training.samples import completion_metrics, sample_rows, sampled_logps
 
 
@@ -29,29 +30,35 @@ from aligndistil.training.samples import completion_metrics, sample_rows, sample
 class StepBatch:
     """A global batch with one optimizer step, or a rollout with several, as one process sees it."""
 
-    micro_batches: Sequence[Batch]
+    batch: Batch
+    """All rows of this process, in the processor's memory."""
     examples: int
-    """Examples of one optimizer step over all processes: what its loss is averaged over."""
+    """Of one optimizer step over all processes: what its loss is averaged over."""
+    steps: Sequence[Sequence[Sequence[int]]]
+    """The micro-batches of each optimizer step, each the rows of `batch` that are in it."""
     metrics: Mapping[str, Metric] = field(default_factory=dict)
     """What making the batch measured (a rollout's lengths, say)."""
+    passes: int = 1
+    """How often the steps go through all rows."""
     mismatched: Sequence[Batch] = ()
-    """For an objective that prepares on mismatched rows."""
-    minibatches: Sequence[Sequence[int]] = ()
-    """The micro-batches of each optimizer step."""
-    sampled_logp: Sequence[Tensor] = ()
-    """Of each micro-batch (B, T), the log-probabilities of generation, where training's are compared with them."""
-    together: int = 1
-    """Neighbouring micro-batches that hold whole groups."""
+    """Micro-batches, for an objective that prepares on mismatched rows."""
+    sampled_logp_BT: Tensor | None = None
+    """The log-probabilities of generation, where training's are compared with them."""
 
     @property
     def all_examples(self) -> int:
         """Different examples over all processes, however many optimizer steps see each."""
-        return self.examples * len(self.micro_batches) // len(self.minibatches[0])
+        return self.examples * len(self.first_pass)
 
     @property
-    def whole_groups(self) -> list[Sequence[Batch]]:
-        """The micro-batches, those together that share a group of samples."""
-        return [self.micro_batches[i : i + self.together] for i in range(0, len(self.micro_batches), self.together)]
+    def first_pass(self) -> Sequence[Sequence[Sequence[int]]]:
+        """Optimizer steps whose micro-batches are all rows once."""
+        return self.steps[: len(self.steps) // self.passes]
+
+    @property
+    def micro_batches(self) -> list[Sequence[int]]:
+        """All rows once, in the micro-batches of the first pass."""
+        return [rows for step in self.first_pass for rows in step]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +99,7 @@ class DataBatches:
         """Raises UserError when the objective compares rows with other prompts, and a step has one prompt only."""
         self._examples, self._pad = data.train, data.tokenizer.pad_token_id
         self._schedule, self._processes = schedule, processes
-        self._size, self._mismatches = stage.train.micro_batch_size, stage.objective.prepares is Prepares.MISMATCHED
+        self._micro, self._mismatches = micro_batches_of(stage.train), stage.objective.prepares is Prepares.MISMATCHED
         self.total_steps, self.epoch = schedule.total_steps, schedule.epoch
         for step in range(self.total_steps if self._mismatches else 0):
             if mismatched(self._rows(step)) is None:
@@ -103,23 +110,38 @@ class DataBatches:
 
     def at(self, step: int) -> StepBatch:
         """The batch of a step: the same whenever it is asked for."""
-        rank, world = self._processes.rank, self._processes.world
-        sampler, kind = self._schedule.sampler, self._examples.kind
-        micro_batches = [
-            collate([row for i in part for row in self._examples.rows(i)], kind, self._pad)
-            for part in sampler.micro_batches(step, rank, world, self._size)
-        ]
-        others = mismatched(self._rows(step)) or [] if self._mismatches else []
-        mine = others[rank * len(others) // world : (rank + 1) * len(others) // world]
+        examples = [self._examples.rows(i) for i in self._schedule.sampler.batch(step)]
+        mine = self._share(examples)
+        batch = collate([row for part in mine for i in part for row in examples[i]], self._examples.kind, self._pad)
+        starts = accumulate((len(part) for part in mine), initial=0)
+        cut = [batch.rows_of(range(start, start + len(part))) for start, part in zip(starts, mine, strict=False)]
+        others = [[row] for row in mismatched([row for rows in examples for row in rows]) or []]
         return StepBatch(
-            micro_batches,
-            sampler.batch_size,
-            mismatched=[collate(mine[i : i + self._size], kind, self._pad) for i in range(0, len(mine), self._size)],
-            minibatches=[range(len(micro_batches))],
+            batch,
+            len(examples),
+            [cut],
+            mismatched=[
+                collate([row for i in part for row in others[i]], self._examples.kind, self._pad)
+                for part in (self._share(others) if self._mismatches else ())
+            ],
         )
+
+    def _share(self, examples: Sequence[Sequence[Row]]) -> list[list[int]]:
+        """The examples of this process, in micro-batches: those of the whole step do not depend on who reads them."""
+        world, rows = self._processes.world, len(examples[0])
+        return self._micro.cut(_lengths(examples), rows, multiple=world)[self._processes.rank :: world]
 
     def _rows(self, step: int) -> list[Row]:
         return [row for i in self._schedule.sampler.batch(step) for row in self._examples.rows(i)]
+
+
+def micro_batches_of(train: Train) -> MicroBatches:
+    return MicroBatches(train.micro_batch_size, train.micro_batch_tokens)
+
+
+def _lengths(examples: Iterable[Sequence[Row]]) -> list[int]:
+    """Tokens of the longest row of each example."""
+    return [max(len(row.prompt_ids) + len(row.response_ids) for row in rows) for rows in examples]
 
 
 def mismatched(rows: Sequence[Row]) -> list[Row] | None:
@@ -153,12 +175,11 @@ class RolloutBatches:
         settings = stage.rollout
         self._examples, self._policy = prompts, policy
         self._schedule, self._processes = schedule, processes
-        self._size, self._seed, self._group = (
-            stage.train.micro_batch_size,
+        self._micro, self._seed, self._group = (
+            micro_batches_of(stage.train),
             stage.train.seed,
             settings.samples_per_prompt,
         )
-        self._together = math.lcm(self._size, self._group) // self._size if stage.objective.groups else 1
         self._params = SamplingParams(settings.max_new_tokens, settings.temperature, settings.top_p)
         self._gold_reward, self._write = gold_reward, write
         self._compares = True  # generation with training: once, since what generates is the policy itself
@@ -185,24 +206,29 @@ class RolloutBatches:
             Row(prompt, sample.token_ids, group=group)
             for prompt, sample, (group, _, _) in zip(prompts, samples, mine, strict=True)
         ]
-        micro_batches = [
-            collate(rows[start : start + self._size], DataKind.RESPONSES, self._policy.tokenizer.pad_token_id)
-            for start in range(0, len(rows), self._size)
-        ]
-        of_rows = [samples[start : start + self._size] for start in range(0, len(rows), self._size)]
-        compared = zip(micro_batches, of_rows, strict=True) if self._compares else ()
+        batch = collate(rows, DataKind.RESPONSES, self._policy.tokenizer.pad_token_id)
+        sampled_logp_BT = sampled_logps(batch, samples) if self._compares else None
         self._compares = False
         metrics = completion_metrics(samples)
         tokens, _ = metrics["completions/mean_length"]
         metrics["rollout/tokens_per_second"] = Metric(tokens, torch.tensor(seconds / self._processes.world))
         return StepBatch(
-            micro_batches,
+            batch,
             each,
+            [self._cut(batch, rows_of_step) for rows_of_step in self._rows_of_steps(number, share)],
             metrics | self._scores(step, prompts, samples),
-            minibatches=self._minibatches(number, len(micro_batches)),
-            sampled_logp=[sampled_logps(batch, some) for batch, some in compared],
-            together=self._together,
+            passes=self._schedule.epochs,
+            sampled_logp_BT=sampled_logp_BT,
         )
+
+    def _cut(self, batch: Batch, rows: Sequence[int]) -> list[list[int]]:
+        """The rows of an optimizer step, in as many micro-batches on every process."""
+        lengths = [batch.spans[row].end for row in rows]
+        cut = self._micro.cut(lengths)
+        if self._micro.tokens is not None:
+            most = self._processes.max(torch.tensor(len(cut), device=self._processes.device))
+            cut = self._micro.cut(lengths, least=int(most))
+        return [[rows[place] for place in part] for part in cut]
 
     def _requests(self, number: int) -> list[tuple[int, int, int]]:
         """(number of the prompt, example, number of the sample) of a rollout, over all processes.
@@ -217,22 +243,22 @@ class RolloutBatches:
                 counts[self._examples.key(example)] += 1
         return requests
 
-    def _minibatches(self, number: int, micro_batches: int) -> list[list[int]]:
-        """Micro-batches of each optimizer step; later passes exchange them between steps, by the seed.
+    def _rows_of_steps(self, number: int, share: int) -> list[list[int]]:
+        """The rows of each optimizer step on this process; later passes exchange rows between steps, by the seed.
 
-        Each stays at its place within a step, and with it on its process, so that `world` changes nothing here either.
+        Each stays at its place within a step, and with it on its process, so that neither `world` nor the size of
+        micro-batches changes what a step is taken on.
         """
         steps_of_a_pass, rank = self._schedule.minibatches, self._processes.rank
-        each = micro_batches // steps_of_a_pass
-        minibatches = []
+        places = range(rank * share, (rank + 1) * share)
+        steps = []
         for k in range(self._schedule.epochs):
-            steps = [list(range(steps_of_a_pass)) for _ in range(each)]
+            orders = [np.arange(steps_of_a_pass) for _ in places]
             if k > 0:
-                places = range(rank * each, (rank + 1) * each)
-                orders = (np.random.default_rng([self._seed, number, k, place]) for place in places)
-                steps = [order.permutation(steps_of_a_pass).tolist() for order in orders]
-            minibatches += [[steps[i][m] * each + i for i in range(each)] for m in range(steps_of_a_pass)]
-        return minibatches
+                drawn = (np.random.default_rng([self._seed, number, k, place]) for place in places)
+                orders = [one.permutation(steps_of_a_pass) for one in drawn]
+            steps += [[int(order[m]) * share + i for i, order in enumerate(orders)] for m in range(steps_of_a_pass)]
+        return steps
 
     def _scores(self, step: int, prompts: Sequence[Sequence[int]], samples: Sequence[Sample]) -> dict[str, Metric]:
         """Write the samples down; where the data knows a gold reward, measure it."""
@@ -245,24 +271,29 @@ class RolloutBatches:
 
 
 def eval_batches(
-    examples: Examples, size: int, limit: int | None, pad_id: int, processes: Processes, *, mismatches: bool = False
+    examples: Examples,
+    micro: MicroBatches,
+    limit: int | None,
+    pad_id: int,
+    processes: Processes,
+    *,
+    mismatches: bool = False,
 ) -> list[tuple[Batch, bool]]:
-    """This process's part of the eval data in batches of `size`, and whether each counts.
+    """This process's part of the eval data in micro-batches, and whether each counts.
 
     With `mismatches` the prompts have each other's responses; none are there when all prompts are the same.
     ZeRO-3 gathers weights in every forward pass, so all processes need the same number of batches: one that has run out
     repeats the first, which then does not count.
     """
     count = min(len(examples), limit or len(examples))
-    each = [examples.rows(i) for i in range(count)]
+    each: list[Sequence[Row]] = [examples.rows(i) for i in range(count)]
     if mismatches:
         each = [[row] for row in mismatched([row for rows in each for row in rows]) or []]
-    starts = range(0, len(each), size)
-    turns = -(-len(starts) // processes.world)
+    cut = micro.cut(_lengths(each), len(each[0])) if each else []
+    turns = -(-len(cut) // processes.world)
     batches = []
     for number in range(processes.rank, turns * processes.world, processes.world):
-        counts = number < len(starts)
-        start = starts[number] if counts else 0
-        rows = [row for some in each[start : start + size] for row in some]
+        counts = number < len(cut)
+        rows = [row for i in cut[number if counts else 0] for row in each[i]]
         batches.append((collate(rows, examples.kind, pad_id), counts))
     return batches

@@ -15,9 +15,10 @@ from aligndistil.recipe import Stage
 from aligndistil.rollout import LoadedModel, Sample, SamplingParams, sample_seed
 from aligndistil.run_folder import StageFolder
 from aligndistil.training.agreement import compare_sampling, what_to_do
-from aligndistil.training.batches import eval_batches
+from aligndistil.training.batches import StepBatch, eval_batches, micro_batches_of
 from aligndistil.training.data import GoldReward, StageData
 from aligndistil.training.metrics import Sums
+from aligndistil.training.micro_batches import MicroBatches
 from aligndistil.training.preparation import prepare_mismatched
 from aligndistil.training.samples import completion_metrics, sample_rows, sampled_logps
 
@@ -49,8 +50,9 @@ class StageEvaluation:
         self._compared = False
         prepares = stage.objective.prepares
         if data.eval is not None and prepares is not Prepares.ROLLOUT:
-            size = stage.evaluation.batch_size or stage.train.micro_batch_size
-            given = (data.eval, size, stage.evaluation.limit, data.tokenizer.pad_token_id, engine.processes)
+            size = stage.evaluation.batch_size
+            micro = micro_batches_of(stage.train) if size is None else MicroBatches(size)
+            given = (data.eval, micro, stage.evaluation.limit, data.tokenizer.pad_token_id, engine.processes)
             self._batches = eval_batches(*given)
             if prepares is Prepares.MISMATCHED:
                 self._mismatched = eval_batches(*given, mismatches=True)
@@ -93,12 +95,11 @@ class StageEvaluation:
 
     def _compare(self, prompts: Sequence[Sequence[int]], samples: Sequence[Sample]) -> None:
         """Say where this is no sampling from the policy. It ends no training, which may be of given responses."""
-        size, pad = self._policy.batch_size, self._data.tokenizer.pad_token_id
-        parts = [slice(start, start + size) for start in range(0, len(samples), size)]
         rows = [Row(prompt, sample.token_ids) for prompt, sample in zip(prompts, samples, strict=True)]
-        batches = [collate(rows[part], DataKind.RESPONSES, pad) for part in parts]
-        logps = [sampled_logps(batch, samples[part]) for batch, part in zip(batches, parts, strict=True)]
-        if problem := compare_sampling(self._engine, batches, logps).problem:
+        batch = collate(rows, DataKind.RESPONSES, self._data.tokenizer.pad_token_id)
+        cut = MicroBatches(self._policy.batch_size).cut([end for _, end in batch.spans])
+        compared = StepBatch(batch, batch.rows, [cut], sampled_logp_BT=sampled_logps(batch, samples))
+        if problem := compare_sampling(self._engine, compared).problem:
             advice = what_to_do("evaluation.batch_size")
             logger.warning("stage %s: evaluation.samples: %s; %s", self._stage.name, problem, advice)
 
@@ -123,6 +124,7 @@ def evaluate(
     """Mean loss and metrics over all processes' batches; a batch marked False is evaluated and not counted."""
     prepared, sums = prepare_mismatched(engine, mismatched or [], {}), Sums()
     for batch, counts in batches:
-        sums.add(engine.evaluate(batch, prepared.terms(0)), weight=float(counts))
+        terms = prepared.terms(range(batch.rows), batch.width)
+        sums.add(engine.evaluate(batch, terms), weight=float(counts))
     sums.reduce(engine.processes)
     return prepared.sums.means() | sums.means() | sums.maxima

@@ -11,7 +11,7 @@ import torch
 from aligndistil.engine.engine import Engine
 from aligndistil.engine.memory import peak_memory_gib
 from aligndistil.errors import DivergedError, Interrupted
-from aligndistil.maths import Metric
+from aligndistil.maths import count_of
 from aligndistil.objectives.base import Expected, Prepares
 from aligndistil.stop import StopSignal
 from aligndistil.training.agreement import compare_sampling, what_to_do
@@ -63,21 +63,23 @@ def train(
         # the KL to the reference that the reward is charged for.
         batch = batches.at(state.step)
         if first == began_step:
-            engine.settle(batch.micro_batches[0])
-        agreement = compare_sampling(engine, batch.micro_batches, batch.sampled_logp) if batch.sampled_logp else None
+            engine.settle(batch.batch.take(batch.micro_batches[0]))
+        agreement = compare_sampling(engine, batch) if batch.sampled_logp_BT is not None else None
         if agreement is not None and agreement.problem:
             raise DivergedError(f"stage {stage}: {agreement.problem}; {what_to_do('rollout.batch_size')}")
         prepared = prepare(engine, batch, state.objective)
 
-        for number, minibatch in enumerate(batch.minibatches[: batches.total_steps - first]):
+        for number, micro_batches in enumerate(batch.steps[: batches.total_steps - first]):
             # The gradient. Every example counts 1 / batch.examples, the number of examples of the optimizer step on
             # all processes: how a batch is cut into micro-batches and processes changes nothing.
             sums = Sums(batch.metrics if number == 0 else {})
-            for i in minibatch:
-                loss = engine.loss(batch.micro_batches[i], prepared.terms(i))
-                engine.backward(loss, examples=batch.examples, last=i == minibatch[-1])
+            for i, rows in enumerate(micro_batches, start=1):
+                micro_batch = batch.batch.take(rows)
+                loss = engine.loss(micro_batch, prepared.terms(rows, micro_batch.width))
+                engine.backward(loss, examples=batch.examples, last=i == len(micro_batches))
                 sums.add(loss)
-                sums.add_metric("num_tokens", Metric(batch.micro_batches[i].attention_BT.sum(), torch.ones(())))
+                sums.add_metric("num_tokens", count_of(micro_batch.tokens, 1))
+                sums.add_metric("perf/real_token_fraction", count_of(micro_batch.tokens, micro_batch.ids_BT.numel()))
             sums.add_maximum("stop", torch.tensor(float(stop.requested)))
             sums.add_maximum("overdue", torch.tensor(float(checkpoints.overdue())))
             sums.add_maximum("perf/peak_memory_gib", torch.tensor(peak_memory_gib()))

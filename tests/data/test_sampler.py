@@ -27,33 +27,13 @@ def test_a_step_is_the_same_whatever_was_asked_before(n, batch_size, seed, step)
     assert walked.batch(step) == Sampler(n, batch_size, seed).batch(step)
 
 
-@given(
-    n=sizes,
-    size=st.integers(1, 3),
-    per_rank=st.integers(1, 3),
-    world=st.integers(1, 4),
-    seed=seeds,
-    step=st.integers(0, 9),
-)
-def test_ranks_in_order_hold_the_batch_and_micro_batches_do_not_depend_on_the_world(
-    n, size, per_rank, world, seed, step
-):
-    sampler = Sampler(n, size * per_rank * world, seed)
-    shared = [sampler.micro_batches(step, rank, world, size) for rank in range(world)]
-    assert all(len(own) == per_rank for own in shared)
-    assert list(chain.from_iterable(shared)) == sampler.micro_batches(step, 0, 1, size)
-    assert list(chain.from_iterable(chain.from_iterable(shared))) == sampler.batch(step)
-
-
 def test_epochs_differ_and_seeds_differ():
     sampler = Sampler(50, 50, 0)
     assert sampler.batch(0) != sampler.batch(1)
     assert sampler.batch(0) != Sampler(50, 50, 1).batch(0)
 
 
-def test_a_batch_that_does_not_divide_is_refused():
-    with pytest.raises(ValueError, match="batch_size 6 is no multiple of 2 processes x 2"):
-        Sampler(10, 6, 0).micro_batches(0, 0, 2, 2)
+def test_a_sampler_of_nothing_is_refused():
     with pytest.raises(ValueError, match="needs examples"):
         Sampler(0, 6, 0)
 

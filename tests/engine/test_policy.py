@@ -26,7 +26,8 @@ from transformers import (
 
 from aligndistil.batch import Batch, DataKind, Row, collate
 from aligndistil.engine.head import backbone
-from aligndistil.engine.policy import FrozenModel, Policy, response_hidden
+from aligndistil.engine.policy import FrozenModel, Policy
+from aligndistil.engine.rows import Body
 from aligndistil.objectives.aligndistil import AlignDistil
 from aligndistil.objectives.base import Objective, Role
 from aligndistil.objectives.sft import SFT
@@ -181,7 +182,7 @@ def test_the_state_before_a_token_predicts_it() -> None:
     states = backbone(model)(input_ids=batch.ids_BT, attention_mask=batch.attention_BT.long()).last_hidden_state
     # tokens 2 and 3 of the first row, 1 to 3 of the second
     expected = torch.stack([states[0, 1], states[0, 2], states[1, 0], states[1, 1], states[1, 2]])
-    torch.testing.assert_close(response_hidden(model, batch), expected)
+    torch.testing.assert_close(Body(model).response_states(batch), expected)
 
 
 def test_padding_of_a_row_does_not_change_its_loss() -> None:

@@ -1,7 +1,10 @@
-"""Rows that a CPU reads a few at a time: the same numbers, in the batch's own order."""
+"""How rows are laid out for a model changes no number: a few at a time, without a mask, pairs with one prompt."""
 
 from __future__ import annotations
 
+import logging
+import random
+import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -9,17 +12,28 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    Gemma2Config,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    MambaConfig,
+    MistralConfig,
+    PreTrainedModel,
+    Qwen2Config,
+)
 
-from aligndistil.batch import Batch, DataKind
-from aligndistil.engine.policy import response_hidden
+from aligndistil.batch import Batch, DataKind, Row, collate
+from aligndistil.engine.rows import Body
 from aligndistil.engine.scalar import ScalarNetwork
 from support.micro_batches import ragged_batch
 from support.models import build_model
 
 
 def hidden(model: PreTrainedModel) -> Callable[[Batch], Tensor]:
-    return partial(response_hidden, model)
+    return Body(model).response_states
 
 
 def values(model: PreTrainedModel) -> Callable[[Batch], Tensor]:
@@ -51,3 +65,120 @@ def test_rows_that_are_read_a_few_at_a_time_give_the_same_numbers_in_the_same_or
         parts = read(batch)
     assert passes == [5, *passed]
     torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-5)
+
+
+def pairs(seed: int = 0, examples: int = 4, shortest: int = 6) -> Batch:
+    """With prompts so long that it pays to read them once."""
+    draw = random.Random(seed)
+
+    def tokens(count: int) -> list[int]:
+        return [draw.randrange(5, 90) for _ in range(count)]
+
+    rows = []
+    for _ in range(examples):
+        prompt = tokens(draw.randint(shortest, 30))
+        rows += [Row(prompt, tokens(draw.randint(1, 5))), Row(prompt, tokens(draw.randint(1, 5)))]
+    return collate(rows, DataKind.PAIRS, 0)
+
+
+def positions_read(model: PreTrainedModel) -> list[int]:
+    """Tokens, padding included, of each pass from now on."""
+    read = list[int]()
+    model.base_model.register_forward_pre_hook(
+        lambda _, __, given: read.append(given["input_ids"].numel()), with_kwargs=True
+    )
+    return read
+
+
+FAMILIES: dict[str, tuple[Any, dict[str, Any]]] = {
+    "llama": (LlamaConfig, {"num_key_value_heads": 1, "intermediate_size": 48}),
+    "qwen2": (Qwen2Config, {"num_key_value_heads": 1, "intermediate_size": 48}),
+    "gpt2": (GPT2Config, {"n_positions": 64, "n_inner": 48}),
+    "gpt_neox": (GPTNeoXConfig, {"intermediate_size": 48}),
+}
+
+
+def tiny(config: Any, **settings: Any) -> PreTrainedModel:
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    return AutoModelForCausalLM.from_config(config(**sizes, **settings)).double().eval()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_prompt_that_is_read_once_gives_the_same_states_and_gradients(family: str) -> None:
+    config, settings = FAMILIES[family]
+    model, batch = tiny(config, **settings), pairs()
+    found = []
+    for share in (False, True):
+        model.zero_grad()
+        body = Body(model, share_prompts=share)
+        read = positions_read(model)
+        states = body.response_states(batch)
+        weights = torch.linspace(-1, 1, states.numel(), dtype=states.dtype).view_as(states)
+        (states * weights).sum().backward()
+        found.append((states.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}))
+    (_, plain), (_, shared) = found
+    assert sum(read) < 0.7 * batch.ids_BT.numel()
+    torch.testing.assert_close(found[1][0], found[0][0], rtol=1e-6, atol=1e-6)
+    assert plain.keys() == shared.keys()
+    for name, gradient in plain.items():
+        torch.testing.assert_close(shared[name], gradient, rtol=1e-4, atol=1e-5 * float(gradient.abs().max()), msg=name)
+
+
+def test_scalar_heads_read_a_prompt_once_too() -> None:
+    model, batch = build_model(seed=1, scalar=True).eval(), pairs()
+    plain, read = ScalarNetwork(model)(batch), positions_read(model)
+    shared = ScalarNetwork(model, share_prompts=True)(batch)
+    assert read[-1] < 0.7 * batch.ids_BT.numel()
+    torch.testing.assert_close(shared[batch.attention_BT], plain[batch.attention_BT], rtol=1e-5, atol=1e-6)
+
+
+def test_pairs_are_read_apart_where_little_of_them_is_prompt_or_prompts_differ() -> None:
+    model = tiny(LlamaConfig, intermediate_size=48)
+    body, read = Body(model, share_prompts=True), positions_read(model)
+    long = collate([Row([5], [6] * 40), Row([5], [7] * 40)], DataKind.PAIRS, 0)
+    others = collate([Row([5] * 30, [6]), Row([8] * 30, [7])], DataKind.PAIRS, 0)
+    singles = collate([Row([5] * 30, [6]), Row([5] * 30, [7])], DataKind.RESPONSES, 0)
+    for batch in (long, others, singles):
+        body.response_states(batch)
+        assert read[-1] == batch.ids_BT.numel()
+    body.response_states(collate([Row([5] * 30, [6]), Row([5] * 30, [7])], DataKind.PAIRS, 0))
+    assert read[-1] == 32
+
+
+@pytest.mark.parametrize(
+    ("config", "settings", "why"),
+    [
+        (MistralConfig, {"sliding_window": 8}, "sliding"),
+        (Gemma2Config, {"sliding_window": 8, "head_dim": 16}, "sliding_attention"),
+        (BloomConfig, {}, "takes no mask of its own|would differ"),
+        (MambaConfig, {}, "takes no mask of its own|would differ"),
+    ],
+)
+def test_models_that_cannot_share_a_prompt_say_why_and_read_it_twice(
+    config: Any, settings: dict[str, Any], why: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, logger="aligndistil"):
+        body = Body(model := tiny(config, **settings), share_prompts=True)
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert "chosen and rejected are read with a prompt each" in line
+    assert re.search(why, line), line
+    read, batch = positions_read(model), pairs()
+    body.response_states(batch)
+    assert read == [batch.ids_BT.numel()]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_padding_mask_is_given_and_padding_changes_nothing(family: str) -> None:
+    config, settings = FAMILIES[family]
+    model, given = tiny(config, **settings), list[Any]()
+    batch = ragged_batch(DataKind.RESPONSES, examples=5)
+    expected = model.base_model(input_ids=batch.ids_BT, attention_mask=batch.attention_BT.long()).last_hidden_state
+    model.base_model.register_forward_pre_hook(
+        lambda _, __, kwargs: given.append(kwargs.get("attention_mask")), with_kwargs=True
+    )
+    states, places = Body(model).states(batch)
+    assert places is None
+    assert given == [None]
+    real = batch.attention_BT
+    torch.testing.assert_close(states.view_as(expected)[real], expected[real], rtol=1e-6, atol=1e-6)

@@ -57,12 +57,12 @@ def test_what_decides_the_weights_changes_it(fingerprint, override):
     assert fingerprint(override) != fingerprint()
 
 
-@pytest.mark.parametrize(("epochs", "changed"), [(1, []), (2, ["train.micro_batch_size changed from 1 to 4"])])
-def test_later_passes_over_a_rollout_put_micro_batches_together_anew(epochs, changed):
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_how_a_batch_is_cut_changes_no_result(epochs):
     before, after = (
         {"rollout": {"epochs": epochs, "batch_size": size}, "train": {"micro_batch_size": size}} for size in (1, 4)
     )
-    assert changed_sections(before, after) == changed
+    assert changed_sections(before, after) == []
 
 
 def test_inputs_contents_and_the_version_change_it(fingerprint):

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from aligndistil.batch import DataKind, Row, collate
-from aligndistil.engine.policy import response_hidden
+from aligndistil.engine.rows import Body
 from aligndistil.rollout import LoadedModel, Sample, SamplingParams, sample_seed
 from support.models import EOS, PAD, build_model, build_tokenizer
 
@@ -133,7 +133,7 @@ def test_padding_on_the_left_is_not_seen(model: Any) -> None:
     samples = rollout(model).sample(PROMPTS, SamplingParams(6), SEEDS)
     batch = collate([Row(p, s.token_ids) for p, s in zip(PROMPTS, samples, strict=True)], DataKind.RESPONSES, PAD)
     with torch.no_grad():
-        logits = model.lm_head(response_hidden(model, batch))
+        logits = model.lm_head(Body(model).response_states(batch))
     position = 0
     for prompt, sample in zip(PROMPTS, samples, strict=True):
         for length in range(len(sample.token_ids)):

@@ -6,9 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from aligndistil.batch import Batch, DataKind, Row, collate
@@ -19,7 +21,7 @@ from aligndistil.training.batches import StepBatch
 from aligndistil.training.checkpoints import LoopState
 from aligndistil.training.loop import train
 
-PERF = {"perf/step_seconds", "perf/tokens_per_second", "perf/peak_memory_gib"}
+PERF = {"perf/step_seconds", "perf/tokens_per_second", "perf/peak_memory_gib", "perf/real_token_fraction"}
 
 
 class PreparesNothing(Objective):
@@ -82,12 +84,8 @@ class ToyEngine:
     def settle(self, batch: Batch) -> None:
         pass
 
-    def prepare(
-        self, micro_batches: Sequence[Batch], state: State
-    ) -> tuple[list[dict[str, Tensor]], dict[str, Metric]]:
-        (batch,) = micro_batches
-        found = self.objective.prepare(batch, {}, state)
-        return [found.terms], found.metrics
+    def prepare(self, batch: Batch, micro_batches: Sequence[Sequence[int]], state: State) -> Prepared:
+        return self.objective.prepare(batch, {}, state)
 
     def loss(self, batch: Batch, prepared: Mapping[str, Tensor]) -> Loss:
         self.prepared.append(dict(prepared))
@@ -199,9 +197,24 @@ class Stop:
         return nullcontext()
 
 
-def step_batch(micro_batches: Sequence[Batch], examples: int, *metrics: Any, **more: Any) -> StepBatch:
-    """One optimizer step on all micro-batches, unless `minibatches` says otherwise."""
-    return StepBatch(micro_batches, examples, *metrics, **{"minibatches": [range(len(micro_batches))], **more})
+def step_batch(
+    micro_batches: Sequence[Batch],
+    examples: int,
+    metrics: Mapping[str, Metric] | None = None,
+    steps: Sequence[Sequence[int]] | None = None,
+    **more: Any,
+) -> StepBatch:
+    """One optimizer step on all micro-batches, unless `steps` says which each of several takes."""
+    starts = list(accumulate((one.rows for one in micro_batches), initial=0))
+    rows = [range(start, end) for start, end in pairwise(starts)]
+    width = max(one.width for one in micro_batches)
+    parts = [
+        torch.cat([F.pad(getattr(one, name), (0, width - one.width)) for one in micro_batches])
+        for name in ("ids_BT", "attention_BT", "response_BT")
+    ]
+    whole = Batch(micro_batches[0].kind, *parts, torch.cat([one.label_B for one in micro_batches]))
+    order = [range(len(micro_batches))] if steps is None else steps
+    return StepBatch(whole, examples, [[rows[i] for i in step] for step in order], metrics or {}, **more)
 
 
 def run(

@@ -19,7 +19,7 @@ from aligndistil.objectives.base import Objective, Prepares, Role
 from aligndistil.training.batches import StepBatch
 from aligndistil.training.checkpoints import LoopState
 from support.engines import batch_of, examples, make_engine, objective, section
-from support.loop import Recorded, run
+from support.loop import Recorded, run, step_batch
 from support.plain_formula import plain_loss, plain_preparation, step_means
 
 ModelFolder = Callable[..., str]
@@ -47,6 +47,10 @@ class Case:
     @property
     def data(self) -> list[list[list[Row]]]:
         return [examples(8, self.goal.data, seed) for seed in range(self.step_batches)]
+
+    @property
+    def passes(self) -> int:
+        return 2 if self.updates is TWO_PASSES else 1
 
     @property
     def steps(self) -> int:
@@ -110,11 +114,12 @@ def step_batch_of(case: Case, some: Examples, processes: Processes) -> StepBatch
     def cut(rows: Examples) -> list[Batch]:
         return [batch_of(rows[2 * number : 2 * number + 2], case.goal.data) for number in owned]
 
-    return StepBatch(
+    return step_batch(
         cut(some),
         2 * len(case.updates[0]),
+        steps=[[owned.index(number) for number in step] for step in mine],
+        passes=case.passes,
         mismatched=cut(mismatched_rows(some)) if case.goal.prepares is Prepares.MISMATCHED else (),
-        minibatches=[[owned.index(number) for number in step] for step in mine],
     )
 
 

@@ -18,6 +18,7 @@ from aligndistil.batch import Batch, DataKind, Row, collate
 from aligndistil.engine.processes import Processes, start_processes
 from aligndistil.errors import EXIT_DIVERGED
 from aligndistil.training.agreement import LIMITS, compare_sampling
+from aligndistil.training.batches import StepBatch
 from support.models import EOS, PAD, build_tokenizer
 from support.recipes import off_policy, on_policy
 from support.run_folders import lines
@@ -58,15 +59,14 @@ class Trained:
 
 
 ALONE = Processes(0, 1, torch.device("cpu"))
-ROWS = [[Row([5, 6], [7, 8, 1]), Row([5], [1])], [Row([9, 9, 9], [4, 4])]]
-BATCHES = [collate(rows, DataKind.RESPONSES, PAD) for rows in ROWS]
+BATCH = collate([Row([5, 6], [7, 8, 1]), Row([5], [1]), Row([9, 9, 9], [4, 4])], DataKind.RESPONSES, PAD)
 
 
-def told(*numbers: float) -> list[Tensor]:
-    """What generation said of the six tokens."""
-    parts = torch.tensor(numbers, dtype=torch.float32).split([4, 2])
-    masks = [batch.response_BT for batch in BATCHES]
-    return [torch.zeros(mask.shape).masked_scatter(mask, part) for mask, part in zip(masks, parts, strict=True)]
+def told(*numbers: float) -> StepBatch:
+    """Two micro-batches, and what generation said of their six tokens."""
+    said = torch.tensor(numbers, dtype=torch.float32)
+    said_BT = torch.zeros(BATCH.response_BT.shape).masked_scatter(BATCH.response_BT, said)
+    return StepBatch(BATCH, 3, [[[0, 1], [2]]], sampled_logp_BT=said_BT)
 
 
 @pytest.mark.parametrize("dtype", LIMITS)
@@ -87,7 +87,7 @@ def test_the_mean_distance_of_all_tokens_has_a_limit(
 ) -> None:
     """In shares of it."""
     limit = LIMITS[dtype]
-    found = compare_sampling(Trained(-2.0, ALONE, dtype), BATCHES, told(*(-2 + limit * one for one in shares)))  # type: ignore[arg-type]
+    found = compare_sampling(Trained(-2.0, ALONE, dtype), told(*(-2 + limit * one for one in shares)))  # type: ignore[arg-type]
     assert bool(found.problem) == wrong
     if not any(share != share for share in shares):
         mean = sum(map(abs, shares)) * limit / 6
@@ -97,7 +97,7 @@ def test_the_mean_distance_of_all_tokens_has_a_limit(
 
 
 def test_both_numbers_of_the_token_that_is_furthest_off_are_named() -> None:
-    found = compare_sampling(Trained(-2.0, ALONE), BATCHES, told(-2, -2.5, -2, -2, -9, -2))  # type: ignore[arg-type]
+    found = compare_sampling(Trained(-2.0, ALONE), told(-2, -2.5, -2, -2, -9, -2))  # type: ignore[arg-type]
     assert "differ by 1.2 nats on average and 7 at most (-9.00 against -2.00), and 0.01" in found.problem
 
 
@@ -105,7 +105,7 @@ def on_rank() -> list[str]:
     """The second process has the tokens that are off."""
     processes = start_processes()
     off = told(-2, -2, -2, -2, -9 if processes.rank else -2, -2)
-    problem = compare_sampling(Trained(-2.0, processes), BATCHES, off).problem  # type: ignore[arg-type]
+    problem = compare_sampling(Trained(-2.0, processes), off).problem  # type: ignore[arg-type]
     processes.stop()
     return [problem]
 

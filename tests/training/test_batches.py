@@ -26,6 +26,7 @@ from aligndistil.training.batches import (
     eval_batches,
     mismatched,
 )
+from aligndistil.training.micro_batches import MicroBatches
 from support.models import build_model, build_tokenizer
 
 
@@ -38,7 +39,7 @@ def stage_of(name: str, rollout: dict[str, Any] | None = None, **train: Any) -> 
     sections = {"learning_rate": 1e-3, "micro_batch_size": 2, **train}
     return SimpleNamespace(
         objective=registry()[name].example(),
-        train=Train.model_validate(sections),
+        train=Train.model_validate({key: value for key, value in sections.items() if value is not None}),
         rollout=None if rollout is None else Rollout.model_validate(rollout),
     )
 
@@ -67,11 +68,15 @@ def test_processes_share_a_batch_without_overlap_or_gap(examples: Callable[[Data
     for step in range(5):  # a batch of 4 of 7 pairs crosses epochs
         whole = data_batches(pairs).at(step)
         parts = [data_batches(pairs, rank, 2).at(step) for rank in range(2)]
-        assert [batch.ids_BT.tolist() for batch in whole.micro_batches] == [
-            batch.ids_BT.tolist() for part in parts for batch in part.micro_batches
-        ]
+        first, second = (read_together(part) for part in parts)
+        assert read_together(whole) == [micro_batch for both in zip(first, second, strict=True) for micro_batch in both]
         assert {whole.examples, *(part.examples for part in parts)} == {4}
-        assert all(batch.rows == 4 for batch in whole.micro_batches)
+        assert all(len(rows) == 4 for rows in whole.micro_batches)
+        expected = [pairs.rows(i) for i in Sampler(7, 4, 0).batch(step)]
+        found = [text for micro_batch in read_together(whole) for text in micro_batch]
+        assert sorted(found) == sorted((*row.prompt_ids, *row.response_ids) for rows in expected for row in rows)
+        lengths = [max(map(len, micro_batch)) for micro_batch in read_together(whole)]
+        assert lengths == sorted(lengths, reverse=True)
 
 
 def rollout_batches(
@@ -85,10 +90,12 @@ def rollout_batches(
     name: str = "ppo",
     group: int = 2,
     micro: int = 2,
+    tokens: int | None = None,
 ) -> RolloutBatches:
     model = build_model(seed=0)
     rollout = {"max_new_tokens": 8, "samples_per_prompt": group, "responses": batch, "epochs": passes}
-    stage = stage_of(name, rollout, batch_size=batch // minibatches, micro_batch_size=micro)
+    size = {"micro_batch_size": micro} if tokens is None else {"micro_batch_size": None, "micro_batch_tokens": tokens}
+    stage = stage_of(name, rollout, batch_size=batch // minibatches, **size)
     return RolloutBatches(
         stage,
         examples,
@@ -107,11 +114,9 @@ def test_the_samples_of_a_step_do_not_depend_on_the_number_of_processes(
     shown: list[Any] = []
     whole = rollout_batches(prompts, 0, 1, shown).at(3)
     parts = [rollout_batches(prompts, rank, 2, []).at(3) for rank in range(2)]
-    assert [batch.ids_BT.tolist() for batch in whole.micro_batches] == [
-        batch.ids_BT.tolist() for part in parts for batch in part.micro_batches
-    ]
+    assert texts(whole.batch) == [text for part in parts for text in texts(part.batch)]
     assert whole.examples == 4
-    assert {batch.kind for batch in whole.micro_batches} == {DataKind.RESPONSES}
+    assert whole.batch.kind is DataKind.RESPONSES
     step, rows = shown[0]
     assert step == 4  # the step that these samples make
     assert [set(row) for row in rows] == [{"prompt", "response", "finished", "token_ids", "gold_reward"}] * 4
@@ -137,6 +142,16 @@ def test_the_samples_of_a_prompt_differ_also_when_it_comes_twice_in_a_step(
     assert all(len(samples) >= 3 for samples in drawn.values())  # short ones may be equal by chance
 
 
+def read_together(made: StepBatch) -> list[list[tuple[int, ...]]]:
+    """The tokens of each row of each micro-batch."""
+    return [texts(made.batch.take(rows)) for rows in made.micro_batches]
+
+
+def rows_of_steps(made: StepBatch) -> list[list[int]]:
+    """The rows of each optimizer step, in their own order."""
+    return [sorted(row for rows in step for row in rows) for step in made.steps]
+
+
 def texts(batch: Batch) -> list[tuple[int, ...]]:
     """The tokens of each row, however wide the batch is."""
     return [tuple(ids[real].tolist()) for ids, real in zip(batch.ids_BT, batch.attention_BT, strict=True)]
@@ -147,14 +162,17 @@ def test_a_rollout_for_several_steps_gives_each_its_part_and_every_pass_all_of_i
 ) -> None:
     batches = rollout_batches(examples(DataKind.PROMPTS), 0, 1, [], batch=12, minibatches=3, passes=4)
     made = batches.at(0)
-    assert (len(made.minibatches), made.examples, made.all_examples, len(made.micro_batches)) == (12, 4, 12, 6)
-    passes = [made.minibatches[start : start + 3] for start in range(0, 12, 3)]
-    assert passes[0] == [[0, 1], [2, 3], [4, 5]]
+    assert (len(made.steps), made.examples, made.all_examples, len(made.micro_batches)) == (12, 4, 12, 6)
+    passes = [rows_of_steps(made)[start : start + 3] for start in range(0, 12, 3)]
+    assert passes[0] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
     for steps in passes:
-        assert sorted(number for step in steps for number in step) == list(range(6))
+        assert sorted(row for step in steps for row in step) == list(range(12))
     assert len({tuple(sorted(map(tuple, steps))) for steps in passes}) > 1, "nothing was exchanged"
-    assert batches.at(0).minibatches == made.minibatches
-    assert batches.at(12).minibatches != made.minibatches, "the next rollout is exchanged otherwise"
+    assert batches.at(0).steps == made.steps
+    exchanged = rows_of_steps(batches.at(12))[3:]
+    assert exchanged != rows_of_steps(made)[3:], "the next rollout is exchanged otherwise"
+    by_tokens = rollout_batches(examples(DataKind.PROMPTS), 0, 1, [], batch=12, minibatches=3, passes=4, tokens=40)
+    assert rows_of_steps(by_tokens.at(0)) == rows_of_steps(made), "micro-batches change what a step is taken on"
 
 
 def test_the_steps_of_a_rollout_have_the_same_samples_whatever_the_number_of_processes(
@@ -164,7 +182,7 @@ def test_the_steps_of_a_rollout_have_the_same_samples_whatever_the_number_of_pro
 
     def steps(rank: int, world: int) -> list[list[tuple[int, ...]]]:
         made = rollout_batches(prompts, rank, world, [], **several).at(9)
-        return [[text for number in step for text in texts(made.micro_batches[number])] for step in made.minibatches]
+        return [[texts(made.batch)[row] for row in step] for step in rows_of_steps(made)]
 
     whole, first, second = steps(0, 1), steps(0, 2), steps(1, 2)
     assert len(whole) == 9
@@ -180,7 +198,7 @@ def test_a_rollout_is_drawn_by_its_number_and_shown_once(examples: Callable[[Dat
     several = rollout_batches(prompts, 0, 1, shown, batch=8, minibatches=2)
     single = rollout_batches(prompts, 0, 1, [], batch=8)
     ours, theirs = several.at(10), single.at(5)
-    assert [texts(batch) for batch in ours.micro_batches] == [texts(batch) for batch in theirs.micro_batches]
+    assert texts(ours.batch) == texts(theirs.batch)
     assert [step for step, _ in shown] == [11]
 
 
@@ -218,9 +236,9 @@ def test_a_step_has_the_mismatched_rows_of_its_own_batch_in_equal_parts(
     assert expected is not None
     parts = [data_batches(unpaired, rank, world, 8, "kto").at(3) for rank in range(world)]
     found = [text for part in parts for batch in part.mismatched for text in texts(batch)]
-    assert found == [(*other.prompt_ids, *other.response_ids) for other in expected]
+    assert sorted(found) == sorted((*other.prompt_ids, *other.response_ids) for other in expected)
     assert {len(part.mismatched) for part in parts} == {4 // world}
-    assert {text for part in parts for batch in part.micro_batches for text in texts(batch)}.isdisjoint(found)
+    assert {text for part in parts for text in texts(part.batch)}.isdisjoint(found)
     assert data_batches(unpaired, batch=8).at(3).mismatched == []
 
 
@@ -250,13 +268,15 @@ def test_mismatched_eval_rows_are_rotated_over_all_of_them_and_counted_once(
     world: int, examples: Callable[[DataKind], Examples]
 ) -> None:
     unpaired = examples(DataKind.UNPAIRED)
-    shares = [eval_batches(unpaired, 2, 5, 0, shard(rank, world), mismatches=True) for rank in range(world)]
+    shares = [
+        eval_batches(unpaired, MicroBatches(2), 5, 0, shard(rank, world), mismatches=True) for rank in range(world)
+    ]
     assert len({len(share) for share in shares}) == 1
     found = [text for share in shares for batch, counts in share if counts for text in texts(batch)]
     expected = mismatched([unpaired.rows(i)[0] for i in range(5)])
     assert expected is not None
     assert sorted(found) == sorted((*other.prompt_ids, *other.response_ids) for other in expected)
-    assert eval_batches(unpaired, 2, 1, 0, shard(), mismatches=True) == []
+    assert eval_batches(unpaired, MicroBatches(2), 1, 0, shard(), mismatches=True) == []
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
@@ -265,7 +285,7 @@ def test_every_process_has_as_many_eval_batches_and_each_example_counts_once(
     world: int, limit: int | None, examples: Callable[[DataKind], Examples]
 ) -> None:
     pairs = examples(DataKind.PAIRS)
-    shares = [eval_batches(pairs, 2, limit, 0, shard(rank, world)) for rank in range(world)]
+    shares = [eval_batches(pairs, MicroBatches(2), limit, 0, shard(rank, world)) for rank in range(world)]
     assert len({len(share) for share in shares}) == 1
     counted = sum(batch.examples for share in shares for batch, counts in share if counts)
     assert counted == (limit or 7)
@@ -289,24 +309,16 @@ class Compares(Objective):
     name: str = "compares"
 
 
-@pytest.mark.parametrize(
-    ("micro", "group", "together"), [(2, 4, 2), (4, 4, 1), (8, 4, 1), (4, 2, 1), (2, 3, 3), (3, 2, 2), (1, 3, 3)]
-)
-def test_micro_batches_are_looked_at_together_that_hold_whole_groups(
-    micro: int, group: int, together: int, examples: Callable[[DataKind], Examples], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("micro", "group"), [(2, 4), (8, 4), (2, 3), (1, 3)])
+def test_samples_of_a_prompt_say_so_whatever_micro_batches_they_are_in(
+    micro: int, group: int, examples: Callable[[DataKind], Examples], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("aligndistil.objectives.registry", lambda: {"compares": Compares})
     monkeypatch.setitem(globals(), "registry", lambda: {"compares": Compares})
-    batches = rollout_batches(
+    made = rollout_batches(
         examples(DataKind.PROMPTS), 0, 1, [], batch=24, minibatches=2, name="compares", group=group, micro=micro
-    )
-    made: StepBatch = batches.at(0)
-    assert {len(part) for part in made.whole_groups} == {together}
-    assert [one for part in made.whole_groups for one in part] == list(made.micro_batches)
-    seen: set[int] = set()
-    for part in made.whole_groups:
-        groups = [number for one in part for number in one.group_B.tolist()]  # type: ignore[union-attr]
-        assert {groups.count(number) for number in groups} == {group}
-        assert seen.isdisjoint(groups)
-        seen |= set(groups)
-    assert seen == set(range(24 // group))
+    ).at(0)
+    assert made.batch.group_B is not None
+    groups = made.batch.group_B.tolist()
+    assert {groups.count(number) for number in groups} == {group}
+    assert set(groups) == set(range(24 // group))
+    assert {len(rows) for rows in made.micro_batches} == {micro}

@@ -48,7 +48,8 @@ def of_rounds(updates: list[list[int]], examples: int = 2) -> Callable[[int], St
             batches[: len({number for step in updates for number in step})],
             examples,
             {"made": made},
-            minibatches=updates,
+            steps=updates,
+            passes=len(updates) // len({tuple(sorted(step)) for step in updates}),
         )
 
     return data
@@ -83,7 +84,7 @@ def test_a_round_is_made_once_for_all_of_its_steps() -> None:
     assert asked == [0, 2, 4]
     assert engine.steps == 6
     assert engine.micro_steps[:4] == [(2, 2, False), (3, 2, True), (1, 2, False), (1, 2, True)]
-    assert len(PreparesRollout.given) == 3 * 4
+    assert len(PreparesRollout.given) == 3
 
 
 def test_what_a_round_measured_is_logged_with_its_first_step_alone() -> None:
@@ -124,7 +125,7 @@ def test_an_objective_is_given_the_state_that_the_round_before_left() -> None:
     prepared_run(TWO_STEPS, total_steps=6)
     second = 0.5 + 2 * 2 * 30 / 7  # two steps of two examples
     third = second + 2 * 2 * 32 / 7
-    assert [given["carried"] for given in PreparesRollout.given[::4]] == pytest.approx([0.5, second, third])
+    assert [given["carried"] for given in PreparesRollout.given] == pytest.approx([0.5, second, third])
 
 
 def test_examples_that_several_steps_see_are_counted_once() -> None:

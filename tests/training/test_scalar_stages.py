@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-from aligndistil.batch import Batch
+from aligndistil.batch import Batch, collate
 from aligndistil.data import Examples
 from aligndistil.engine.processes import Processes
 from aligndistil.engine.scalar import ScalarModel
@@ -22,7 +22,6 @@ from aligndistil.recipe import Stage, load_recipe
 from aligndistil.run_folder import StageFolder
 from aligndistil.stop import StopSignal
 from aligndistil.training import StageTraining
-from aligndistil.training.batches import eval_batches
 from support.models import EOS, build_model, build_tokenizer
 from support.recipes import actor_critic, scoring, unpaired
 from support.run_folders import lines
@@ -54,8 +53,7 @@ def run(launched: StageTraining) -> tuple[Path, dict[str, float]]:
 
 
 def all_of(examples: Examples) -> Batch:
-    ((batch, _),) = eval_batches(examples, len(examples), None, 0, Processes(0, 1, torch.device("cpu")))
-    return batch
+    return collate([row for i in range(len(examples)) for row in examples.rows(i)], examples.kind, 0)
 
 
 @pytest.mark.parametrize("zero", [0, 3])
