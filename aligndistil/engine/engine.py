@@ -13,9 +13,11 @@ from transformers import PreTrainedModel
 
 from aligndistil import recipe
 from aligndistil.batch import Batch, DataKind
+from aligndistil.engine.compilation import compiles_head
 from aligndistil.engine.config import frozen_config, import_deepspeed
 from aligndistil.engine.direction import loss_direction
 from aligndistil.engine.divergence import Divergence, LogProbability
+from aligndistil.engine.head import backbone
 from aligndistil.engine.policy import FrozenModel, Policy, on_device
 from aligndistil.engine.processes import Processes
 from aligndistil.engine.scalar import ScalarModel, ScalarNetwork, Scorer, gathered, scalar_output
@@ -56,6 +58,7 @@ class Engine:
         self._temperature = temperature
         self._without_direction: set[int] = set()
         self._settings, self._train, self._total_steps = settings, train, total_steps
+        self._compiled = compiles_head(settings, processes.device)
         self._share = {"share_prompts": objective.data is DataKind.PAIRS and settings.share_prompts == "auto"}
         self.accumulation = train.batch_size // (train.micro_batch_size * processes.world)
         self._policy = self._trained(policy, objective.is_scalar, train.learning_rate)
@@ -71,6 +74,8 @@ class Engine:
                 self._frozen[role] = model
                 continue
             model = on_device(model, processes.device)
+            if settings.compile == "all":
+                backbone(model).compile(dynamic=True)
             if objective.needs[role].is_scalar:
                 normalized = objective.needs[role] is Need.NORMALIZED_SCORE
                 self._scorers[role] = ScalarModel(model, normalized=normalized)
@@ -87,7 +92,12 @@ class Engine:
         model = on_device(model, self.processes.device)
         chunk = None if self._settings.chunk_tokens == "auto" else self._settings.chunk_tokens
         module: Policy | ScalarNetwork
-        module = ScalarNetwork(model, **self._share) if scalar else Policy(model, self.vocab, chunk, **self._share)
+        if scalar:
+            module = ScalarNetwork(model, **self._share)
+        else:
+            module = Policy(model, self.vocab, chunk, compiled=self._compiled, **self._share)
+        if self._settings.compile == "all":
+            backbone(model).compile(dynamic=True)
         return Trained(
             module,
             model,

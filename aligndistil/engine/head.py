@@ -55,12 +55,7 @@ class Head:
 
     def finish(self, raw: Tensor) -> Tensor:
         """Raw products to logits (n, V): scale, cap, cut; differentiable."""
-        logits = raw[:, : self.vocab]
-        if self.scale != 1.0:
-            logits = logits * self.scale
-        if self.softcap is not None:
-            logits = self.softcap * torch.tanh(logits / self.softcap)
-        return logits
+        return finished(raw, self.scale, self.softcap, self.vocab)
 
     @property
     def is_plain(self) -> bool:
@@ -75,6 +70,24 @@ def matmul_float32(a: Tensor, b: Tensor) -> Tensor:
     if a.is_cuda and _MM_TAKES_OUT_DTYPE:
         return torch.mm(a, b.to(a.dtype), out_dtype=torch.float32)
     return a.float() @ b.float()
+
+
+def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """total += a @ b, in float32 and in the memory of `total`."""
+    if a.dtype == total.dtype:
+        total.addmm_(a, b)
+    elif a.is_cuda and _MM_TAKES_OUT_DTYPE:
+        torch.addmm(total, a, b, out_dtype=torch.float32, out=total)
+    else:
+        total.addmm_(a.float(), b.float())
+
+
+def finished(raw: Tensor, scale: float, softcap: float | None, vocab: int) -> Tensor:
+    """See `Head.finish`."""
+    logits = raw[:, :vocab]
+    if scale != 1.0:
+        logits = logits * scale
+    return logits if softcap is None else softcap * torch.tanh(logits / softcap)
 
 
 _MM_TAKES_OUT_DTYPE = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2]) >= (2, 8)

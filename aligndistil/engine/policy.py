@@ -46,14 +46,20 @@ class Policy(nn.Module):
     """The trained model with its chunked head; `forward` gives named terms of shape (B, T)."""
 
     def __init__(
-        self, model: PreTrainedModel, vocab: int, chunk_tokens: int | None = None, *, share_prompts: bool = False
+        self,
+        model: PreTrainedModel,
+        vocab: int,
+        chunk_tokens: int | None = None,
+        *,
+        share_prompts: bool = False,
+        compiled: bool = False,
     ) -> None:
         super().__init__()
         self.model = model
         self._body = Body(model, share_prompts=share_prompts)
         self.projection = _Projection()
         self._head = Head.of(model, vocab)
-        self._chunk = chunk_tokens or chunk_size(vocab)
+        self._chunk, self._compiled = chunk_tokens or chunk_size(vocab, model.device), compiled
 
     @property
     def head(self) -> nn.Linear:
@@ -88,6 +94,7 @@ class Policy(nn.Module):
             gathered,
             preparing,
             temperature,
+            self._compiled,
         )
         values = self.projection(hidden, plan)
         blank = torch.zeros(shape.numel(), device=response_n.device, dtype=values[0].dtype)

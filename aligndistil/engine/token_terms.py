@@ -2,13 +2,15 @@
 
 Response tokens are projected to logits a chunk at a time, and only per-token scalars leave a chunk. Where the
 derivative of the loss in the terms is known beforehand (`loss_direction`), the gradient of the head is taken in the
-same pass; otherwise the chunks are projected again in the backward pass, when that derivative has arrived.
+same pass; otherwise when that derivative has arrived: from the softmax of a chunk where there is room to keep it, and
+by projecting the chunk again where there is none.
 The gradient of a chunk is written down for the log-softmax and the head, so that autograd only ever sees
-`Objective.token_terms` itself.
+`Objective.token_terms` itself. Compiled, what a chunk takes between two products is one kernel or two.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -17,18 +19,32 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aligndistil.engine.head import Head, matmul_float32
+from aligndistil.engine.head import Head, add_product, finished
 from aligndistil.objectives.base import Need, Objective, Role, TokenChunk
 
-_CHUNK_BYTES = 40 * 2**20
-"""Memory of one chunk's float32 logits; a step holds two (DPO) to seven (AlignDistil) such buffers."""
+_CHUNK_BYTES = 31 * 2**20
+"""Memory of one chunk's float32 logits on a CPU; a step holds two (DPO) to seven (AlignDistil) such buffers. A little
+below what glibc takes from the system anew each time."""
 _SMALLEST_CHUNK = 128
 """Tokens below which reading the head's weight, and adding to its gradient, costs more than the products themselves."""
+_CUDA_CHUNKS, _CUDA_SHARE = (1024, 4096), 1 / 64
+"""Fewest and most tokens on a GPU, and the share of its memory that one such buffer may take between them."""
+_KEPT_BYTES, _KEPT_SHARE = 128 * 2**20, 1 / 8
+"""Room for softmaxes that are kept for the backward pass: on a CPU, and of the free memory of a GPU."""
 
 
-def chunk_size(vocab: int) -> int:
-    """Tokens per chunk when the recipe leaves it to us."""
-    return max(_SMALLEST_CHUNK, _CHUNK_BYTES // (4 * vocab))
+def chunk_size(vocab: int, device: torch.device | str = "cpu", memory: int | None = None) -> int:
+    """Tokens per chunk when the recipe leaves it to us. `memory` is the GPU's in bytes, where it is known."""
+    device = torch.device(device)
+    if device.type != "cuda":
+        return max(_SMALLEST_CHUNK, _CHUNK_BYTES // (4 * vocab))
+    memory = memory or torch.cuda.get_device_properties(device).total_memory
+    fewest, most = _CUDA_CHUNKS
+    return min(most, max(fewest, int(memory * _CUDA_SHARE) // (4 * vocab) // 128 * 128))
+
+
+def _room_to_keep(device: torch.device) -> int:
+    return int(torch.cuda.mem_get_info(device)[0] * _KEPT_SHARE) if device.type == "cuda" else _KEPT_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +73,14 @@ class Plan:
     """Whether the terms are for `Objective.prepare`."""
     temperature: float = 1.0
     """All logits are divided by it."""
+    compiled: bool = False
+    """Whether `torch.compile` makes one kernel of what eager torch does in many."""
     frozen_logp: dict[str, Tensor] = field(default_factory=dict)
     own_logp: dict[str, Tensor] = field(default_factory=dict)
     names: list[str] = field(default_factory=list)
+    softmax: dict[int, Tensor] = field(default_factory=dict)
+    """The policy's, of the chunks that have room for it, by their first token; `policy_logp` is of the same chunks."""
+    policy_logp: dict[int, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for role, frozen in self.frozen.items():
@@ -80,6 +101,11 @@ class Plan:
     def policy_need(self) -> Need:
         return self.needs[Role.POLICY]
 
+    @property
+    def compiles_terms(self) -> bool:
+        """Whether the objective's terms are part of the kernel: where they see the policy's whole vocabulary."""
+        return self.compiled and self.policy_need is Need.DISTRIBUTION
+
     def tempered(self, values: Tensor) -> Tensor:
         """Logits, or a gradient in tempered logits, divided in their own memory."""
         return values if self.temperature == 1.0 else values.div_(self.temperature)
@@ -87,9 +113,57 @@ class Plan:
     def terms_of(
         self, rows: slice, logp: Mapping[str, Tensor], policy_logp: Tensor, logps: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
-        objective, own_logp = self.objective, {role: values[rows] for role, values in self.own_logp.items()}
+        own_logp = {role: values[rows] for role, values in self.own_logp.items()}
         chunk = TokenChunk(self.ids[rows], {**logp, Role.POLICY: policy_logp}, logps, own_logp)
-        return objective.preparation_terms(chunk) if self.preparing else objective.token_terms(chunk)
+        return _terms(self.objective, self.preparing, chunk)
+
+    def terms_of_raw(self, rows: slice, raw: Mapping[str, Tensor], logp: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Of the raw products of all roles that are needed as a DISTRIBUTION, compiled."""
+        heads = {role: frozen.head for role, frozen in self.frozen.items()} | {str(Role.POLICY): self.head}
+        after = tuple((role, heads[role].scale, heads[role].softcap, heads[role].vocab) for role in raw)
+        function = _compiled_terms(self.objective, self.preparing, self.temperature, after)
+        known = {role: value for role, value in logp.items() if role not in raw}
+        own_logp = {role: values[rows] for role, values in self.own_logp.items()}
+        return function(*_any_length(self.ids[rows], dict(raw), known, own_logp))
+
+
+def _terms(objective: Objective, preparing: bool, chunk: TokenChunk) -> dict[str, Tensor]:
+    return objective.preparation_terms(chunk) if preparing else objective.token_terms(chunk)
+
+
+@functools.lru_cache(maxsize=64)
+def _compiled_terms(
+    objective: Objective, preparing: bool, temperature: float, after: tuple[tuple[str, float, float | None, int], ...]
+) -> Callable[..., dict[str, Tensor]]:
+    """Terms from tokens (n,), raw products (n, rows of the head) by role, and log-probabilities (n,) of other roles."""
+
+    def terms(
+        ids: Tensor, raw: dict[str, Tensor], logp: dict[str, Tensor], own_logp: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        logps = {}
+        for role, scale, softcap, vocab in after:
+            logits = finished(raw[role], scale, softcap, vocab) / temperature
+            logps[role] = logits - logits.logsumexp(-1, keepdim=True)
+            logp = {**logp, role: _pick(logps[role], ids)}
+        return _terms(objective, preparing, TokenChunk(ids, logp, logps, own_logp))
+
+    compiled: Callable[..., dict[str, Tensor]] = torch.compile(terms)
+    return compiled
+
+
+@functools.lru_cache(maxsize=1)
+def _compiled_softmax() -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    compiled: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = torch.compile(_logp_and_softmax)
+    return compiled
+
+
+def _any_length(*given: Any) -> tuple[Any, ...]:
+    """The same arguments, for a kernel that takes any number of tokens: what a step computes must not depend on which
+    chunks came before."""
+    for one in given:
+        for tensor in one.values() if isinstance(one, dict) else [one]:
+            torch._dynamo.maybe_mark_dynamic(tensor, 0)
+    return given
 
 
 def token_terms(plan: Plan, hidden: Tensor) -> dict[str, Tensor]:
@@ -103,17 +177,22 @@ class _TokenTerms(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan) -> Tensor:  # type: ignore[override]
         ctx.plan = plan
-        take_gradient = plan.known is not None and any(ctx.needs_input_grad)
+        learns = any(ctx.needs_input_grad)
+        take_gradient = plan.known is not None and learns
         sums = _GradientSums.like(hidden, weight, bias, ctx.needs_input_grad) if take_gradient else None
+        # One is kept as it is only where the gradient in logits is that in the product.
+        keeps = learns and not take_gradient and plan.policy_need is Need.LOGP and plan.head.is_plain
+        room = _room_to_keep(hidden.device) if keeps else 0
         stacked: list[Tensor] = []
         with plan.gathered():
             for rows in plan.slices:
-                logp, logps = _frozen_chunk(plan, rows, first_pass=True)
+                logp, whole = _frozen_chunk(plan, rows, first_pass=True)
                 if sums is None:
-                    terms = _terms_only(plan, hidden[rows], rows, logp, logps)
+                    room -= 4 * plan.head.vocab * (rows.stop - rows.start)
+                    terms = _terms_only(plan, hidden[rows], rows, logp, whole, keep=room >= 0)
                 else:
                     cotangent = {name: value[rows] for name, value in (plan.known or {}).items()}
-                    terms, grad_raw = _terms_and_gradient(plan, hidden[rows], rows, logp, logps, cotangent)
+                    terms, grad_raw = _terms_and_gradient(plan, hidden[rows], rows, logp, whole, cotangent)
                     sums.add(rows, grad_raw, hidden[rows], weight)
                 plan.names = list(terms)
                 stacked.append(torch.stack([terms[name].detach() for name in plan.names]))
@@ -134,42 +213,59 @@ class _TokenTerms(torch.autograd.Function):
         sums = _GradientSums.like(hidden, weight, bias, ctx.needs_input_grad)
         with plan.gathered():
             for rows in plan.slices:
-                logp, logps = _frozen_chunk(plan, rows, first_pass=False)
+                logp, whole = _frozen_chunk(plan, rows, first_pass=False)
                 cotangent = {name: grad[k, rows] for k, name in enumerate(plan.names)}
-                _, grad_raw = _terms_and_gradient(plan, hidden[rows], rows, logp, logps, cotangent)
+                _, grad_raw = _terms_and_gradient(plan, hidden[rows], rows, logp, whole, cotangent)
                 sums.add(rows, grad_raw, hidden[rows], weight)
         return (*sums.results(1.0), None)
 
 
 def _frozen_chunk(plan: Plan, rows: slice, first_pass: bool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Log-probability of the tokens, and of the whole vocabulary where needed, for every frozen role."""
-    logps: dict[str, Tensor] = {}
+    """Of every frozen role the log-probability of the tokens, and of those that are needed as a DISTRIBUTION that of
+    the whole vocabulary; compiled, those are given as raw products."""
+    whole: dict[str, Tensor] = {}
     for role, frozen in plan.frozen.items():
-        whole = plan.needs[role] is Need.DISTRIBUTION
-        if not whole and not first_pass:
+        distribution = plan.needs[role] is Need.DISTRIBUTION
+        if not distribution and not first_pass:
             continue
-        logits = frozen.head.finish(frozen.head.project(frozen.hidden[rows]))
+        raw = frozen.head.project(frozen.hidden[rows])
         if plan.own_logp:
+            logits = frozen.head.finish(raw)
             plan.own_logp[role][rows] = _pick(logits, plan.ids[rows]) - logits.logsumexp(-1)
-        logits = plan.tempered(logits)
-        if whole:
-            logps[role] = logits.sub_(logits.logsumexp(-1, keepdim=True))
+        if distribution and plan.compiles_terms:
+            whole[role] = raw
+            continue
+        logits = plan.tempered(frozen.head.finish(raw))
+        if distribution:
+            whole[role] = logits.sub_(logits.logsumexp(-1, keepdim=True))
             plan.frozen_logp[role][rows] = _pick(logits, plan.ids[rows])
         else:
-            plan.frozen_logp[role][rows] = _logp_and_softmax(logits, plan.ids[rows])[0]
-    return {role: values[rows] for role, values in plan.frozen_logp.items()}, logps
+            plan.frozen_logp[role][rows] = _softmax_of(plan, logits, rows)[0]
+    return {role: values[rows] for role, values in plan.frozen_logp.items()}, whole
+
+
+def _softmax_of(plan: Plan, logits: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+    """(n,) log-probability of the tokens, and the softmax (n, V); overwrites `logits` where it is not compiled."""
+    ids = plan.ids[rows]
+    return _compiled_softmax()(*_any_length(logits, ids)) if plan.compiled else _logp_and_softmax(logits, ids)
 
 
 def _terms_only(
-    plan: Plan, hidden: Tensor, rows: slice, logp: dict[str, Tensor], logps: dict[str, Tensor]
+    plan: Plan, hidden: Tensor, rows: slice, logp: dict[str, Tensor], whole: dict[str, Tensor], *, keep: bool
 ) -> dict[str, Tensor]:
-    logits = plan.tempered(plan.head.finish(plan.head.project(hidden)))
+    raw = plan.head.project(hidden)
+    if plan.compiles_terms:
+        return plan.terms_of_raw(rows, {**whole, str(Role.POLICY): raw}, logp)
+    logits = plan.tempered(plan.head.finish(raw))
     if plan.policy_need is Need.DISTRIBUTION:
-        logps = {**logps, Role.POLICY: logits.sub_(logits.logsumexp(-1, keepdim=True))}
+        whole = {**whole, Role.POLICY: logits.sub_(logits.logsumexp(-1, keepdim=True))}
         policy_logp = _pick(logits, plan.ids[rows])
     else:
-        policy_logp, _ = _logp_and_softmax(logits, plan.ids[rows])
-    return plan.terms_of(rows, logp, policy_logp, logps)
+        policy_logp, softmax = _softmax_of(plan, logits, rows)
+        if keep:
+            plan.softmax[rows.start] = softmax
+            plan.policy_logp[rows.start] = policy_logp
+    return plan.terms_of(rows, logp, policy_logp, whole)
 
 
 def _terms_and_gradient(
@@ -177,21 +273,40 @@ def _terms_and_gradient(
     hidden: Tensor,
     rows: slice,
     logp: dict[str, Tensor],
-    logps: dict[str, Tensor],
+    whole: dict[str, Tensor],
     cotangent: Mapping[str, Tensor],
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """The terms of a chunk, and the gradient (n, all rows of the head) of sum(cotangent * term) in the raw product."""
+    """The terms of a chunk, and the gradient (n, V) of sum(cotangent * term) in the raw product's first V columns."""
+    if rows.start in plan.softmax:
+        kept = plan.policy_logp.pop(rows.start), plan.softmax.pop(rows.start)
+        terms, grad_logits = _gradient_of_token(plan, rows, logp, *kept, cotangent)
+        return terms, plan.tempered(grad_logits)
     raw = plan.head.project(hidden)
+    if plan.compiles_terms:
+        leaf = raw.requires_grad_()
+        with torch.enable_grad():
+            terms = plan.terms_of_raw(rows, {**whole, str(Role.POLICY): leaf}, logp)
+            (grad_raw,) = torch.autograd.grad(*_learnt(terms, leaf, cotangent))
+        return {name: value.detach() for name, value in terms.items()}, grad_raw[:, : plan.head.vocab]
     if plan.head.is_plain:
         logits = plan.tempered(raw[:, : plan.head.vocab])
-        terms, grad_logits = _gradient_in_logits(plan, logits, rows, logp, logps, cotangent)
+        terms, grad_logits = _gradient_in_logits(plan, logits, rows, logp, whole, cotangent)
         return terms, plan.tempered(grad_logits)
     with torch.enable_grad():
         logits = plan.head.finish(raw.requires_grad_())
     own = plan.tempered(logits.detach().clone())
-    terms, grad_logits = _gradient_in_logits(plan, own, rows, logp, logps, cotangent)
+    terms, grad_logits = _gradient_in_logits(plan, own, rows, logp, whole, cotangent)
     (grad_raw,) = torch.autograd.grad(logits, raw, plan.tempered(grad_logits))
     return terms, grad_raw[:, : plan.head.vocab]
+
+
+def _learnt(
+    terms: Mapping[str, Tensor], leaf: Tensor, cotangent: Mapping[str, Tensor]
+) -> tuple[list[Tensor], Tensor, list[Tensor]]:
+    """What `torch.autograd.grad` is given: the terms that depend on the policy, what they are differentiated in, and
+    the derivative of the loss in each."""
+    names = [name for name in cotangent if terms[name].requires_grad]
+    return [terms[name] for name in names], leaf, [cotangent[name].to(terms[name].dtype) for name in names]
 
 
 def _gradient_in_logits(
@@ -199,30 +314,37 @@ def _gradient_in_logits(
     logits: Tensor,
     rows: slice,
     logp: dict[str, Tensor],
-    logps: dict[str, Tensor],
+    whole: dict[str, Tensor],
     cotangent: Mapping[str, Tensor],
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Overwrites `logits` (n, V). Through the log-softmax l of z: dz = dl - softmax(z) * sum(dl)."""
-    ids = plan.ids[rows]
-    if plan.policy_need is Need.DISTRIBUTION:
-        leaf = logits.sub_(logits.logsumexp(-1, keepdim=True)).requires_grad_()
-        logps = {**logps, Role.POLICY: leaf}
-    else:
-        leaf, softmax = _logp_and_softmax(logits, ids)
-        leaf.requires_grad_()
+    if plan.policy_need is Need.LOGP:
+        return _gradient_of_token(plan, rows, logp, *_softmax_of(plan, logits, rows), cotangent)
+    leaf = logits.sub_(logits.logsumexp(-1, keepdim=True)).requires_grad_()
     with torch.enable_grad():
-        policy_logp = _pick(leaf, ids) if plan.policy_need is Need.DISTRIBUTION else leaf
-        terms = plan.terms_of(rows, logp, policy_logp, logps)
-        learnt = [terms[name] for name in cotangent if terms[name].requires_grad]
-        weights = [cotangent[name].to(terms[name].dtype) for name in cotangent if terms[name].requires_grad]
-        (grad_leaf,) = torch.autograd.grad(learnt, leaf, weights)
+        terms = plan.terms_of(rows, logp, _pick(leaf, plan.ids[rows]), {**whole, Role.POLICY: leaf})
+        (grad_leaf,) = torch.autograd.grad(*_learnt(terms, leaf, cotangent))
+    total = grad_leaf.sum(-1, keepdim=True)
     terms = {name: value.detach() for name, value in terms.items()}
-    if plan.policy_need is Need.DISTRIBUTION:
-        total = grad_leaf.sum(-1, keepdim=True)
-        return terms, grad_leaf.addcmul_(leaf.detach().exp_(), total, value=-1)
+    return terms, grad_leaf.addcmul_(leaf.detach().exp_(), total, value=-1)
+
+
+def _gradient_of_token(
+    plan: Plan,
+    rows: slice,
+    logp: dict[str, Tensor],
+    policy_logp: Tensor,
+    softmax: Tensor,
+    cotangent: Mapping[str, Tensor],
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Where only the token's own log-probability is looked at; overwrites its `softmax` (n, V)."""
+    leaf = policy_logp.requires_grad_()
+    with torch.enable_grad():
+        terms = plan.terms_of(rows, logp, leaf, {})
+        (grad_leaf,) = torch.autograd.grad(*_learnt(terms, leaf, cotangent))
     grad = softmax.mul_(-grad_leaf.unsqueeze(-1))
-    grad[torch.arange(len(ids), device=ids.device), ids] += grad_leaf
-    return terms, grad
+    grad.scatter_add_(1, plan.ids[rows].unsqueeze(-1), grad_leaf.unsqueeze(-1))
+    return {name: value.detach() for name, value in terms.items()}, grad
 
 
 @dataclass(slots=True)
@@ -250,10 +372,7 @@ class _GradientSums:
         if self.hidden is not None:
             self.hidden[rows] = narrow @ weight[:vocab].to(hidden.dtype)
         if self.weight is not None:
-            if self.weight.dtype == hidden.dtype:
-                self.weight[:vocab].addmm_(narrow.t(), hidden)
-            else:
-                self.weight[:vocab] += matmul_float32(narrow.t(), hidden)
+            add_product(self.weight[:vocab], narrow.t(), hidden)
         if self.bias is not None:
             self.bias[:vocab] += grad_raw.sum(0)
 
@@ -281,6 +400,10 @@ def _logp_and_softmax(logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
     """(n,) log-probability of the tokens, and the softmax (n, V) in the memory of `logits`."""
     largest = logits.amax(-1, keepdim=True)
     picked = _pick(logits, ids)
+    if torch.compiler.is_compiling():  # which puts nothing into memory that it is given
+        numerators = (logits - largest).exp()
+        total = numerators.sum(-1, keepdim=True)
+        return picked - (largest + total.log()).squeeze(-1), numerators / total
     numerators = logits.sub_(largest).exp_()
     total = numerators.sum(-1, keepdim=True)
     return picked - (largest + total.log()).squeeze(-1), numerators.div_(total)

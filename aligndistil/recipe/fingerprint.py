@@ -24,6 +24,7 @@ NOT_OF_RESULT = {
         "zero_stage",
         "offload",
         "chunk_tokens",
+        "compile",
         "share_prompts",
         "teacher_cache",
         "stop_timeout",

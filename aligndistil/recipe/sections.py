@@ -256,6 +256,9 @@ class Engine(Section):
     too."""
     chunk_tokens: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """Response tokens projected to the vocabulary at once; `auto` chooses by the vocabulary."""
+    compile: Literal["auto", "never", "head", "all"] = "auto"
+    """What `torch.compile` makes faster, after some seconds: what happens to logits, or the models' bodies too; `auto`
+    is `head` on CUDA and `never` on a CPU."""
     share_prompts: Literal["auto", "never"] = "auto"
     """Read chosen and rejected as one row in which their prompt stands once: `auto` does so where it takes less time
     and the model allows it."""
@@ -274,6 +277,8 @@ class Engine(Section):
     def _owned_keys(self) -> Self:
         if self.offload == "parameters" and self.zero_stage != 3:
             raise refusal("offload", "`parameters` needs engine.zero_stage: 3")
+        if self.compile == "all" and self.zero_stage == 3:
+            raise refusal("compile", "`all` does not go with zero_stage 3, which splits the models; write `head`")
         if self.offload == "optimizer" and self.zero_stage == 0:
             text = "`optimizer` does nothing at engine.zero_stage 0; write `zero_stage: 1` (or 2, or 3)"
             raise refusal("offload", text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,7 +22,7 @@ from aligndistil.objectives.dpo import DPO
 from aligndistil.objectives.kto import KTO
 from aligndistil.objectives.sft import SFT
 from support.objectives import EVERY_OBJECTIVE, named
-from support.projections import HEADS, HiddenStates
+from support.projections import HEADS, VOCAB, HiddenStates
 
 OBJECTIVES = [objective for objective in EVERY_OBJECTIVE if not objective.is_scalar]
 every_objective = pytest.mark.parametrize("objective", OBJECTIVES, ids=named)
@@ -35,8 +36,10 @@ def gradients(loss: Loss, leaves: list[Tensor]) -> list[Tensor]:
     return list(torch.autograd.grad(loss.per_example.mean(), leaves))
 
 
-def assert_equal_to_plain(world: HiddenStates, chunk: int, known: Mapping[str, Tensor] | None) -> None:
-    plain, chunked = world.plain(), world.chunked(chunk, known)
+def assert_equal_to_plain(
+    world: HiddenStates, chunk: int, known: Mapping[str, Tensor] | None, *, compiled: bool = False
+) -> None:
+    plain, chunked = world.plain(), world.chunked(chunk, known, compiled=compiled)
     torch.testing.assert_close(chunked.per_example, plain.per_example)
     assert chunked.metrics.keys() == plain.metrics.keys()
     for name, metric in chunked.metrics.items():
@@ -53,10 +56,28 @@ def test_loss_and_gradients_equal_those_of_whole_logits(objective: Objective, he
     assert_equal_to_plain(world, chunk, direction(world))
 
 
-@pytest.mark.parametrize("head", ["plain", "all"])
-@pytest.mark.parametrize("objective", [SFT(), AlignDistil()], ids=named)
-def test_the_gradient_is_the_same_when_it_is_not_known_beforehand(objective: Objective, head: str) -> None:
+@pytest.mark.parametrize("head", ["plain", "all", "tempered"])
+@pytest.mark.parametrize("room", [0, 2 * 4 * 7 * VOCAB, 10**6])  # for no chunk's softmax, those of two, and of all
+@every_objective
+def test_the_gradient_is_the_same_when_it_is_not_known_beforehand(
+    objective: Objective, room: int, head: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aligndistil.engine.token_terms._KEPT_BYTES", room)
     assert_equal_to_plain(HiddenStates(objective, **HEADS[head]), 7, None)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.parametrize(
+    ("objective", "head"),
+    [(AlignDistil(), "all"), (DPO(), "plain")]
+    + [pytest.param(one, head, marks=pytest.mark.slow) for one in OBJECTIVES for head in HEADS],
+    ids=lambda value: value if isinstance(value, str) else named(value),
+)
+def test_compiled_terms_are_those_of_whole_logits(objective: Objective, head: str) -> None:
+    for examples in (3, 5):  # chunks of other sizes go through the same kernel
+        world = HiddenStates(objective, examples=examples, **HEADS[head])
+        for known in (direction(world), None):
+            assert_equal_to_plain(world, 7, known, compiled=True)
 
 
 @pytest.mark.parametrize("objective", [DPO(), DPO(label_smoothing=0.2), KTO()], ids=named)
@@ -184,13 +205,18 @@ def test_nothing_larger_than_a_chunk_of_logits_or_the_weight_is_made(objective: 
 
 
 @pytest.mark.parametrize(
-    ("name", "examples", "products"), [("sft", 3, 3), ("aligndistil", 3, 5), ("dpo", 1, 4), ("dpo", 3, 5)]
+    ("name", "examples", "room", "products"),
+    [("sft", 3, 0, 3), ("aligndistil", 3, 0, 5), ("dpo", 1, 0, 4), ("dpo", 3, 10**6, 4), ("dpo", 3, 0, 5)],
 )
-def test_no_product_is_made_twice_that_can_be_made_once(name: str, examples: int, products: int) -> None:
+def test_no_product_is_made_twice_that_can_be_made_once(
+    name: str, examples: int, room: int, products: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One for each role's logits, and two for the gradients, of the hidden states and of the weight.
 
-    Only the policy's logits for several pairs are needed again, once it is known how much each pair weighs.
+    Only the policy's logits for several pairs are needed again, once it is known how much each pair weighs, where there
+    is no room for them until then.
     """
+    monkeypatch.setattr("aligndistil.engine.token_terms._KEPT_BYTES", room)
     world = HiddenStates(registry()[name].example(), examples=examples)
     counted = {"mm": 0}
 
@@ -205,9 +231,13 @@ def test_no_product_is_made_twice_that_can_be_made_once(name: str, examples: int
 
 
 def test_a_chunk_is_not_so_small_that_the_weight_is_read_for_a_few_tokens() -> None:
-    assert chunk_size(49_152) == 40 * 2**20 // (4 * 49_152) == 213
+    assert chunk_size(49_152) == 31 * 2**20 // (4 * 49_152) == 165
     assert chunk_size(151_936) == 128
-    assert chunk_size(96) > 100_000
+    assert chunk_size(96) > 80_000
+    card = 80 * 10**9
+    assert chunk_size(49_152, "cuda", card) == 4096
+    assert chunk_size(151_936, "cuda", card) == 2048
+    assert chunk_size(151_936, "cuda", card // 4) == 1024
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=named)

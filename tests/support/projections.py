@@ -82,13 +82,13 @@ class HiddenStates:
         logits = {role: self.logits(role) for role in self.heads}
         return plain_loss(self.objective, self.batch, {**scalars, **logits}, self.found)
 
-    def chunked(self, chunk: int, known: Mapping[str, Tensor] | None) -> Loss:
+    def chunked(self, chunk: int, known: Mapping[str, Tensor] | None, *, compiled: bool = False) -> Loss:
         mask = self.batch.response_BT
         states = {role: hidden[:, :-1][mask[:, 1:]] for role, hidden in self.hidden.items()}
         frozen = {role: FrozenRole(states[role], head) for role, head in self.heads.items() if role != Role.POLICY}
         flat = None if known is None else {name: value.to(mask.device)[mask] for name, value in known.items()}
-        ids, temperature = self.batch.ids_BT[mask], self.temperature
-        plan = Plan(self.objective, self.heads[Role.POLICY], ids, frozen, chunk, flat, temperature=temperature)
+        ids, how = self.batch.ids_BT[mask], {"temperature": self.temperature, "compiled": compiled}
+        plan = Plan(self.objective, self.heads[Role.POLICY], ids, frozen, chunk, flat, **how)  # type: ignore[arg-type]
         terms = token_terms(plan, states[Role.POLICY])
         blank = torch.zeros(mask.shape, dtype=next(iter(terms.values())).dtype, device=mask.device)
         spread = {name: blank.masked_scatter(mask, v) for name, v in terms.items()}

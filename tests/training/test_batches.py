@@ -309,7 +309,7 @@ class Compares(Objective):
     name: str = "compares"
 
 
-@pytest.mark.parametrize(("micro", "group"), [(2, 4), (8, 4), (2, 3), (1, 3)])
+@pytest.mark.parametrize(("micro", "group"), [(2, 4), (12, 4), (2, 3), (1, 3)])
 def test_samples_of_a_prompt_say_so_whatever_micro_batches_they_are_in(
     micro: int, group: int, examples: Callable[[DataKind], Examples], monkeypatch: pytest.MonkeyPatch
 ) -> None:
