@@ -206,7 +206,7 @@ def rollout_difference(model: PreTrainedModel, new_tokens: int = 12) -> float:
         ids,
         attention_mask=torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]),
         generation_config=settings,
-        logits_processor=LogitsProcessorList([SeededSampling([0, 1, 2, 3], model.device)]),
+        logits_processor=LogitsProcessorList([SeededSampling([0, 1, 2, 3], new_tokens, model.device)]),
     )
     sampled = output.sequences[:, width:]
     logits = torch.stack(output.logits, 1)[..., :VOCAB].float()

@@ -95,7 +95,7 @@ def take(engine: Any, saved: SavedStates) -> None:
         for name, p in parameters.items():
             whole = {key: saved.get(name, key, p.numel()).view_as(p) for key in (WEIGHT, *MOMENTS)}
             p.data.copy_(whole.pop(WEIGHT))
-            adamw.state[p] = {"step": saved.step.clone(), **{k: v.clone().to(p.device) for k, v in whole.items()}}
+            adamw.state[p] = {key: value.clone().to(p.device) for key, value in {"step": saved.step, **whole}.items()}
     else:
         _take_stage_1_or_2(optimizer, adamw, parameters, saved)
     engine.lr_scheduler.load_state_dict(saved.lr_scheduler)
@@ -152,7 +152,7 @@ def _take_stage_3(
 def _make_room(adamw: torch.optim.Optimizer, flats: Iterable[Tensor], saved: SavedStates) -> None:
     for flat in flats:
         state = adamw.state[flat]
-        state["step"] = saved.step.clone()
+        state["step"] = saved.step.clone().to(flat.device)  # where fused AdamW looks for it
         for key in MOMENTS:
             state.setdefault(key, torch.zeros_like(flat.data))
 

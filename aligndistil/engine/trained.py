@@ -84,7 +84,7 @@ def _adamw(model: PreTrainedModel, train: recipe.Train, learning_rate: float) ->
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
-    return torch.optim.AdamW(groups, lr=learning_rate, betas=train.adam_betas)
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=train.adam_betas, fused=True)
 
 
 def schedule(optimizer: torch.optim.Optimizer, train: recipe.Train, steps: int) -> LambdaLR:

@@ -66,8 +66,8 @@ class Model(Section):
     """Branch, tag or commit of `path` on the Hub, also where the same path stands for another role; null is the default
     branch."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """What is computed in: `auto` is bfloat16 on CUDA and float32 on a CPU. What is exported has the dtype that the
-    model came in."""
+    """What is computed in: `auto` is bfloat16 on CUDA, and for models of 512 hidden units or more on a CPU with AMX,
+    else float32. What is exported has the dtype that the model came in."""
     attn_implementation: str | None = None
     """`sdpa`, `eager`, `flash_attention_2` ...; null leaves the choice to transformers."""
     gradient_checkpointing: bool = False

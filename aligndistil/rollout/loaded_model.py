@@ -69,7 +69,7 @@ class LoadedModel:
                 warpers.append(TemperatureLogitsWarper(params.temperature))
             if params.top_p < 1.0:
                 warpers.append(TopPLogitsWarper(params.top_p))
-            warpers.append(SeededSampling(seeds, model.device))
+            warpers.append(SeededSampling(seeds, params.max_new_tokens, model.device))
         kept = KeepLogps(warpers) if params.logps else None
         config = GenerationConfig(
             max_new_tokens=params.max_new_tokens,

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
@@ -75,17 +76,19 @@ class KeepLogps(LogitsProcessor):  # type: ignore[misc]
 
 
 class SeededSampling(LogitsProcessor):  # type: ignore[misc]
-    """Makes greedy decoding draw from the softmax, each row with a random generator of its own.
+    """Makes greedy decoding draw from the softmax: every token by a number of its own, uniform between 0 and 1.
 
-    The index of the largest p / e, with e exponential, is a draw from p. A row's draws therefore do not depend on which
-    rows it is decoded with, nor on what was drawn before: a resumed run draws the same samples.
+    A row's numbers are known before it is decoded, from its seed. They therefore do not depend on which rows it is
+    decoded with, on the device, or on what was drawn before: a resumed run draws the same samples.
     """
 
-    def __init__(self, seeds: Sequence[int], device: torch.device) -> None:
-        self._generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+    def __init__(self, seeds: Sequence[int], tokens: int, device: torch.device) -> None:
+        """For up to so many tokens a row."""
+        numbers = np.stack([np.random.Generator(np.random.Philox(seed)).random(tokens) for seed in seeds], axis=1)
+        self._numbers = iter(torch.from_numpy(numbers).to(device).unsqueeze(-1))
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        noise = torch.empty(scores.shape, dtype=torch.float32, device=scores.device)
-        for row, generator in zip(noise, self._generators, strict=True):
-            row.exponential_(generator=generator)
-        return torch.log_softmax(scores.float(), dim=-1) - noise.log()
+        # The first token up to which the probabilities add up to more than the number; float64 for large vocabularies.
+        up_to = torch.softmax(scores.double(), dim=-1).cumsum(-1)
+        drawn = torch.searchsorted(up_to, next(self._numbers) * up_to[:, -1:], right=True)
+        return torch.zeros_like(scores).scatter_(-1, drawn, 1.0)

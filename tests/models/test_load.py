@@ -69,8 +69,22 @@ def test_the_recipe_decides_the_dtype(dtype: str, found: torch.dtype, model_fold
     assert load_model(path, section(path, dtype=dtype), trained=False).dtype == found
 
 
-def test_auto_is_float32_on_a_cpu_and_bfloat16_on_a_gpu() -> None:
-    assert pick_dtype("auto") == (torch.bfloat16 if torch.cuda.is_available() else torch.float32)
+@pytest.mark.parametrize(
+    ("cuda", "amx", "hidden", "dtype"),
+    [
+        (True, False, 64, torch.bfloat16),
+        (False, False, 4096, torch.float32),
+        (False, True, 576, torch.bfloat16),
+        (False, True, 128, torch.float32),
+    ],
+)
+def test_auto_is_bfloat16_where_that_is_fast(
+    cuda: bool, amx: bool, hidden: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: cuda)
+    monkeypatch.setattr("aligndistil.models.load._has_amx", lambda: amx)
+    assert pick_dtype("auto", hidden) == dtype
+    assert pick_dtype("float32", hidden) == torch.float32
 
 
 def test_only_the_trained_model_checkpoints_its_activations(model_folder: ModelFolder) -> None:
