@@ -303,7 +303,7 @@ def _options(path: str, section: recipe.Model) -> tuple[str, dict[str, Any]]:
                 setattr(part, key, 0.0)
     if section.attn_implementation:
         options["attn_implementation"] = section.attn_implementation
-    dtype = pick_dtype(section.dtype, config.get_text_config().hidden_size)
+    dtype = pick_dtype(section.dtype, getattr(config.get_text_config(), "hidden_size", 0))
     options |= {"config": config, "dtype": dtype, "output_loading_info": True}
     options["ignore_mismatched_sizes"] = True  # they are refused, in words that transformers does not have
     return place, options
