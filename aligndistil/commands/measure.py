@@ -44,7 +44,7 @@ from aligndistil.rollout import SamplingParams
 from aligndistil.run_folder import RunFolder, add_comparison
 from aligndistil.training import TextReward, gold_reward_of
 
-EVALUATION_VERSION = "5"
+EVALUATION_VERSION = "6"
 """Raised when the same models get other numbers than before."""
 
 

@@ -19,7 +19,7 @@ from aligndistil.recipe import Stage, changed_sections, stage_fingerprint, stage
 from aligndistil.run_folder import Done, StageFolder, sizes_and_times
 from aligndistil.training import is_code, source_of
 
-RESULT_VERSION = "4"
+RESULT_VERSION = "5"
 """Raised when the same recipe gives other weights than before, so that finished stages are trained again."""
 
 

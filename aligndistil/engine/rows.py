@@ -3,15 +3,16 @@
 Rows are padded on the right and the models are causal, so that no padding mask is needed: what comes after a token
 changes nothing for it, and without a mask the fast attention kernels run. Two rows of a pair may be one row, in which
 their prompt stands once: `[prompt][chosen][rejected]`, with a mask that keeps the responses from seeing each other.
+Kernels that tell texts apart by their positions are given all rows as one, without padding.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -22,6 +23,8 @@ from aligndistil.engine.head import backbone
 
 logger = logging.getLogger(__name__)
 
+_BY_POSITIONS = ("flash_attention_2", "flash_attention_3", "flash_attention_4")
+"""Implementations of attention that keep texts in one row apart where positions start again, at no cost."""
 _CPU_STATES = 100_000
 """Hidden numbers that a CPU is given at once: with more, products grow no faster and rows are padded further."""
 
@@ -34,7 +37,13 @@ class _Pass:
     positions_RW: Tensor | None = None
     """None for those that the model counts itself."""
     segment_RW: Tensor | None = None
-    """0 for the prompt, 1 and 2 for responses that see it and not each other; None for rows that are one text."""
+    """0 for the prompt, 1 and 2 for responses that see it and not each other; None for texts that positions tell
+    apart."""
+
+
+_Layout: TypeAlias = tuple[list[_Pass], Tensor | None]
+"""The forward passes for a batch, and the place among their states of each of its own tokens, (B * T,); None for the
+places that the tokens have in the batch."""
 
 
 class Body:
@@ -42,66 +51,87 @@ class Body:
 
     def __init__(self, model: PreTrainedModel, *, share_prompts: bool = False) -> None:
         """Of a model whose weights are whole. Where it cannot `share_prompts`, a line of the log says so."""
-        self.model, self._shares = model, False
+        self.model, self._shares, self._packs = model, False, False
+        name, kind = model.config.name_or_path, type(model).__name__
         if share_prompts:
-            why = _cannot_share(model)
-            self._shares = not why
+            self._shares = not (why := _cannot_share(model))
             if why:
-                logger.info(
-                    "%s (%s): chosen and rejected are read with a prompt each: %s",
-                    model.config.name_or_path,
-                    type(model).__name__,
-                    why,
-                )
+                logger.info("%s (%s): chosen and rejected are read with a prompt each: %s", name, kind, why)
+        if model.config._attn_implementation in _BY_POSITIONS:
+            self._packs = not (why := _differs(model, _packed))
+            if why:
+                logger.info("%s (%s): rows are padded: %s", name, kind, why)
 
     def states(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """(N, H) last hidden states, and the place among them of each token, (B * T,); None for their own places.
 
         The places of padding mean nothing.
         """
-        passes, places = self._laid_out(batch)
-        states = [self._run(one).flatten(0, 1) for one in passes]
-        return (states[0] if len(states) == 1 else torch.cat(states)), places
-
-    def response_states(self, batch: Batch) -> Tensor:
-        """(n, H) the hidden states that predict the response tokens of a batch, row after row.
-
-        The state at position t - 1 predicts token t: this is the only place that says so.
-        """
-        states, places = self.states(batch)
-        before = batch.response_n - 1
-        return states[before if places is None else places[before]]
-
-    def _run(self, one: _Pass) -> Tensor:
-        body, given = backbone(self.model), {"input_ids": one.ids_RW, "use_cache": False}
-        if one.segment_RW is None:
-            return body(**given).last_hidden_state  # type: ignore[no-any-return]
-        with _masked_attention(self.model, one.segment_RW) as mask:
-            return body(**given, position_ids=one.positions_RW, attention_mask=mask).last_hidden_state  # type: ignore[no-any-return]
-
-    def _laid_out(self, batch: Batch) -> tuple[list[_Pass], Tensor | None]:
-        width, device = self.model.config.get_text_config().hidden_size, batch.ids_BT.device
+        width, together = self.model.config.get_text_config().hidden_size, batch.rows
         sharded = hasattr(next(self.model.parameters()), "ds_id")
-        together = batch.rows
-        if device.type == "cpu" and not sharded:  # under ZeRO-3 every process makes the same number of passes
+        if not batch.ids_BT.is_cuda and not sharded:  # under ZeRO-3 every process makes the same number of passes
             together = max(2, _CPU_STATES // (batch.width * width))
         if self._shares and _sharing_pays(batch, width):
-            return _shared(batch, max(1, together // 2))
-        if together >= batch.rows:
-            return [_Pass(batch.ids_BT)], None
-        order = sorted(range(batch.rows), key=lambda row: batch.spans[row].end)
-        passes, places, start = [], torch.zeros(batch.ids_BT.shape, dtype=torch.long), 0
-        for first in range(0, batch.rows, together):
-            rows = order[first : first + together]
-            longest = max(batch.spans[row].end for row in rows)
-            passes.append(_Pass(batch.ids_BT[rows, :longest]))
-            places[rows, :longest] = start + torch.arange(len(rows) * longest).view(len(rows), longest)
-            start += len(rows) * longest
-        return passes, places.flatten().to(device)
+            passes, places = _shared(batch, max(1, together // 2))
+        else:
+            passes, places = _packed(batch) if self._packs else _padded(batch, together)
+        return _states(self.model, passes), places
+
+    def response_states(self, batch: Batch) -> Tensor:
+        """(n, H) the hidden states that predict the response tokens of a batch, row after row."""
+        return _before_responses(batch, *self.states(batch))
 
 
-def _shared(batch: Batch, together: int) -> tuple[list[_Pass], Tensor]:
-    """Pairs as one row each, a few in a pass, and where the tokens of the batch's own rows are then."""
+def _before_responses(batch: Batch, states: Tensor, places: Tensor | None) -> Tensor:
+    """The state at position t - 1 predicts token t: this is the only place that says so."""
+    before = batch.response_n - 1
+    return states[before if places is None else places[before]]
+
+
+def _states(model: PreTrainedModel, passes: Sequence[_Pass]) -> Tensor:
+    """(N, H) of all passes, one after the other."""
+    body, found = backbone(model), list[Tensor]()
+    for one in passes:
+        given: dict[str, Any] = {"input_ids": one.ids_RW, "use_cache": False}
+        if one.positions_RW is not None:
+            given["position_ids"] = one.positions_RW
+        if one.segment_RW is None:
+            found.append(body(**given).last_hidden_state.flatten(0, 1))
+            continue
+        with _masked_attention(model, one.segment_RW) as mask:
+            found.append(body(**given, attention_mask=mask).last_hidden_state.flatten(0, 1))
+    return found[0] if len(found) == 1 else torch.cat(found)
+
+
+def _padded(batch: Batch, together: int) -> _Layout:
+    """Rows as they are: all at once, or so many of similar length."""
+    if together >= batch.rows:
+        return [_Pass(batch.ids_BT)], None
+    order = sorted(range(batch.rows), key=lambda row: batch.spans[row].end)
+    passes, places, start = [], torch.zeros(batch.ids_BT.shape, dtype=torch.long), 0
+    for first in range(0, batch.rows, together):
+        rows = order[first : first + together]
+        longest = max(batch.spans[row].end for row in rows)
+        passes.append(_Pass(batch.ids_BT[rows, :longest]))
+        places[rows, :longest] = start + torch.arange(len(rows) * longest).view(len(rows), longest)
+        start += len(rows) * longest
+    return passes, places.flatten().to(batch.ids_BT.device)
+
+
+def _packed(batch: Batch, together: int = 0) -> _Layout:
+    """All rows as one, without padding."""
+    ends = torch.tensor([end for _, end in batch.spans])
+    row = torch.repeat_interleave(torch.arange(batch.rows), ends)
+    starts = ends.cumsum(0) - ends
+    positions = torch.arange(len(row)) - starts[row]
+    places = (starts[:, None] + torch.arange(batch.width)).clamp(max=len(row) - 1)
+    device = batch.ids_BT.device
+    source, positions = (row * batch.width + positions).to(device), positions.to(device)
+    return [_Pass(batch.ids_BT.flatten()[source][None], positions[None])], places.flatten().to(device)
+
+
+def _shared(batch: Batch, together: int) -> _Layout:
+    """Pairs as one row each, so many in a pass."""
     spans, device = batch.spans, batch.ids_BT.device
     order = sorted(range(0, batch.rows, 2), key=lambda row: _shared_length(batch, row))
     passes, start = [], 0
@@ -148,23 +178,28 @@ def _sharing_pays(batch: Batch, width: int) -> bool:
 
 
 def _cannot_share(model: PreTrainedModel) -> str:
-    """Why a model does not say the same of a pair in one row as of its two rows; empty where it does."""
+    """Why a model cannot be given pairs as one row each; empty where it can."""
     text = model.config.get_text_config()
     layers = getattr(text, "layer_types", None)
     if layers and set(layers) != {"full_attention"}:
         return f"it has layers of the kind {min(set(layers) - {'full_attention'})}"
     if not layers and getattr(text, "sliding_window", None):
         return "it has a sliding window"
+    return _differs(model, _shared)
+
+
+def _differs(model: PreTrainedModel, laid_out: Callable[[Batch, int], _Layout]) -> str:
+    """Why a model does not say the same of rows that are laid out so as of them as they are; empty where it does."""
     was_training = model.training
+    rows = [Row([1, 2, 3], [4, 5]), Row([1, 2, 3], [6, 7, 8, 9])]
+    batch = collate(rows, DataKind.PAIRS, 0).to(model.device)
     try:
         model.eval()
-        rows = [Row([1, 2, 3], [4, 5]), Row([1, 2, 3], [6, 7, 8, 9])]
-        batch = collate(rows, DataKind.PAIRS, 0).to(model.device)
-        body = Body(model)
         with torch.no_grad():
-            plain = body.response_states(batch)
-            passes, places = _shared(batch, 1)
-            shared = torch.cat([body._run(one).flatten(0, 1) for one in passes])[places[batch.response_n - 1]]
+            expected, found = (
+                _before_responses(batch, _states(model, passes), places)
+                for passes, places in (_padded(batch, batch.rows), laid_out(batch, 1))
+            )
     except torch.OutOfMemoryError:
         raise
     except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
@@ -172,9 +207,9 @@ def _cannot_share(model: PreTrainedModel) -> str:
         return f"it takes no mask of its own ({type(error).__name__}: {first})"
     finally:
         model.train(was_training)
-    difference = float((plain - shared).abs().max() / plain.abs().max())
-    if difference > (0.05 if plain.dtype == torch.bfloat16 else 1e-4):
-        return f"their states would differ by {difference:.1e}, relative"
+    difference = float((expected - found).abs().max() / expected.abs().max())
+    if difference > (0.05 if expected.dtype == torch.bfloat16 else 1e-4):
+        return f"its states would differ by {difference:.1e}, relative"
     return ""
 
 

@@ -25,6 +25,9 @@ LOOP_METRICS = {
         title="Throughput",
         axis="tokens per second",
     ),
+    "perf/real_token_fraction": MetricInfo(
+        "share", "tokens of the step's micro-batches that are prompt or response; the rest is padding"
+    ),
     "perf/peak_memory_gib": MetricInfo(
         "GiB",
         "the most memory that one process has held: allocated by torch on a GPU, resident on a CPU",

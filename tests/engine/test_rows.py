@@ -182,3 +182,33 @@ def test_no_padding_mask_is_given_and_padding_changes_nothing(family: str) -> No
     assert given == [None]
     real = batch.attention_BT
     torch.testing.assert_close(states.view_as(expected)[real], expected[real], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rows_that_positions_tell_apart_stand_in_one_without_padding(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As flash attention reads them; sdpa makes a mask of the positions, on a CPU too."""
+    config, settings = FAMILIES[family]
+    batch = ragged_batch(DataKind.RESPONSES, examples=5)
+    model = tiny(config, **settings)
+    padded = Body(model).response_states(batch)
+    monkeypatch.setattr("aligndistil.engine.rows._BY_POSITIONS", ("sdpa",))
+    body = Body(model)
+    read = positions_read(model)
+    packed = body.response_states(batch)
+    assert read == [batch.tokens]
+    torch.testing.assert_close(packed, padded, rtol=1e-6, atol=1e-6)
+
+
+def test_a_model_that_does_not_tell_texts_apart_by_positions_is_given_rows(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("aligndistil.engine.rows._BY_POSITIONS", ("eager", "sdpa", None))
+    with caplog.at_level(logging.INFO, logger="aligndistil"):
+        body = Body(model := tiny(MambaConfig))
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert "rows are padded: " in line
+    read, batch = positions_read(model), pairs()
+    body.response_states(batch)
+    assert read == [batch.ids_BT.numel()]
