@@ -3,6 +3,7 @@
 import bz2
 import csv
 import errno
+import functools
 import gzip
 import json
 import lzma
@@ -23,6 +24,9 @@ from aligndistil.data.sources import FileRead, content_hash, load_rows, open_sou
 from aligndistil.errors import ServiceError, UserError
 from aligndistil.files import cache_root
 from aligndistil.recipe import Source
+
+gzipped = functools.partial(gzip.compress, mtime=0)
+"""Names of tests hold these bytes: every process must make the same."""
 
 ROWS = [{"prompt": f"question {i}", "chosen": f"yes {i}", "rejected": f"no {i}"} for i in range(5)]
 CONFIG = b"---\nconfigs:\n- config_name: a\n  data_files: [{split: mine, path: sub/*.jsonl}]\n---\n"
@@ -90,12 +94,12 @@ def lines(*rows: dict[str, Any]) -> bytes:
         "crlf.csv": table(",").replace(b"\n", b"\r\n"),
         "cr.csv": table(",").replace(b"\n", b"\r"),
         "a.tsv": table("\t"),
-        "a.TSV.gz": gzip.compress(table("\t")),
+        "a.TSV.gz": gzipped(table("\t")),
         "a.parquet": parquet(),
-        "a.parquet.gz": gzip.compress(parquet()),
-        "a.jsonl.gz": gzip.compress(LINES),
-        "two members.jsonl.gz": gzip.compress(LINES[:100]) + gzip.compress(LINES[100:]),
-        "a.json.gz": gzip.compress(json.dumps(ROWS).encode()),
+        "a.parquet.gz": gzipped(parquet()),
+        "a.jsonl.gz": gzipped(LINES),
+        "two members.jsonl.gz": gzipped(LINES[:100]) + gzipped(LINES[100:]),
+        "a.json.gz": gzipped(json.dumps(ROWS).encode()),
         "a.jsonl.bz2": bz2.compress(LINES),
         "a.jsonl.xz": lzma.compress(LINES),
         "a.jsonl.zst": pa.compress(LINES, "zstd", asbytes=True),
@@ -191,8 +195,8 @@ def test_cells_are_text_as_they_stand(tmp_path: Path) -> None:
         ("a.jsonl", b'{"a": 1}\n{"a": "caf\xe9"}\n', "a.jsonl, line 2: byte 19 is not UTF-8; save the file as UTF-8"),
         ("a.csv", b"a,b\nx,\xff\n", "a.csv, line 2: byte 6 is not UTF-8"),
         ("a.json", json.dumps(ROWS).encode("utf-16"), "a.json, line 1: byte 0 is not UTF-8"),
-        ("a.jsonl.gz", gzip.compress(b'{"a": "\xe9"}\n'), "a.jsonl.gz, line 1: byte 7 is not UTF-8"),
-        ("a.jsonl.gz", gzip.compress(LINES)[:-20], "a.jsonl.gz: cannot be read: Compressed file ended"),
+        ("a.jsonl.gz", gzipped(b'{"a": "\xe9"}\n'), "a.jsonl.gz, line 1: byte 7 is not UTF-8"),
+        ("a.jsonl.gz", gzipped(LINES)[:-20], "a.jsonl.gz: cannot be read: Compressed file ended"),
         ("a.jsonl.gz", LINES, "a.jsonl.gz: cannot be read: Not a gzipped file"),
         ("a.jsonl.zst", pa.compress(LINES, "zstd", asbytes=True)[:-9], "a.jsonl.zst: cannot be read: "),
         ("a.jsonl.zst", LINES, "a.jsonl.zst: cannot be read: "),
@@ -206,9 +210,9 @@ def test_cells_are_text_as_they_stand(tmp_path: Path) -> None:
         ("a.json", b"[]", "a.json, split train: there is no row in it"),
         ("a.csv", b"", "a.csv, split train: there is no row in it"),
         ("a.csv", b"a,b\n", "a.csv, split train: there is no row in it"),
-        ("a.jsonl.gz", gzip.compress(b""), "a.jsonl.gz, split train: there is no row in it"),
+        ("a.jsonl.gz", gzipped(b""), "a.jsonl.gz, split train: there is no row in it"),
         ("a.xlsx", b"", "its ending is not that of a file of rows; files of rows end in .json, .jsonl, "),
-        ("a.gz", gzip.compress(LINES), "its ending is not that of a file of rows"),
+        ("a.gz", gzipped(LINES), "its ending is not that of a file of rows"),
         ("jsonl", LINES, "its ending is not that of a file of rows"),
     ],
 )
@@ -326,7 +330,7 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
             id="formats beside each other are all read",
         ),
         pytest.param(
-            {"a.jsonl": LINES, "B.JSONL.GZ": gzip.compress(LINES), "sub/c.jsonl": LINES, "empty.jsonl": b""},
+            {"a.jsonl": LINES, "B.JSONL.GZ": gzipped(LINES), "sub/c.jsonl": LINES, "empty.jsonl": b""},
             {},
             [("B.JSONL.GZ", 5), ("a.jsonl", 5), ("empty.jsonl", 0), ("sub/c.jsonl", 5)],
             [],
@@ -427,7 +431,7 @@ def test_a_folder_says_what_of_it_is_read(
 @pytest.mark.parametrize(
     ("files", "fields", "said"),
     [
-        ({"a.jsonl": LINES, "a.jsonl.gz": gzip.compress(LINES)}, {}, "a.jsonl and a.jsonl.gz look like the same rows"),
+        ({"a.jsonl": LINES, "a.jsonl.gz": gzipped(LINES)}, {}, "a.jsonl and a.jsonl.gz look like the same rows"),
         ({"s/a.jsonl": LINES, "s/a.parquet": parquet()}, {}, "s/a.jsonl and s/a.parquet look like the same rows"),
         ({"a.json": LINES, "a.JSONL": LINES}, {}, "a.JSONL and a.json look like the same rows"),
         ({"README.md": b"# mine", "notes.txt": b""}, {}, "no file of rows in it, it has README.md (its ending"),
