@@ -189,17 +189,22 @@ def _cannot_share(model: PreTrainedModel) -> str:
 
 
 def _differs(model: PreTrainedModel, laid_out: Callable[[Batch, int], _Layout]) -> str:
-    """Why a model does not say the same of rows that are laid out so as of them as they are; empty where it does."""
-    was_training = model.training
+    """Why a model does not say the same of rows that are laid out so as of them as they are; empty where it does.
+
+    Of one that is trained, the gradient of its first trained weight too: kernels may lack a backward pass.
+    """
+    was_training, embeddings = model.training, model.get_input_embeddings().weight
+    trained = [p for p in model.parameters() if p.requires_grad and p is not embeddings][:1]
     rows = [Row([1, 2, 3], [4, 5]), Row([1, 2, 3], [6, 7, 8, 9])]
     batch = collate(rows, DataKind.PAIRS, 0).to(model.device)
+    said: list[list[Tensor]] = []
     try:
         model.eval()
-        with torch.no_grad():
-            expected, found = (
-                _before_responses(batch, _states(model, passes), places)
-                for passes, places in (_padded(batch, batch.rows), laid_out(batch, 1))
-            )
+        for passes, places in (_padded(batch, batch.rows), laid_out(batch, 1)):
+            with torch.set_grad_enabled(bool(trained)):
+                states = _before_responses(batch, _states(model, passes), places)
+                gradients = torch.autograd.grad(states.square().sum(), trained) if trained else ()
+            said.append([states.detach(), *gradients])
     except torch.OutOfMemoryError:
         raise
     except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
@@ -207,16 +212,17 @@ def _differs(model: PreTrainedModel, laid_out: Callable[[Batch, int], _Layout]) 
         return f"it takes no mask of its own ({type(error).__name__}: {first})"
     finally:
         model.train(was_training)
-    difference = float((expected - found).abs().max() / expected.abs().max())
-    if difference > (0.05 if expected.dtype == torch.bfloat16 else 1e-4):
-        return f"its states would differ by {difference:.1e}, relative"
+    for what, expected, found in zip(("states", "gradient"), *said, strict=False):
+        difference = float((expected - found).abs().max() / expected.abs().max().clamp(min=1e-30))
+        if difference > (0.05 if expected.dtype == torch.bfloat16 else 1e-4):
+            return f"its {what} would differ by {difference:.1e}, relative"
     return ""
 
 
 @contextmanager
 def _masked_attention(model: PreTrainedModel, segment_RW: Tensor) -> Iterator[Any]:
     """What a model is given as its mask, with the kernels that take it: FlexAttention's on a GPU, else sdpa's."""
-    if not segment_RW.is_cuda:
+    if not _has_flex_attention(segment_RW.device):
         yield _dense_mask(segment_RW)
         return
     from torch.nn.attention.flex_attention import create_block_mask
@@ -236,6 +242,10 @@ def _masked_attention(model: PreTrainedModel, segment_RW: Tensor) -> Iterator[An
     finally:
         for config, attention in zip(configs, kept, strict=True):
             config._attn_implementation = attention
+
+
+def _has_flex_attention(device: torch.device) -> bool:
+    return device.type == "cuda"  # on a CPU it has no backward pass
 
 
 def _dense_mask(segment_RW: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import random
 import re
+import shutil
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -212,3 +213,27 @@ def test_a_model_that_does_not_tell_texts_apart_by_positions_is_given_rows(
     read, batch = positions_read(model), pairs()
     body.response_states(batch)
     assert read == [batch.ids_BT.numel()]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="FlexAttention is compiled")
+def test_the_kernels_of_a_gpu_give_the_same_states(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a gradient, which FlexAttention has on a GPU alone."""
+    monkeypatch.setattr("aligndistil.engine.rows._has_flex_attention", lambda device: True)
+    model = build_model(seed=1).eval().requires_grad_(False)
+    batch = pairs(examples=2)
+    plain = Body(model).response_states(batch)
+    body = Body(model, share_prompts=True)
+    read = positions_read(model)
+    torch.testing.assert_close(body.response_states(batch), plain, rtol=1e-5, atol=1e-5)
+    assert read[0] < 0.7 * batch.ids_BT.numel()
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_kernels_without_a_backward_pass_are_not_trained_with(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("aligndistil.engine.rows._has_flex_attention", lambda device: True)
+    with caplog.at_level(logging.INFO, logger="aligndistil"):
+        Body(build_model(seed=1), share_prompts=True)
+    assert "does not support backward" in caplog.text
