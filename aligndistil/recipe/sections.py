@@ -201,7 +201,7 @@ class Rollout(Section):
     epochs: int = Field(default=1, ge=1)
     """Passes over the responses of a rollout."""
     batch_size: int | None = Field(default=None, ge=1)
-    """Rows generated at once on a process; null is train.micro_batch_size."""
+    """Rows generated at once on a process; null is as many as a micro-batch has."""
 
 
 class Train(Section):
@@ -297,7 +297,7 @@ class Evaluation(Section):
     every: int | None = Field(default=None, ge=1)
     """Steps between evaluations; null is only at the end."""
     batch_size: int | None = Field(default=None, ge=1)
-    """Examples a process evaluates at once; null is train.micro_batch_size."""
+    """Examples a process evaluates at once; null is as many as a micro-batch has."""
     limit: int | None = Field(default=None, ge=1)
     """Only the first so many examples."""
     samples: int = Field(default=0, ge=0)

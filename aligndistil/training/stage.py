@@ -71,7 +71,7 @@ class StageTraining:
         adopt_loggers()
         engine = build_engine(stage, data, self.locate, processes, self.schedule.total_steps)
         adopt_loggers()  # again: loading made new ones
-        micro_batch, gold_reward = stage.train.micro_batch_size, gold_reward_of(stage.data)
+        micro_batch, gold_reward = _rows_at_once(stage), gold_reward_of(stage.data)
         policy = LoadedModel(
             engine.model,
             data.tokenizer,
@@ -157,6 +157,15 @@ class StageTraining:
             recipe=stage.resolved(),
             versions={package: installed_version(package) for package in PACKAGES},
         )
+
+
+def _rows_at_once(stage: Stage) -> int:
+    """Responses that are sampled at once where the recipe does not say: as many as a micro-batch has."""
+    tokens, rollout = stage.train.micro_batch_tokens, stage.rollout
+    if tokens is None:
+        return stage.train.micro_batch_size
+    longest = stage.data.max_response_length if rollout is None else rollout.max_new_tokens
+    return max(1, tokens // (stage.data.max_prompt_length + longest))
 
 
 def _note_scores(config: PretrainedConfig, metrics: dict[str, float]) -> None:

@@ -73,6 +73,14 @@ from aligndistil.recipe.yaml_positions import parse_yaml
             "train: {epochs: 1, max_steps: 2}",
             "4:20: train.max_steps: give epochs or max_steps, not both; remove one of them",
         ),
+        (
+            "train: {micro_batch_size: 2, micro_batch_tokens: 512}",
+            "4:30: train.micro_batch_tokens: give micro_batch_size or micro_batch_tokens, not both; remove one of them",
+        ),
+        (
+            "engine: {zero_stage: 3, compile: all}",
+            "4:25: engine.compile: `all` does not go with zero_stage 3, which splits the models; write `head`",
+        ),
         ("schema_version: 2", "4:1: schema_version: this aligndistil reads version 1, not 2; upgrade it"),
         ("name: a/b", "4:7: name: must be made of letters, digits, `.`, `_` and `-`, not the string 'a/b'"),
         ("stage: {}", "4:1: stage: unknown key; did you mean `stages`?"),
