@@ -13,9 +13,9 @@ from transformers import PretrainedConfig
 
 from aligndistil.engine.engine import Engine
 from aligndistil.engine.memory import forget_peak_memory
-from aligndistil.engine.policy import FrozenModel, on_device
+from aligndistil.engine.policy import FrozenModel
 from aligndistil.engine.processes import Processes
-from aligndistil.models import export_model, load_model, located
+from aligndistil.models import Bases, export_adapter, export_model, located
 from aligndistil.objectives.base import Expected, MetricInfo, Role
 from aligndistil.objectives.loop_metrics import EVALUATION_METRICS, GOLD_REWARD, LOOP_METRICS
 from aligndistil.progress import RunView
@@ -69,7 +69,8 @@ class StageTraining:
         stage, data, processes = self.stage, self.data, self.processes
         forget_peak_memory()
         adopt_loggers()
-        engine = build_engine(stage, data, self.locate, processes, self.schedule.total_steps)
+        bases = Bases(stage.model, stage.train.seed)
+        engine = build_engine(stage, data, self.locate, processes, self.schedule.total_steps, bases)
         adopt_loggers()  # again: loading made new ones
         micro_batch, gold_reward = stage.train.micro_batch_size, gold_reward_of(stage.data)
         policy = LoadedModel(
@@ -90,6 +91,8 @@ class StageTraining:
             batches = RolloutBatches(
                 stage, data.train, self.schedule, processes, sampled, gold_reward=gold_reward, write=self._write_samples
             )
+        if stage.model.lora is not None:  # their dropout; a checkpoint brings its own random states
+            torch.manual_seed(stage.train.seed * processes.world + processes.rank)
         reference = stage.models.get(Role.REFERENCE)
         starts_at_reference = reference is not None and self.locate(reference) == self.locate(stage.model.path)
         with ExitStack() as stack:
@@ -101,7 +104,7 @@ class StageTraining:
                 engine=engine,
                 batches=batches,
                 evaluation=StageEvaluation(
-                    stage, data, engine, policy, self.folder, gold_reward, self._initial_model(engine)
+                    stage, data, engine, policy, self.folder, gold_reward, self._initial_model(engine, bases)
                 ),
                 log=stack.enter_context(log),
                 checkpoints=Checkpoints(engine, self.folder.path, stage.checkpoint),
@@ -116,11 +119,10 @@ class StageTraining:
         first_step = self.stage.objective.first_step()
         return [expected._replace(tolerance=rounding * expected.tolerance) for expected in first_step]
 
-    def _initial_model(self, engine: Engine) -> FrozenModel | None:
+    def _initial_model(self, engine: Engine, bases: Bases) -> FrozenModel | None:
         if not self.stage.evaluation.kl_initial or self.stage.objective.is_scalar:
             return None
-        model = load_model(self.locate(self._initial), self.stage.model, trained=False)
-        return FrozenModel(on_device(model, self.processes.device), engine.vocab)
+        return engine.beside(bases.language_model(self.locate(self._initial)))
 
     def _write_samples(self, step: int, rows: list[dict[str, Any]]) -> None:
         logging = self.stage.logging
@@ -129,11 +131,13 @@ class StageTraining:
             self.folder.samples(step, rows[: logging.samples])
 
     def _export(self, engine: Engine, metrics: dict[str, float]) -> None:
-        state = engine.state_dict()
+        adapter = self.stage.model.lora is not None
+        state = engine.state_dict(trained_only=adapter)
         _note_scores(engine.model.config, metrics)
         if self.processes.is_main:
             model, start, card = self.stage.model, self.locate(self.stage.model.path), self._card(metrics)
-            export_model(engine.model, state, start, model, self.data.stop_ids, self.folder.final, card)
+            export = export_adapter if adapter else export_model
+            export(engine.model, state, start, model, self.data.stop_ids, self.folder.final, card)
         self.processes.barrier()
 
     def _card(self, metrics: dict[str, float]) -> str:
