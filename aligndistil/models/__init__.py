@@ -16,7 +16,16 @@ from aligndistil.models.load import (
     positions,
     text_part,
 )
-from aligndistil.models.places import base_of, builtin_model, configured, from_hub, located, model_exists, model_hash
+from aligndistil.models.places import (
+    base_of,
+    builtin_model,
+    configured,
+    from_hub,
+    located,
+    model_exists,
+    model_hash,
+    whole_base_of,
+)
 from aligndistil.models.tokenizers import check_same_tokenizer, load_tokenizer, reads_tokens, shared_vocab, stop_ids
 
 __all__ = [
@@ -47,4 +56,5 @@ __all__ = [
     "shared_vocab",
     "stop_ids",
     "text_part",
+    "whole_base_of",
 ]

@@ -36,7 +36,7 @@ _LIKE = ("r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pat
 def import_peft() -> Any:
     """Raises MissingError where it is not installed."""
     try:
-        return importlib.import_module("peft")
+        return importlib.import_module("peft")  # a name for mypy would depend on whether it is installed
     except ImportError as error:
         raise MissingError(
             f"adapters need PEFT, which cannot be imported ({error}); install it with `pip install aligndistil[lora]`"
@@ -124,7 +124,10 @@ def _ending(names: list[str], end: str) -> list[str]:
 
 
 def add_adapter(model: PreTrainedModel, lora: recipe.Lora, base: str, seed: int) -> None:
-    """Give a frozen model a new adapter, which is trained and changes nothing yet. The same seed gives the same."""
+    """Give a frozen model a new adapter, which is trained and changes nothing yet. The same seed gives the same.
+
+    Raises as `target_modules`.
+    """
     peft, alpha = import_peft(), lora.alpha
     revision = getattr(model.config, "_commit_hash", None)
     config = peft.LoraConfig(
@@ -180,29 +183,33 @@ def merge_adapter(model: PreTrainedModel, adapter: Adapter) -> PreTrainedModel:
 
 
 def continue_adapter(model: PreTrainedModel, adapter: Adapter, lora: recipe.Lora) -> None:
-    """Give a frozen model a copy of an adapter, to be trained further.
-
-    Raises UserError when it is another than the recipe asks for.
-    """
-    asked = import_peft().LoraConfig(r=lora.r, lora_alpha=lora.alpha)
-    there = {name: getattr(adapter.config, name) for name in _LIKE}
-    wanted = {name: getattr(asked, name) for name in _LIKE}
-    others = [f"{name} {there[name]} and not {wanted[name]}" for name in _LIKE if there[name] != wanted[name]]
-    names, ends = [name for name, _ in model.named_modules()], target_modules(model, lora)
-    layers = {layer for end in ends for layer in _ending(names, end)}
-    theirs = {name.partition(".lora_")[0] for name in adapter.tensors if ".lora_" in name}
-    if not others and layers != theirs:
-        others = [f"adapters on other layers ({min(layers ^ theirs)} for one)"]
-    if others:
-        raise UserError(
-            f"model.lora: training goes on with the adapter of {adapter.path!r}, which has {others[0]}; write what it "
-            "has, or start from the whole model that `aligndistil merge` makes of it"
-        )
+    """Give a frozen model a copy of an adapter, to be trained further. Raises as `check_same_adapter`."""
+    check_same_adapter(model, adapter, lora)
     config = copy.deepcopy(adapter.config)
     config.inference_mode, config.lora_dropout = False, lora.dropout
     put_adapter(model, Adapter(adapter.path, adapter.base, config, adapter.tensors))
     for parameter in _adapter_parameters(model).values():
         parameter.requires_grad_(True)
+
+
+def check_same_adapter(model: PreTrainedModel, adapter: Adapter, lora: recipe.Lora) -> None:
+    """Refuse to train an adapter further that is another than the recipe asks for."""
+    asked = import_peft().LoraConfig(r=lora.r, lora_alpha=lora.alpha)
+    others = [
+        f"{name}: {there} and not {wanted}"
+        for name in _LIKE
+        if (there := getattr(adapter.config, name)) != (wanted := getattr(asked, name))
+    ]
+    names = [name for name, _ in model.named_modules()]
+    layers = {layer for end in target_modules(model, lora) for layer in _ending(names, end)}
+    theirs = {name.partition(".lora_")[0] for name in adapter.tensors if ".lora_" in name}
+    if layers != theirs:
+        others.append(f"other layers, {min(layers ^ theirs)} for one")
+    if others:
+        raise UserError(
+            f"model.lora: training goes on with the adapter of {adapter.path!r}, which has {others[0]}; write what it "
+            "has, or start from the whole model that `aligndistil merge` makes of it"
+        )
 
 
 def shared_copy(module: nn.Module) -> Any:
@@ -225,7 +232,7 @@ def adapter_state(model: PreTrainedModel, state: Mapping[str, Tensor]) -> dict[s
 
 def adapter_config(model: PreTrainedModel) -> dict[str, Any]:
     """What PEFT writes of a model's adapter, in JSON's types."""
-    config = copy.deepcopy(model.peft_config[_NAME])
+    config: Any = copy.deepcopy(model.peft_config[_NAME])
     config.inference_mode = True
     config.modules_to_save = sorted({name.partition(".")[0] for name in scalar_head(model)}) or None
     written: dict[str, Any] = config.to_dict()

@@ -22,7 +22,15 @@ from transformers import (
 
 from aligndistil import recipe
 from aligndistil.errors import UserError
-from aligndistil.models.adapters import Adapter, adapter_at, has_adapter, import_peft, merge_adapter, target_modules
+from aligndistil.models.adapters import (
+    Adapter,
+    adapter_at,
+    check_same_adapter,
+    has_adapter,
+    import_peft,
+    merge_adapter,
+    target_modules,
+)
 from aligndistil.models.places import configured, from_hub, located, model_exists
 from aligndistil.models.weights import published_tensors
 
@@ -81,7 +89,8 @@ def load_model(path: str, section: recipe.Model, *, trained: bool) -> PreTrained
     """The causal language model of one role, with the loading options of the recipe's `model` section.
 
     Dropout is off: the reference and the policy must agree at step 0, and a resumed run must repeat itself. An adapter
-    is merged into the weights of its base. Of a composite model that is `trained` (see `text_part`), everything but the language model is frozen.
+    is merged into the weights of its base. Of a composite model that is `trained` (see `text_part`), everything but
+    the language model is frozen.
     Raises UserError when the folder or Hub model cannot be loaded, lacks weights, or has weights that its class has no
     place for, MissingError when a package that loading it needs is not installed, ServiceError when the Hub cannot be
     reached.
@@ -200,6 +209,8 @@ def check_lora(path: str, section: recipe.Model, *, scalar: bool) -> None:
     with torch.device("meta"):
         model = from_hub(path, lambda: auto.from_config(options["config"], trust_remote_code=trust))
     target_modules(model, section.lora)
+    if (adapter := adapter_at(path)) is not None:
+        check_same_adapter(model, adapter, section.lora)
 
 
 def text_part(path: str, section: recipe.Model) -> str | None:

@@ -24,6 +24,7 @@ from aligndistil.rollout import LoadedModel
 from aligndistil.run_folder import StageFolder, adopt_loggers, license_of, model_card
 from aligndistil.run_folder.environment import PACKAGES, installed_version
 from aligndistil.stop import StopSignal
+from aligndistil.training.adapters import models_on_bases
 from aligndistil.training.batches import DataBatches, RolloutBatches, Schedule
 from aligndistil.training.checkpoints import Checkpoints
 from aligndistil.training.data import StageData, gold_reward_of, load_stage_data
@@ -62,6 +63,8 @@ class StageTraining:
         self.stage, self.folder, self.locate, self.processes = stage, folder, locate, processes
         self.data: StageData = load_stage_data(stage, locate, rank=processes.rank)
         self.schedule = Schedule.of(stage, len(self.data.train))
+        self.held = models_on_bases(stage, locate)
+        """What each model is, by role, where adapters are trained."""
         self._given = None if stage.on_policy else DataBatches(stage, self.data, self.schedule, processes)
 
     def run(self, stop: StopSignal, view: RunView | None = None) -> Outcome:
@@ -155,6 +158,7 @@ class StageTraining:
             on_policy=stage.on_policy,
             paper=stage.objective.paper,
             models={str(role): path for role, path in stage.models.items()},
+            held=self.held,
             data=[source.path for source in stage.data.train],
             metrics=metrics,
             headline={name: known.get(name, MetricInfo("", "")) for name in headline},
