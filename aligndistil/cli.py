@@ -225,6 +225,17 @@ def generate(
 
 
 @app.command()
+def merge(
+    adapter: Annotated[str, typer.Argument(help="The folder of an adapter, such as a stage's final/.")],
+    out: Annotated[Path, typer.Option(help="Folder of the whole model; it must not be there.")],
+) -> None:
+    """Make a whole model of an adapter and its base."""
+    from aligndistil.commands.merge import merge
+
+    print(printable(str(merge(adapter, out))))
+
+
+@app.command()
 def inspect(
     run: Annotated[Path, typer.Argument(help="A stage's folder, or a run's.", metavar="STAGE_OR_RUN")],
     prompt: Annotated[list[str] | None, typer.Option("--prompt", "-p", help="The policy answers it.")] = None,

@@ -26,6 +26,7 @@ from aligndistil.engine.scalar import ScalarModel
 from aligndistil.errors import UserError
 from aligndistil.evaluation.rows import last_scores, log_probabilities, read_rows
 from aligndistil.models import (
+    base_of,
     check_same_tokenizer,
     load_model,
     load_scalar_model,
@@ -197,7 +198,8 @@ def rankers_of(path: str, section: Model) -> list[Ranker]:
         files = [file for file in folder.glob("*/done.json") if "." not in file.parent.name]
         files.sort(key=lambda file: (file.stat().st_mtime_ns, file.parent.name))
         run, names = RunFolder(folder), [file.parent.name for file in files]
-    if not names and folder.is_dir() and not (folder / "config.json").is_file():
+    is_model = (folder / "config.json").is_file() or base_of(str(folder)) is not None
+    if not names and folder.is_dir() and not is_model:
         raise UserError(
             f"{path} holds no finished stage and no model: give a run, one of its stages, or a reward model"
         )

@@ -20,7 +20,7 @@ from aligndistil.batch import DataKind
 from aligndistil.data import Examples, load_rows
 from aligndistil.engine.token_terms import chunk_size
 from aligndistil.errors import MissingError, ServiceError, UserError, out_of_memory
-from aligndistil.models import from_hub, located, pick_dtype
+from aligndistil.models import configured, from_hub, located, pick_dtype
 from aligndistil.objectives.base import Need, Role
 from aligndistil.recipe import Source, Stage
 from aligndistil.training import is_code
@@ -120,7 +120,7 @@ def configuration(path: str, trust_remote_code: bool = False) -> PretrainedConfi
 
     Raises what else loading a configuration raises.
     """
-    place, options = located(path)
+    place, options = located(configured(path))
     options["trust_remote_code"] = trust_remote_code
     try:
         loaded: PretrainedConfig = from_hub(path, lambda: AutoConfig.from_pretrained(place, **options))

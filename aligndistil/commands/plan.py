@@ -17,7 +17,7 @@ from aligndistil.errors import ServiceError, for_console
 from aligndistil.evaluation.measurements import initial_model
 from aligndistil.recipe import Recipe, Stage, stage_of
 from aligndistil.run_folder import RunFolder
-from aligndistil.training import is_code
+from aligndistil.training import is_code, planned_models
 
 
 def plan(
@@ -43,6 +43,8 @@ def plan(
         yield f"[bold]{name}[/]: {stage.objective.name}, {for_console(found.why)}"
         sizes = _sizes(recipe, stage, unread)
         yield f"  models  {_shown(stage, sizes)}"
+        held = planned_models(stage, recipe)
+        yield from (f"          {role.replace('_', ' ')}: {for_console(what)}" for role, what in held.items())
         yield f"  data    {_taken(recipe, stage, read[name], unread)}"
         if isinstance(of_stage := read[name], ReadStage):
             yield from (f"          {for_console(line)}" for line in of_stage.lines)

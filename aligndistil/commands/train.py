@@ -24,7 +24,7 @@ from aligndistil.engine.processes import Processes, launched_rank, launched_worl
 from aligndistil.errors import Interrupted, ServiceError, UserError, for_console
 from aligndistil.evaluation.measurements import initial_model
 from aligndistil.files import remove_folder
-from aligndistil.models import check_weights, model_exists, model_hash, pick_dtype
+from aligndistil.models import check_lora, check_weights, model_exists, model_hash, pick_dtype, whole_base_of
 from aligndistil.objectives.base import Role
 from aligndistil.progress import RunView
 from aligndistil.recipe import Recipe, Stage, stage_of
@@ -177,6 +177,8 @@ def check_recipe(recipe: Recipe, processes: int) -> None:
                 checked.add(check)
                 fits = functools.partial(check_weights, section=stage.model, scalar=check[1], trained=check[2])
                 _with_position(stage.where(*where), path, fits)
+        if stage.model.lora is not None:
+            _check_lora(recipe, stage)
     report = recipe.report
     for key, given in (("kl_to", report.kl_to), ("reward", report.reward), ("against", report.against)):
         if given is not None and is_code(given):
@@ -185,6 +187,25 @@ def check_recipe(recipe: Recipe, processes: int) -> None:
             _with_position(recipe.where("report", key), given)
     if report.judge is not None and report.benchmarks:
         _with_position(recipe.where("report", "judge"), report.judge, lambda _: judge_of(recipe))
+
+
+def _check_lora(recipe: Recipe, stage: Stage) -> None:
+    """Adapters need a package, layers that there are, and where another stage's are trained further, its fields."""
+    where, lora, name = stage.where("model", "lora"), stage.model.lora, stage_of(stage.model.path)
+    before = None if name is None else recipe.stages[name].model.lora
+    assert lora is not None
+    for field in ("r", "alpha", "target_modules") if before is not None else ():
+        if (theirs := getattr(before, field)) != (ours := getattr(lora, field)):
+            raise UserError(
+                f"{where}: training goes on with the adapter of {stage.model.path}, which has {field}: {theirs} and "
+                f"not {ours}; write the same, or start from the whole model that `aligndistil merge` makes of it"
+            )
+    root = initial_model(recipe, stage)
+    try:
+        check_lora(root if before is None else whole_base_of(root), stage.model, scalar=stage.objective.is_scalar)
+    except UserError as error:
+        at = stage.where("model", "lora", "target_modules") if "target_modules" in str(error) else where
+        raise type(error)(f"{at}: {str(error).removeprefix('model.lora: ')}") from None
 
 
 def _check_code(recipe: Recipe, allowed: bool) -> None:
@@ -299,6 +320,8 @@ def _announce(stage: Stage, training: StageTraining, processes: Processes, lines
         f"{stage.train.batch_size}"
     )
     _say(processes, f"[cyan]▶[/] [bold]{stage.name}[/]: {for_console(what)}")
+    for role, what in training.held.items():
+        _say(processes, f"  {role.replace('_', ' ')}: {for_console(what)}")
     for line in lines:
         _say(processes, f"  {for_console(line)}")
 

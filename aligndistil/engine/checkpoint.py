@@ -54,7 +54,8 @@ def save_checkpoint(engine: Engine, folder: Path, state: dict[str, Any], *, keep
         start_folder(target)
     processes.barrier()
     for tag, deepspeed in engine.deepspeed.items():
-        deepspeed.save_checkpoint(str(partial), tag=tag, save_latest=False)
+        # What is never trained is where training started from.
+        deepspeed.save_checkpoint(str(partial), tag=tag, save_latest=False, exclude_frozen_parameters=True)
     torch.save(_random_states(), partial / f"random-{processes.rank}.pt")
     processes.barrier()
     hashes = _hashes(partial, processes)
@@ -98,7 +99,8 @@ def load_checkpoint(engine: Engine, path: Path) -> dict[str, Any]:
                 raise UserError(f"{path} has no state of the {tag}: another version wrote it; start over with --fresh")
             if layout == _layout(engine):
                 deepspeed.checkpoint_engine.load = _load_plain
-                deepspeed.load_checkpoint(str(path), tag=tag)
+                whole = all(p.requires_grad for p in deepspeed.module.parameters())
+                deepspeed.load_checkpoint(str(path), tag=tag, load_module_strict=whole)
             else:
                 mapped = functools.partial(_load_plain, map_location="cpu", mmap=True)
                 names = trained_parameters(deepspeed)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -73,31 +73,45 @@ class Engine:
             if isinstance(model, CachedModel):
                 self._frozen[role] = model
                 continue
-            model = on_device(model, processes.device)
-            if settings.compile == "all":
-                backbone(model).compile(dynamic=True)
-            if objective.needs[role].is_scalar:
-                normalized = objective.needs[role] is Need.NORMALIZED_SCORE
+            if not objective.needs[role].is_scalar:
+                self._frozen[role] = self.beside(model, **self._share)
+                continue
+            model, normalized = self._placed(model), objective.needs[role] is Need.NORMALIZED_SCORE
+            with gathered(list(model.parameters())):
                 self._scorers[role] = ScalarModel(model, normalized=normalized)
-            else:
-                self._frozen[role] = FrozenModel(model, vocab, **self._share)
-            if settings.zero_stage == 3:
-                import_deepspeed().initialize(model=model, config=frozen_config(settings, model.dtype))
+            self._shard(model)
         if reward is not None:
             self._scorers[Role.REWARD] = reward
         elif through is not None:
             self._scorers[Role.REWARD] = through(self._scorers[Role.REWARD])
 
-    def _trained(self, model: PreTrainedModel, scalar: bool, learning_rate: float) -> Trained:
+    def beside(self, model: PreTrainedModel, *, share_prompts: bool = False) -> FrozenModel:
+        """A language model that is read beside the policy: replicated, or sharded by ZeRO-3 when the policy is."""
+        model = self._placed(model)
+        with gathered(list(model.parameters())):  # those of a base that is shared, and sharded already
+            frozen = FrozenModel(model, self.vocab, share_prompts=share_prompts)
+        self._shard(model)
+        return frozen
+
+    def _shard(self, model: PreTrainedModel) -> None:
+        if self._settings.zero_stage == 3:
+            import_deepspeed().initialize(model=model, config=frozen_config(self._settings, model.dtype))
+
+    def _placed(self, model: PreTrainedModel) -> PreTrainedModel:
         model = on_device(model, self.processes.device)
-        chunk = None if self._settings.chunk_tokens == "auto" else self._settings.chunk_tokens
-        module: Policy | ScalarNetwork
-        if scalar:
-            module = ScalarNetwork(model, **self._share)
-        else:
-            module = Policy(model, self.vocab, chunk, compiled=self._compiled, **self._share)
         if self._settings.compile == "all":
             backbone(model).compile(dynamic=True)
+        return model
+
+    def _trained(self, model: PreTrainedModel, scalar: bool, learning_rate: float) -> Trained:
+        model = self._placed(model)
+        chunk = None if self._settings.chunk_tokens == "auto" else self._settings.chunk_tokens
+        with gathered(list(model.parameters())):  # those of a base that is shared, and sharded already
+            module: Policy | ScalarNetwork
+            if scalar:
+                module = ScalarNetwork(model, **self._share)
+            else:
+                module = Policy(model, self.vocab, chunk, compiled=self._compiled, **self._share)
         return Trained(
             module,
             model,
@@ -139,8 +153,12 @@ class Engine:
 
     @torch.no_grad()
     def _unrepeated(self, trained: Trained, batch: Batch) -> float:
-        """Mean difference of two passes in training mode at a response token, on the process where it is largest."""
-        self._set_training(True)
+        """Mean difference of two passes in training mode at a response token, on the process where it is largest.
+
+        The dropout of adapters is asked for, and is no noise.
+        """
+        for one in self._all_trained:
+            one.set_training(True, dropout=False)
         batch = batch.to(self.processes.device)
         given: tuple[Any, ...] = (LogProbability(), {}) if isinstance(trained.engine.module, Policy) else ()
         with torch.random.fork_rng([self.processes.device] if self.processes.device.type == "cuda" else []):
@@ -236,7 +254,8 @@ class Engine:
         """(B,) KL(policy || other), summed over the response tokens of each row."""
         self._set_training(False)
         batch = batch.to(self.processes.device)
-        terms = self._policy.engine(batch, Divergence(), {Role.REFERENCE: other.read(batch)}, self._gathered_heads)
+        read = {Role.REFERENCE: other.read(batch)}
+        terms = self._policy.engine(batch, Divergence(), read, lambda: self._gathered([other]))
         return sum_tokens(terms[Role.REFERENCE], batch.response_BT)
 
     @torch.no_grad()
@@ -254,15 +273,15 @@ class Engine:
             yield self.model
         self._set_training(True)
 
-    def state_dict(self) -> dict[str, Tensor]:
+    def state_dict(self, *, trained_only: bool = False) -> dict[str, Tensor]:
         """The policy's weights in its own dtype on the CPU, on the first process; empty on the others. Collective.
 
-        Of tied weights only the first name is kept, as in a saved model folder.
+        Of tied weights only the first name is kept, as in a saved model folder. `trained_only` leaves the rest out.
         """
         state: dict[str, Tensor] = {}
         seen: set[int] = set()
         for name, tensor in self.model.state_dict(keep_vars=True).items():
-            if id(tensor) in seen:
+            if id(tensor) in seen or (trained_only and not tensor.requires_grad):
                 continue
             seen.add(id(tensor))
             with gathered([tensor]):
@@ -296,4 +315,10 @@ class Engine:
             trained.set_training(training)
 
     def _gathered_heads(self) -> AbstractContextManager[Any]:
-        return gathered([p for model in self._frozen.values() for p in model.head.linear.parameters()])
+        return self._gathered(self._frozen.values())
+
+    def _gathered(self, models: Iterable[FrozenModel | CachedModel]) -> AbstractContextManager[Any]:
+        """Whole heads of frozen models; where one is the policy's own head, the policy gathers it for itself."""
+        own = {id(p) for p in self._policy.head.parameters()}
+        heads = {id(p): p for model in models for p in model.head.linear.parameters()}
+        return gathered([p for key, p in heads.items() if key not in own])

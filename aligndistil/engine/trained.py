@@ -32,7 +32,8 @@ class Trained:
         accumulation: int,
         total_steps: int,
     ) -> None:
-        self.model = model
+        self.model, self.head = model, module.head
+        self._dropouts = [part for name, part in model.named_modules() if ".lora_dropout." in name]
         self.noiseless = False
         """Whether it is trained in evaluation mode, since it is random in training mode."""
         self.engine: Any
@@ -49,11 +50,14 @@ class Trained:
 
             register_external_parameter(module.projection, module.head.weight)
 
-    def set_training(self, training: bool) -> None:
+    def set_training(self, training: bool, *, dropout: bool = True) -> None:
+        """Training mode, with or without the dropout of adapters, or evaluation mode."""
         self.engine.train(training)
         if training and self.noiseless:
             for part in self.model.modules():  # what is computed again in the backward pass asks for training mode
                 part.training = bool(getattr(part, "gradient_checkpointing", False))
+        for part in self._dropouts:
+            part.training = training and dropout
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         """Add the gradient of one micro-batch; `last` says that the optimizer step comes next."""

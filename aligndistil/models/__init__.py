@@ -1,9 +1,12 @@
 """Models and tokenizers: where a role's folder is, loading it, and checking that models fit each other."""
 
-from aligndistil.models.export import export_model
+from aligndistil.models.adapters import adapter_at
+from aligndistil.models.bases import Bases
+from aligndistil.models.export import export_adapter, export_model
 from aligndistil.models.load import (
     Positions,
     check_language_model,
+    check_lora,
     check_scalar_model,
     check_weights,
     config_of,
@@ -13,17 +16,32 @@ from aligndistil.models.load import (
     positions,
     text_part,
 )
-from aligndistil.models.places import builtin_model, from_hub, located, model_exists, model_hash
+from aligndistil.models.places import (
+    base_of,
+    builtin_model,
+    configured,
+    from_hub,
+    located,
+    model_exists,
+    model_hash,
+    whole_base_of,
+)
 from aligndistil.models.tokenizers import check_same_tokenizer, load_tokenizer, reads_tokens, shared_vocab, stop_ids
 
 __all__ = [
+    "Bases",
     "Positions",
+    "adapter_at",
+    "base_of",
     "builtin_model",
     "check_language_model",
+    "check_lora",
     "check_same_tokenizer",
     "check_scalar_model",
     "check_weights",
     "config_of",
+    "configured",
+    "export_adapter",
     "export_model",
     "from_hub",
     "load_model",
@@ -38,4 +56,5 @@ __all__ = [
     "shared_vocab",
     "stop_ids",
     "text_part",
+    "whole_base_of",
 ]

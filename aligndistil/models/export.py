@@ -1,4 +1,5 @@
-"""Save a trained model as an ordinary Hugging Face folder: what was published, plus training."""
+"""Save what was trained: a model as an ordinary Hugging Face folder (what was published, plus training), or an adapter
+as PEFT's."""
 
 from __future__ import annotations
 
@@ -7,11 +8,12 @@ import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoConfig, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.core_model_loading import revert_weight_conversion
@@ -19,8 +21,9 @@ from transformers.modeling_utils import remove_tied_weights_from_state_dict
 
 from aligndistil import recipe
 from aligndistil.files import replace_folder, start_folder
-from aligndistil.models.places import from_hub, located
-from aligndistil.models.tokenizers import published_tokenizer
+from aligndistil.models.adapters import WEIGHTS, adapter_config, adapter_state
+from aligndistil.models.places import ADAPTER, from_hub, located, whole_base_of
+from aligndistil.models.tokenizers import published_tokenizer, tokenized
 from aligndistil.models.weights import published_file, published_tensors
 
 _BESIDE = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
@@ -54,13 +57,10 @@ def export_model(
     composite model, say) are written back. The generation configuration stops at every id that training treated as an
     end. Where a scalar head took the place of a language model's, the configuration says so; and its tokenizer pads
     with a token that ends no text, for transformers finds the token to score by looking for padding.
+    Where training started from an adapter, what it was published with is its base's.
     """
     partial = start_folder(folder)
-    place, revision = located(start)
-    commit: str | None = getattr(model.config, "_commit_hash", None)
-    if commit and revision.get("revision") != commit and not os.path.isdir(place):
-        start = f"{place}@{commit}"  # a branch may have moved since, and the Hub may not answer
-    tokenizer = published_tokenizer(start, section)
+    tokens, start = tokenized(_at_commit(start, model)), _at_commit(whole_base_of(start), model)
     file = published_file(start, "config.json")
     assert file is not None  # the model was loaded from it
     text = file.read_text(encoding="utf-8")
@@ -72,32 +72,88 @@ def export_model(
     model.save_pretrained(partial, state_dict=tensors, save_original_format=False)
     model.generation_config = kept
     (partial / "generation_config.json").unlink(missing_ok=True)
-    # As transformers saves a tokenizer, it may not come back as it was; code of its own is copied by `save_pretrained`.
-    changed = section.chat_template is not None or "auto_map" in tokenizer.init_kwargs
+    tokenizer = _write_tokenizer(tokens, section, stops, partial, scoring=not model.can_generate())
     if model.can_generate():
         _write_generation(model, start, stops, partial)
     else:
-        config = _scalar_config(model, config, start, section)
-        pad = _scoring_pad(tokenizer, stops)
-        changed |= pad != tokenizer.pad_token or tokenizer.padding_side != "right"
-        tokenizer.pad_token, tokenizer.padding_side = pad, "right"
-        config.get("text_config", config)["pad_token_id"] = tokenizer.pad_token_id
-        text = _as_json(config)
+        text = _as_json(_scalar_config(model, config, start, section, tokenizer))
     (partial / "config.json").write_text(text, encoding="utf-8")
-    if changed:
-        for option in ("is_local", "local_files_only"):  # of loading it; transformers would write them down
-            tokenizer.init_kwargs.pop(option, None)
-        tokenizer.save_pretrained(partial)
-    copied = _BESIDE if changed else (*_BESIDE, *_OF_TOKENIZERS, *tokenizer.vocab_files_names.values())
-    for name in dict.fromkeys(copied):
-        if (file := published_file(start, name)) is not None:
-            shutil.copy(file, partial / name)
+    _copy(_BESIDE, start, partial)
     (partial / "README.md").write_text(card, encoding="utf-8")
     replace_folder(folder)
 
 
-def _scalar_config(model: PreTrainedModel, config: dict[str, Any], start: str, section: recipe.Model) -> dict[str, Any]:
-    """A published configuration with a scalar head and the scale of its scores."""
+def export_adapter(
+    model: PreTrainedModel,
+    state: dict[str, Tensor],
+    start: str,
+    section: recipe.Model,
+    stops: frozenset[int],
+    folder: Path,
+    card: str,
+) -> None:
+    """Write an adapter, its configuration, the tokenizer and the card, all of them or none, as PEFT reads them.
+
+    `state` are the trained parameters, `start` the folder or Hub id that training started from: a whole model or an
+    adapter. An adapter that scores has a configuration of the model too, with the scale of its scores.
+    """
+    partial = start_folder(folder)
+    base = whole_base_of(start)
+    save_file(adapter_state(model, state), partial / WEIGHTS, metadata={"format": "pt"})
+    (partial / ADAPTER).write_text(_as_json(adapter_config(model)), encoding="utf-8")
+    tokens = tokenized(_at_commit(start, model))
+    tokenizer = _write_tokenizer(tokens, section, stops, partial, scoring=not model.can_generate())
+    if not model.can_generate():
+        file = published_file(_at_commit(base, model), "config.json")
+        assert file is not None  # the model was loaded from it
+        config = _scalar_config(model, json.loads(file.read_text(encoding="utf-8")), base, section, tokenizer)
+        (partial / "config.json").write_text(_as_json(config), encoding="utf-8")
+    (partial / "README.md").write_text(card, encoding="utf-8")
+    replace_folder(folder)
+
+
+def _at_commit(start: str, model: PreTrainedModel) -> str:
+    """The place of a model by its commit: a branch may have moved since, and the Hub may not answer."""
+    place, revision = located(start)
+    commit: str | None = getattr(model.config, "_commit_hash", None)
+    on_hub = commit and revision.get("revision") != commit and not os.path.isdir(place)
+    return f"{place}@{commit}" if on_hub else start
+
+
+def _write_tokenizer(
+    start: str, section: recipe.Model, stops: frozenset[int], folder: Path, *, scoring: bool
+) -> PreTrainedTokenizerBase:
+    """The files as they came, or a tokenizer that was changed as transformers saves it."""
+    tokenizer = published_tokenizer(start, section)
+    # As transformers saves a tokenizer, it may not come back as it was; code of its own is copied by `save_pretrained`.
+    changed = section.chat_template is not None or "auto_map" in tokenizer.init_kwargs
+    if scoring:
+        pad = _scoring_pad(tokenizer, stops)
+        changed |= pad != tokenizer.pad_token or tokenizer.padding_side != "right"
+        tokenizer.pad_token, tokenizer.padding_side = pad, "right"
+    if changed:
+        for option in ("is_local", "local_files_only"):  # of loading it; transformers would write them down
+            tokenizer.init_kwargs.pop(option, None)
+        tokenizer.save_pretrained(folder)
+    else:
+        _copy((*_OF_TOKENIZERS, *tokenizer.vocab_files_names.values()), start, folder)
+    return tokenizer
+
+
+def _copy(names: Iterable[str], start: str, folder: Path) -> None:
+    for name in dict.fromkeys(names):
+        if (file := published_file(start, name)) is not None:
+            shutil.copy(file, folder / name)
+
+
+def _scalar_config(
+    model: PreTrainedModel,
+    config: dict[str, Any],
+    start: str,
+    section: recipe.Model,
+    tokenizer: PreTrainedTokenizerBase,
+) -> dict[str, Any]:
+    """A published configuration with a scalar head, the scale of its scores and the padding of the tokenizer."""
     if _is_part(model, config):
         place, revision = located(start)
         options = revision | {"trust_remote_code": section.trust_remote_code}
@@ -106,6 +162,7 @@ def _scalar_config(model: PreTrainedModel, config: dict[str, Any], start: str, s
         config = config | {"architectures": [type(model).__name__]}
         config |= {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
     config = {name: value for name, value in config.items() if name not in _SCALE}
+    config.get("text_config", config)["pad_token_id"] = tokenizer.pad_token_id
     return config | {name: getattr(model.config, name) for name in _SCALE if hasattr(model.config, name)}
 
 

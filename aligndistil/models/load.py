@@ -23,7 +23,16 @@ from transformers import (
 
 from aligndistil import recipe
 from aligndistil.errors import UserError
-from aligndistil.models.places import from_hub, located, model_exists
+from aligndistil.models.adapters import (
+    Adapter,
+    adapter_at,
+    check_same_adapter,
+    has_adapter,
+    import_peft,
+    merge_adapter,
+    target_modules,
+)
+from aligndistil.models.places import configured, from_hub, located, model_exists
 from aligndistil.models.weights import published_tensors
 
 logger = logging.getLogger(__name__)
@@ -73,7 +82,7 @@ def positions(path: str, section: recipe.Model) -> Positions | None:
 
     Raises UserError when the configuration cannot be loaded, ServiceError when the Hub cannot be reached.
     """
-    place, options = located(path)
+    place, options = located(configured(path))
     trust = section.trust_remote_code
     config = from_hub(path, lambda: AutoConfig.from_pretrained(place, **options, trust_remote_code=trust))
     text = config.get_text_config()
@@ -99,16 +108,20 @@ def positions(path: str, section: recipe.Model) -> Positions | None:
 def load_model(path: str, section: recipe.Model, *, trained: bool) -> PreTrainedModel:
     """The causal language model of one role, with the loading options of the recipe's `model` section.
 
-    Dropout is off: the reference and the policy must agree at step 0, and a resumed run must repeat itself. Of a
-    composite model that is `trained` (see `text_part`), everything but the language model is frozen.
+    Dropout is off: the reference and the policy must agree at step 0, and a resumed run must repeat itself. An adapter
+    is merged into the weights of its base. Of a composite model that is `trained` (see `text_part`), everything but
+    the language model is frozen.
     Raises UserError when the folder or Hub model cannot be loaded, lacks weights, or has weights that its class has no
     place for, MissingError when a package that loading it needs is not installed, ServiceError when the Hub cannot be
     reached.
     """
-    place, options = _options(path, section)
-    if trained and section.dtype == "auto" and not torch.cuda.is_available():
-        _say_dtype(options["dtype"])
-    return _ready(_language_model(path, place, options), section, trained=trained)
+    if (adapter := adapter_at(path)) is not None:
+        check_language_model(path, section)
+        model = merge_adapter(load_model(adapter.base, section, trained=False), adapter)
+    else:
+        place, options = _options(path, section)
+        model = _language_model(path, place, options)
+    return ready(model, section, trained=trained)
 
 
 def load_scalar_model(path: str, section: recipe.Model, *, trained: bool, seed: int = 0) -> PreTrainedModel:
@@ -117,17 +130,65 @@ def load_scalar_model(path: str, section: recipe.Model, *, trained: bool, seed: 
     One that is trained may come from a language model: its head is then new, drawn by `seed`.
     Raises UserError when a frozen one has no head or a head has other outputs, and as `load_model` does.
     """
+    if (adapter := adapter_at(path)) is not None:
+        with_head = check_scalar_adapter(adapter, trained=trained)
+        model = load_scalar_model(adapter.base, section, trained=trained or with_head, seed=seed)
+        model = merge_adapter(model, adapter)
+        note_scale(model, config_of(path, section))
+        return ready(model, section, trained=trained)
     place, options = _options(path, section)
     model, new = _scalar_model(path, place, options, trained=trained)
+    draw_head(model, new, seed)
+    return ready(model, section, trained=trained)
+
+
+def draw_head(model: PreTrainedModel, names: Iterable[str], seed: int) -> None:
+    """Draw the parameters of a new scalar head."""
     generator = torch.Generator().manual_seed(seed)
-    spread = getattr(options["config"].get_text_config(), "initializer_range", 0.02)
-    for name in new:
+    spread = getattr(model.config.get_text_config(), "initializer_range", 0.02)
+    for name in sorted(names):
         parameter = model.get_parameter(name)
-        drawn = (
-            torch.randn(parameter.shape, generator=generator) if parameter.ndim > 1 else torch.zeros(parameter.shape)
-        )
+        shape = parameter.shape
+        drawn = torch.randn(shape, generator=generator) if parameter.ndim > 1 else torch.zeros(shape)
         parameter.data.copy_(spread * drawn)
-    return _ready(model, section, trained=trained)
+
+
+def scalar_model_on(model: PreTrainedModel, path: str, section: recipe.Model) -> PreTrainedModel | None:
+    """A scalar model whose body has the modules and the weights of a language model's; its head has no memory yet.
+
+    None where a scalar model of this family has another body. `path` is where the language model is.
+    """
+    _, options = _options(path, section)
+    options["config"].num_labels = 1
+    given = {"trust_remote_code": section.trust_remote_code, "dtype": model.dtype}
+    given |= {name: options[name] for name in ("attn_implementation",) if name in options}
+    with torch.device("meta"):
+        scalar: PreTrainedModel = from_hub(
+            path, lambda: AutoModelForSequenceClassification.from_config(options["config"], **given)
+        )
+    body = getattr(model, model.base_model_prefix, None)
+    if type(getattr(scalar, scalar.base_model_prefix, None)) is not type(body):
+        return None
+    setattr(scalar, scalar.base_model_prefix, body)
+    return scalar
+
+
+def check_scalar_adapter(adapter: Adapter, *, trained: bool) -> bool:
+    """Whether an adapter came with a scalar head. Raises UserError where a frozen one, which scores, came without."""
+    with_head = bool(adapter.config.modules_to_save)
+    if not with_head and not trained and adapter.config.task_type == "CAUSAL_LM":
+        raise UserError(
+            f"model {adapter.path!r} is the adapter of a language model, which scores nothing; give a model with a "
+            "trained scalar head"
+        )
+    return with_head
+
+
+def note_scale(model: PreTrainedModel, config: Any) -> None:
+    """Keep what an adapter's own configuration says of its scores."""
+    for name in ("score_mean", "score_std"):
+        if hasattr(config, name):
+            setattr(model.config, name, getattr(config, name))
 
 
 def check_weights(path: str, section: recipe.Model, *, scalar: bool, trained: bool) -> None:
@@ -136,6 +197,12 @@ def check_weights(path: str, section: recipe.Model, *, scalar: bool, trained: bo
     A model on the Hub, or with code of its own, is checked when it is loaded. Raises as `load_model` and
     `load_scalar_model` do.
     """
+    if (adapter := adapter_at(path)) is not None:
+        if scalar:
+            trained |= check_scalar_adapter(adapter, trained=trained)
+        else:
+            check_language_model(path, section)
+        return check_weights(adapter.base, section, scalar=scalar, trained=trained)
     if not os.path.isdir(located(path)[0]):
         return
     place, options = _options(path, section)
@@ -146,6 +213,24 @@ def check_weights(path: str, section: recipe.Model, *, scalar: bool, trained: bo
         _scalar_model(path, place, options, trained=trained)
     else:
         _language_model(path, place, options)
+
+
+def check_lora(path: str, section: recipe.Model, *, scalar: bool) -> None:
+    """Refuse adapters that a model can have none of, before any weight is loaded; a model on the Hub is checked later.
+
+    Raises UserError, and MissingError where PEFT is not installed.
+    """
+    import_peft()
+    if section.lora is None or not os.path.isdir(located(configured(path))[0]):
+        return
+    _, options = _options(path, section)
+    trust = section.trust_remote_code
+    auto: Any = AutoModelForSequenceClassification if scalar else AutoModelForCausalLM
+    with torch.device("meta"):
+        model = from_hub(path, lambda: auto.from_config(options["config"], trust_remote_code=trust))
+    target_modules(model, section.lora)
+    if (adapter := adapter_at(path)) is not None:
+        check_same_adapter(model, adapter, section.lora)
 
 
 def text_part(path: str, section: recipe.Model) -> str | None:
@@ -210,6 +295,8 @@ def _loaded(auto: Any, place: str, options: dict[str, Any]) -> tuple[PreTrainedM
             built = auto.from_config(options["config"])
         return _on_meta(type(built), built.config, options["state_dict"])
     loaded: tuple[PreTrainedModel, dict[str, set[str]]] = auto.from_pretrained(place, **options)
+    if has_adapter(loaded[0]):
+        raise UserError(f"{place} is an adapter on the Hub; download it (`hf download {place}`), and give the folder")
     return loaded
 
 
@@ -292,7 +379,7 @@ def _refuse_classifier(path: str, config: Any) -> None:
 def _options(path: str, section: recipe.Model) -> tuple[str, dict[str, Any]]:
     """Where a model of a recipe lies and how it is loaded; its configuration is without dropout."""
     model_exists(path)
-    place, options = located(path)
+    place, options = located(configured(path))
     options["trust_remote_code"] = section.trust_remote_code
     config = from_hub(path, lambda: AutoConfig.from_pretrained(place, **options))
     if not isinstance(config.architectures, list | None):
@@ -309,8 +396,11 @@ def _options(path: str, section: recipe.Model) -> tuple[str, dict[str, Any]]:
     return place, options
 
 
-def _ready(model: PreTrainedModel, section: recipe.Model, *, trained: bool) -> PreTrainedModel:
+def ready(model: PreTrainedModel, section: recipe.Model, *, trained: bool) -> PreTrainedModel:
+    """A loaded model as it is read or trained: without a cache, and with gradients for what text passes through."""
     model.config.use_cache = False
+    if trained and section.dtype == "auto" and not torch.cuda.is_available():
+        _say_dtype(model.dtype)
     body = getattr(model, model.base_model_prefix, model)
     decoder = model.get_decoder()
     if trained and decoder is not body and model.config.get_text_config() is not model.config:

@@ -19,6 +19,9 @@ from safetensors import SafetensorError
 from aligndistil.errors import MissingError, ServiceError, UserError, nearest, of_the_system, out_of_memory
 
 BUILTIN = "builtin:"
+ADAPTER = "adapter_config.json"
+"""By which the folder of an adapter is known."""
+_OF_BASE = ("base_model_name_or_path", "revision")
 _OF_A_MODEL = (".json", ".safetensors", ".bin", ".jinja", ".model", ".txt", ".py")
 _T = TypeVar("_T")
 
@@ -44,6 +47,45 @@ def located(path: str) -> tuple[str, dict[str, Any]]:
     return name, {"revision": revision}
 
 
+def base_of(path: str) -> str | None:
+    """The path of the model that the adapter in a local folder was trained on; None where there is no adapter.
+
+    Raises UserError when its configuration is damaged, or names no base.
+    """
+    config = _adapter_config(path)
+    if config is None:
+        return None
+    base, revision = config.get("base_model_name_or_path"), config.get("revision")
+    if not isinstance(base, str) or not base:
+        raise UserError(f"adapter {path!r} names no base: write base_model_name_or_path into its {ADAPTER}")
+    return base if revision is None or os.path.isdir(base) or base.startswith(BUILTIN) else f"{base}@{revision}"
+
+
+def whole_base_of(path: str) -> str:
+    """The whole model that an adapter was trained on, through others if need be; any other path unchanged."""
+    base = base_of(path)
+    return path if base is None else whole_base_of(base)
+
+
+def configured(path: str) -> str:
+    """Where the configuration of a model lies: that of an adapter is its base's, unless it brings one of its own."""
+    base = base_of(path)
+    return path if base is None or (Path(path) / "config.json").is_file() else configured(base)
+
+
+def _adapter_config(path: str) -> dict[str, Any] | None:
+    file = Path(path) / ADAPTER
+    if not file.is_file():
+        return None
+    try:
+        config = json.loads(file.read_bytes())
+    except (ValueError, RecursionError):
+        config = None
+    if not isinstance(config, dict):
+        raise UserError(f"adapter {path!r} cannot be loaded: its {ADAPTER} holds no JSON object")
+    return config
+
+
 def model_exists(path: str) -> None:
     """Refuse a local folder that is not there or is no model folder. Names of Hub models are not looked up."""
     place, revision = located(path)
@@ -51,6 +93,12 @@ def model_exists(path: str) -> None:
     if folder.is_dir():
         if revision:
             raise UserError(f"model {path!r} is a local folder, which has no revisions; give {place!r}")
+        if (base := base_of(path)) is not None:
+            try:
+                model_exists(base)
+            except UserError as error:
+                raise UserError(f"adapter {path!r} has lost its base: {error}, in its {ADAPTER}") from None
+            return
         if not (folder / "config.json").is_file():
             raise UserError(f"model folder {place!r} has no config.json; give the folder that save_pretrained wrote")
         return
@@ -121,6 +169,7 @@ def _first_line(error: Exception) -> str:
 def model_hash(path: str) -> str:
     """SHA-256 of the files of a local model folder; of a Hub model the commit that its revision is at now.
 
+    That of an adapter depends on what its base is, and not on where that lies.
     Raises what `from_hub` raises where the Hub is needed and does not answer.
     """
     place, revision = located(path)
@@ -131,6 +180,10 @@ def model_hash(path: str) -> str:
         return f"{place}@{Path(config).parent.name}"
     digest = hashlib.sha256()
     for file in sorted(p for p in folder.iterdir() if p.suffix in _OF_A_MODEL and p.is_file()):
+        if file.name == ADAPTER and (base := base_of(path)) is not None:
+            config = {key: value for key, value in (_adapter_config(path) or {}).items() if key not in _OF_BASE}
+            digest.update(f"{json.dumps(config, sort_keys=True)} {model_hash(base)} ".encode())
+            continue
         stat = file.stat()
         digest.update(f"{file.name} {_file_hash(file, stat.st_size, stat.st_mtime_ns)} ".encode())
     return digest.hexdigest()

@@ -11,7 +11,7 @@ from transformers.utils import GENERATION_CONFIG_NAME
 
 from aligndistil import recipe
 from aligndistil.errors import UserError
-from aligndistil.models.places import from_hub, located
+from aligndistil.models.places import base_of, configured, from_hub, located
 
 
 def load_tokenizer(path: str, section: recipe.Model) -> PreTrainedTokenizerBase:
@@ -30,7 +30,7 @@ def load_tokenizer(path: str, section: recipe.Model) -> PreTrainedTokenizerBase:
 
 def published_tokenizer(path: str, section: recipe.Model) -> PreTrainedTokenizerBase:
     """The tokenizer as it came, but for the recipe's chat template: what is exported."""
-    place, options = located(path)
+    place, options = located(tokenized(path))
     options["trust_remote_code"] = section.trust_remote_code
     tokenizer = from_hub(path, lambda: AutoTokenizer.from_pretrained(place, **options))
     if section.chat_template:
@@ -47,12 +47,18 @@ def published_tokenizer(path: str, section: recipe.Model) -> PreTrainedTokenizer
     return tokenizer
 
 
+def tokenized(path: str) -> str:
+    """Where the tokenizer of a model lies: an adapter may come without one, and then has its base's."""
+    base = base_of(path)
+    return path if base is None or (Path(path) / "tokenizer_config.json").is_file() else tokenized(base)
+
+
 def stop_ids(path: str, section: recipe.Model, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """Ids that end a response: the tokenizer's, the configuration's and the generation configuration's.
 
     Raises UserError when one of these is damaged.
     """
-    place, revision = located(path)
+    place, revision = located(configured(path))
     found = {tokenizer.eos_token_id}
     options = revision | {"trust_remote_code": section.trust_remote_code}
     config = from_hub(path, lambda: AutoConfig.from_pretrained(place, **options))

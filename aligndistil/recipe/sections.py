@@ -56,6 +56,19 @@ OWNED_DEEPSPEED_KEYS = {
 """Keys of a DeepSpeed configuration that the recipe decides, and the field that decides them."""
 
 
+class Lora(Section):
+    """Low-rank adapters (Hu et al. 2021, arXiv 2106.09685), which are trained instead of the weights."""
+
+    r: int = Field(default=16, ge=1)
+    """The rank of an adapter."""
+    alpha: float = Field(default=32.0, gt=0)
+    """What adapters add to a layer is multiplied by alpha / r."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Share of an adapter's inputs that is left out while it is trained."""
+    target_modules: Annotated[list[Text], Field(min_length=1)] | Literal["all-linear"] = "all-linear"
+    """The layers that are given one, by the end of their names; `all-linear` is all of the body's linear layers."""
+
+
 class Model(Section):
     """The model that is trained."""
 
@@ -72,6 +85,8 @@ class Model(Section):
     """`sdpa`, `eager`, `flash_attention_2` ...; null leaves the choice to transformers."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
+    lora: Lora | None = None
+    """Train adapters on the model and leave its weights as they are; null trains the weights."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model."""
     chat_template: str | None = None

@@ -36,7 +36,7 @@ A {{ kind }} trained with aligndistil from `{{ base_model }}`.
 | objective | `{{ objective }}` |
 | method | {{ paper }} |
 {%- for role, model in models.items() %}
-| {{ role }} | `{{ model }}` |
+| {{ role }} | `{{ model }}`{% if held[role] %}: {{ held[role] }}{% endif %} |
 {%- endfor %}
 | training data | {{ data }} |
 {% if figures %}
@@ -51,11 +51,22 @@ A {{ kind }} trained with aligndistil from `{{ base_model }}`.
 ## Use
 
 ```python
+{%- if held %}
+from peft import PeftModel
+{%- endif %}
 from transformers import {{ loader }}, AutoTokenizer
-
+{% if held %}
+base = {{ loader }}.from_pretrained("{{ initial }}"{% if scalar %}, num_labels=1{% endif %})
+model = PeftModel.from_pretrained(base, "path/to/this/folder")
+{%- else %}
 model = {{ loader }}.from_pretrained("path/to/this/folder")
+{%- endif %}
 tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
 ```
+{%- if held %}
+
+`aligndistil merge path/to/this/folder --out FOLDER` makes a whole model of it.
+{%- endif %}
 
 ## Recipe
 
@@ -86,6 +97,7 @@ def model_card(
     on_policy: bool,
     paper: str,
     models: Mapping[str, str],
+    held: Mapping[str, str],
     data: Sequence[str],
     metrics: Mapping[str, float],
     headline: Mapping[str, MetricInfo],
@@ -96,26 +108,31 @@ def model_card(
 
     `base_model` is what the stage started from, `initial` what its training goes back to through other stages,
     `license` what `license_of` found. `scalar`: the model has one output, not a vocabulary. `models` are the frozen
-    ones by role, `data` the paths of the training sources. Of `metrics`, the last of training and (as eval/...) of
-    evaluations, those of `headline` are shown. `recipe` is the resolved stage as plain YAML values.
+    ones by role, `held` what each model is where adapters were trained and empty elsewhere, `data` the paths of the
+    training sources. Of `metrics`, the last of training and (as eval/...) of evaluations, those of `headline` are
+    shown. `recipe` is the resolved stage as plain YAML values.
 
     Only what looks like a Hub id enters the metadata: a local path there would be refused by the Hub.
     """
     metadata = {
-        "library_name": "transformers",
+        "library_name": "peft" if held else "transformers",
         "pipeline_tag": "text-classification" if scalar else "text-generation",
         "base_model": hub_id(base_model) or hub_id(initial),
+        "base_model_relation": "adapter" if held and (hub_id(base_model) or hub_id(initial)) else "",
         "datasets": list(dict.fromkeys(filter(None, map(hub_id, data)))),
         **license,
         "tags": list(dict.fromkeys(["aligndistil", objective])),
     }
+    kind = "reward model (a sequence classifier with one output)" if scalar else "causal language model"
     recipe_text = yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True, width=120).rstrip()
     # The code fence is longer than any in the text: a chat template may hold one.
     longest_fence = max((len(run) for run in re.findall(r"`{3,}", recipe_text)), default=2)
     card: str = jinja2.Template(TEMPLATE, keep_trailing_newline=True).render(
         header=_header({key: value for key, value in metadata.items() if value}),
         name=name,
-        kind="reward model (a sequence classifier with one output)" if scalar else "causal language model",
+        kind=("LoRA adapter: a " if held else "") + kind,
+        scalar=scalar,
+        held={role.replace("_", " "): what for role, what in held.items()},
         loader="AutoModelForSequenceClassification" if scalar else "AutoModelForCausalLM",
         base_model=base_model,
         initial=initial,

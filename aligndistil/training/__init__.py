@@ -5,6 +5,7 @@ objective look at it beforehand, `evaluation`, `log` and `checkpoints` are what 
 together.
 """
 
+from aligndistil.training.adapters import planned_models
 from aligndistil.training.checks import Longest, check_lengths, check_positions, data_lines, model_lines
 from aligndistil.training.data import StageData, gold_reward_of, load_stage_data
 from aligndistil.training.python_reward import is_code, source_of
@@ -25,5 +26,6 @@ __all__ = [
     "is_code",
     "load_stage_data",
     "model_lines",
+    "planned_models",
     "source_of",
 ]

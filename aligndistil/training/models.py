@@ -12,9 +12,8 @@ from aligndistil.engine.processes import Processes
 from aligndistil.engine.teacher_cache import CachedModel
 from aligndistil.errors import UserError
 from aligndistil.models import (
+    Bases,
     check_same_tokenizer,
-    load_model,
-    load_scalar_model,
     load_tokenizer,
     reads_tokens,
     shared_vocab,
@@ -28,15 +27,15 @@ from aligndistil.training.text_reward import TextReader, TextReward
 
 
 def build_engine(
-    stage: Stage, data: StageData, locate: Callable[[str], str], processes: Processes, total_steps: int
+    stage: Stage, data: StageData, locate: Callable[[str], str], processes: Processes, total_steps: int, bases: Bases
 ) -> Engine:
     """Load every model that the objective names. Raises UserError when one does not fit."""
-    needs, seed = stage.objective.needs, stage.train.seed
+    needs = stage.objective.needs
     start = locate(stage.model.path)
     if stage.objective.is_scalar:
-        policy = load_scalar_model(start, stage.model, trained=True, seed=seed)
+        policy = bases.scalar_model(start, trained=True)
     else:
-        policy = load_model(start, stage.model, trained=True)
+        policy = bases.language_model(start, trained=True)
     frozen: dict[str, PreTrainedModel] = {}
     critic: PreTrainedModel | None = None
     reward: PythonReward | None = None
@@ -52,11 +51,11 @@ def build_engine(
         else:
             check_same_tokenizer(path, data.tokenizer, tokenizer, extra_allowed=needs[role].is_scalar)
         if role == Role.CRITIC:
-            critic = load_scalar_model(folder, stage.model, trained=True, seed=seed)
+            critic = bases.scalar_model(folder, trained=True)
         elif needs[role].is_scalar:
-            frozen[role] = load_scalar_model(folder, stage.model, trained=False)
+            frozen[role] = bases.scalar_model(folder)
         else:
-            frozen[role] = load_model(folder, stage.model, trained=False)
+            frozen[role] = bases.language_model(folder)
     if needs.get(Role.REWARD) is Need.NORMALIZED_SCORE and not (
         Role.REWARD in frozen and hasattr(frozen[Role.REWARD].config, "score_mean")
     ):

@@ -13,9 +13,9 @@ from transformers import PretrainedConfig
 
 from aligndistil.engine.engine import Engine
 from aligndistil.engine.memory import forget_peak_memory
-from aligndistil.engine.policy import FrozenModel, on_device
+from aligndistil.engine.policy import FrozenModel
 from aligndistil.engine.processes import Processes
-from aligndistil.models import export_model, load_model, located
+from aligndistil.models import Bases, export_adapter, export_model, located
 from aligndistil.objectives.base import Expected, MetricInfo, Role
 from aligndistil.objectives.loop_metrics import EVALUATION_METRICS, GOLD_REWARD, LOOP_METRICS
 from aligndistil.progress import RunView
@@ -24,6 +24,7 @@ from aligndistil.rollout import LoadedModel
 from aligndistil.run_folder import StageFolder, adopt_loggers, license_of, model_card
 from aligndistil.run_folder.environment import PACKAGES, installed_version
 from aligndistil.stop import StopSignal
+from aligndistil.training.adapters import models_on_bases
 from aligndistil.training.batches import DataBatches, RolloutBatches, Schedule
 from aligndistil.training.checkpoints import Checkpoints
 from aligndistil.training.data import StageData, gold_reward_of, load_stage_data
@@ -62,6 +63,8 @@ class StageTraining:
         self.stage, self.folder, self.locate, self.processes = stage, folder, locate, processes
         self.data: StageData = load_stage_data(stage, locate, rank=processes.rank)
         self.schedule = Schedule.of(stage, len(self.data.train))
+        self.held = models_on_bases(stage, locate)
+        """What each model is, by role, where adapters are trained."""
         self._given = None if stage.on_policy else DataBatches(stage, self.data, self.schedule, processes)
 
     def run(self, stop: StopSignal, view: RunView | None = None) -> Outcome:
@@ -69,7 +72,8 @@ class StageTraining:
         stage, data, processes = self.stage, self.data, self.processes
         forget_peak_memory()
         adopt_loggers()
-        engine = build_engine(stage, data, self.locate, processes, self.schedule.total_steps)
+        bases = Bases(stage.model, stage.train.seed)
+        engine = build_engine(stage, data, self.locate, processes, self.schedule.total_steps, bases)
         adopt_loggers()  # again: loading made new ones
         micro_batch, gold_reward = _rows_at_once(stage), gold_reward_of(stage.data)
         policy = LoadedModel(
@@ -90,6 +94,8 @@ class StageTraining:
             batches = RolloutBatches(
                 stage, data.train, self.schedule, processes, sampled, gold_reward=gold_reward, write=self._write_samples
             )
+        if stage.model.lora is not None:  # their dropout; a checkpoint brings its own random states
+            torch.manual_seed(stage.train.seed * processes.world + processes.rank)
         reference = stage.models.get(Role.REFERENCE)
         starts_at_reference = reference is not None and self.locate(reference) == self.locate(stage.model.path)
         with ExitStack() as stack:
@@ -101,7 +107,7 @@ class StageTraining:
                 engine=engine,
                 batches=batches,
                 evaluation=StageEvaluation(
-                    stage, data, engine, policy, self.folder, gold_reward, self._initial_model(engine)
+                    stage, data, engine, policy, self.folder, gold_reward, self._initial_model(engine, bases)
                 ),
                 log=stack.enter_context(log),
                 checkpoints=Checkpoints(engine, self.folder.path, stage.checkpoint),
@@ -116,11 +122,10 @@ class StageTraining:
         first_step = self.stage.objective.first_step()
         return [expected._replace(tolerance=rounding * expected.tolerance) for expected in first_step]
 
-    def _initial_model(self, engine: Engine) -> FrozenModel | None:
+    def _initial_model(self, engine: Engine, bases: Bases) -> FrozenModel | None:
         if not self.stage.evaluation.kl_initial or self.stage.objective.is_scalar:
             return None
-        model = load_model(self.locate(self._initial), self.stage.model, trained=False)
-        return FrozenModel(on_device(model, self.processes.device), engine.vocab)
+        return engine.beside(bases.language_model(self.locate(self._initial)))
 
     def _write_samples(self, step: int, rows: list[dict[str, Any]]) -> None:
         logging = self.stage.logging
@@ -129,11 +134,13 @@ class StageTraining:
             self.folder.samples(step, rows[: logging.samples])
 
     def _export(self, engine: Engine, metrics: dict[str, float]) -> None:
-        state = engine.state_dict()
+        adapter = self.stage.model.lora is not None
+        state = engine.state_dict(trained_only=adapter)
         _note_scores(engine.model.config, metrics)
         if self.processes.is_main:
             model, start, card = self.stage.model, self.locate(self.stage.model.path), self._card(metrics)
-            export_model(engine.model, state, start, model, self.data.stop_ids, self.folder.final, card)
+            export = export_adapter if adapter else export_model
+            export(engine.model, state, start, model, self.data.stop_ids, self.folder.final, card)
         self.processes.barrier()
 
     def _card(self, metrics: dict[str, float]) -> str:
@@ -151,6 +158,7 @@ class StageTraining:
             on_policy=stage.on_policy,
             paper=stage.objective.paper,
             models={str(role): path for role, path in stage.models.items()},
+            held=self.held,
             data=[source.path for source in stage.data.train],
             metrics=metrics,
             headline={name: known.get(name, MetricInfo("", "")) for name in headline},

@@ -13,7 +13,7 @@ from aligndistil import recipe
 from aligndistil.batch import Batch, DataKind, Row, collate
 from aligndistil.engine.engine import Engine
 from aligndistil.engine.processes import Processes
-from aligndistil.models import load_model, load_scalar_model
+from aligndistil.models import Bases, load_model
 from aligndistil.objectives import registry
 from aligndistil.objectives.base import Need, Objective, Role, TokenChunk
 from aligndistil.rollout import LoadedModel
@@ -69,8 +69,10 @@ def make_engine(
     named = {role: path for role, path in zip(roles, frozen, strict=True) if path}
     options = section(policy, **(model or {}))
 
+    bases = Bases(options)
+
     def load(role: str, path: str, trained: bool) -> Any:
-        return (load_scalar_model if goal.needs[role].is_scalar else load_model)(path, options, trained=trained)
+        return (bases.scalar_model if goal.needs[role].is_scalar else bases.language_model)(path, trained=trained)
 
     return Engine(
         load(Role.POLICY, policy, True),
