@@ -89,29 +89,35 @@ def plain(given: Inputs) -> float:
     if isinstance(given.objective, DPO):
         return _backward(given, plain_dpo(logps, ids))
     assert isinstance(given.objective, AlignDistil)
-    return _backward(given, plain_aligndistil(given.objective, logps, ids))
+    measured = measured_aligndistil(given.objective, logps, ids)
+    return _backward(given, plain_aligndistil(given.objective, logps) | measured)
 
 
 def plain_dpo(logps: dict[str, Tensor], ids: Tensor) -> dict[str, Tensor]:
     return {"logp": pick(logps[Role.POLICY], ids), "ref_logp": pick(logps[Role.REFERENCE], ids)}
 
 
-def plain_aligndistil(objective: AlignDistil, logps: dict[str, Tensor], ids: Tensor) -> dict[str, Tensor]:
+def plain_aligndistil(objective: AlignDistil, logps: dict[str, Tensor]) -> dict[str, Tensor]:
     policy, teacher, reverse = (logps[role] for role in (Role.POLICY, Role.TEACHER, Role.REVERSE_TEACHER))
     tvd = (teacher.exp() - reverse.exp()).abs().sum(-1) / 2
     alpha = objective.r * tvd + objective.eps
     beta = objective.beta0 / alpha
     target = torch.log_softmax(teacher + alpha[:, None] * (teacher - reverse), dim=-1)
     kl_target = (policy.exp() * (policy - target)).sum(-1)
-    with torch.no_grad():
-        probs = policy.exp()
-        measured = {
-            "reward": objective.beta0 * (pick(teacher, ids) - pick(reverse, ids)),
-            "expected_reward": objective.beta0 * (probs * (teacher - reverse)).sum(-1),
-            "kl_teacher": (probs * (policy - teacher)).sum(-1),
-        }
     terms = {"weighted_kl": beta * kl_target, "kl_target": kl_target.detach()}
-    return terms | {"alpha": alpha, "beta": beta, "tvd": tvd} | measured
+    return terms | {"alpha": alpha, "beta": beta, "tvd": tvd}
+
+
+@torch.no_grad()
+def measured_aligndistil(objective: AlignDistil, logps: dict[str, Tensor], ids: Tensor) -> dict[str, Tensor]:
+    """The terms that are only logged."""
+    policy, teacher, reverse = (logps[role] for role in (Role.POLICY, Role.TEACHER, Role.REVERSE_TEACHER))
+    probs = policy.exp()
+    return {
+        "reward": objective.beta0 * (pick(teacher, ids) - pick(reverse, ids)),
+        "expected_reward": objective.beta0 * (probs * (teacher - reverse)).sum(-1),
+        "kl_teacher": (probs * (policy - teacher)).sum(-1),
+    }
 
 
 def pick(logps: Tensor, ids: Tensor) -> Tensor:
