@@ -36,8 +36,6 @@ def save_model(arguments: argparse.Namespace, tokenizer: PreTrainedTokenizerBase
     if arguments.model:
         model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32)
     else:
-        # Ours cuts the vocabulary where the ids of the tokenizer end, and TRL does not.
-        tokenizer.add_tokens([f"<{number}>" for number in range(VOCAB - len(tokenizer))])
         torch.manual_seed(SEED)
         ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
         config = LlamaConfig(
@@ -55,16 +53,30 @@ def save_model(arguments: argparse.Namespace, tokenizer: PreTrainedTokenizerBase
         model.generation_config = GenerationConfig(pad_token_id=tokenizer.pad_token_id, **ids)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    if not arguments.model:
+        add_words(folder / "tokenizer.json")
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def save_others(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+def add_words(file: Path) -> None:
+    """Words that no text is cut into, up to the size of the model's vocabulary.
+
+    Ours cuts the vocabulary where the ids of the tokenizer end, and TRL does not.
+    """
+    content = json.loads(file.read_text())
+    words = content["model"]["vocab"]
+    taken = {*words.values(), *(token["id"] for token in content["added_tokens"])}
+    words |= {f"<{number}>": number for number in range(VOCAB) if number not in taken}
+    file.write_text(json.dumps(content))
+
+
+def save_others(folder: Path) -> None:
     """Beside the model: one with a scalar head, and two that are a little noise away from it, to be teachers.
 
     A score is read at the last token that is no padding, so padding must end no text.
     """
     torch.manual_seed(SEED)
-    with_pad = AutoTokenizer.from_pretrained(folder)
+    tokenizer, with_pad = (AutoTokenizer.from_pretrained(folder) for _ in range(2))
     if with_pad.pad_token == with_pad.eos_token:
         with_pad.pad_token = with_pad.unk_token
     scalar = AutoModelForSequenceClassification.from_pretrained(

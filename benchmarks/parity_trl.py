@@ -247,7 +247,7 @@ def main() -> None:
         # Rendered rows must not go through a template again.
         tokenizer.chat_template = None
         parameters = save_model(arguments, tokenizer, base / "model")
-        save_others(base / "model", tokenizer)
+        save_others(base / "model")
         for name, case in cases.items():
             if len(pairs) < case.rows:
                 raise SystemExit(f"{arguments.data}: {len(pairs)} pairs can be used, and {name} needs {case.rows}")
