@@ -7,7 +7,7 @@ INSTALL := $(BIN)/pip install --quiet --constraint constraints.txt
 # One thread a process: several processes that each start a thread for every core wait for each other.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help quickstart test test-all lint types wheel schema metrics smollm2 assets clean
+.PHONY: help quickstart test test-all gpu lint types wheel schema metrics smollm2 assets clean
 
 help:  ## Show this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -30,6 +30,10 @@ test: $(VENV)/dev  ## The tests, without those marked slow
 
 test-all: $(VENV)/dev  ## All tests
 	$(BIN)/pytest -n auto -m "slow or not slow"
+
+# No network: it takes the Python that is there. DEVICE=cpu goes the same way with few rows.
+gpu:  ## What only a card can show, in ten minutes: tests, quickstart in bfloat16, resuming, benchmarks/gpu.py
+	$(or $(wildcard $(BIN)/python),$(PYTHON)) scripts/gpu.py --device $(or $(DEVICE),cuda)
 
 lint: $(VENV)/dev  ## Style
 	$(BIN)/ruff check .

@@ -24,6 +24,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from page import replace_table
+
 OURS, CACHED, PLAIN = "ours", "ours, from the cache", "`datasets`"
 
 
@@ -40,11 +42,7 @@ def main() -> None:
                 lines.append(line)
     about = f"{os.cpu_count()} cores, Python {platform.python_version()}, the tokenizer of `{asked.model}`."
     if asked.write:
-        page = Path(__file__).with_name("README.md")
-        before, _, rest = page.read_text().partition("<!-- data:begin -->\n")
-        after = rest.partition("<!-- data:end -->")[2]
-        table = "\n".join([about, "", *lines])
-        page.write_text(f"{before}<!-- data:begin -->\n{table}\n<!-- data:end -->{after}")
+        replace_table("data", "\n".join([about, "", *lines]))
 
 
 def arguments() -> argparse.Namespace:

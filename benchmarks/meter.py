@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import os
+import platform
 import time
 from pathlib import Path
 
@@ -46,3 +48,14 @@ def check_the_meter(device: str) -> None:
         torch.ones(mib * 2**18, device=device)
         measured = (peak(device) - before) / 2**20
         assert abs(measured - mib) < 0.05 * mib, f"{mib} MiB read as {measured:.0f} MiB"
+
+
+def machine(device: str, dtype: str) -> str:
+    """Where, and with what, something was measured."""
+    if device == "cuda":
+        where = f"{torch.cuda.get_device_name()}, {dtype}"
+    else:
+        models = [x for x in Path("/proc/cpuinfo").read_text().splitlines() if x.startswith("model name")]
+        name = models[0].split(":")[1].strip() if models else platform.machine()
+        where = f"{name}, {torch.get_num_threads()} thread(s) of {os.cpu_count()} cores, {dtype}"
+    return f"{where}; torch {torch.__version__}, Python {platform.python_version()}"

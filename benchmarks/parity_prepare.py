@@ -1,4 +1,4 @@
-"""What both sides of parity_trl.py read: the model they start from, the rows, their settings and our recipe."""
+"""What both sides of parity_trl.py read: the models, the rows, their settings and our recipe."""
 
 from __future__ import annotations
 
@@ -11,7 +11,15 @@ from typing import Any
 
 import torch
 from parity_sides import NO_LIMIT, SEED, Case
-from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerBase,
+)
 
 from aligndistil.batch import DataKind
 from aligndistil.data import load_examples
@@ -19,6 +27,8 @@ from aligndistil.models import stop_ids
 from aligndistil.recipe import Data, Model
 
 VOCAB = 49_152
+NOISE = 0.2
+"""Of the two teachers, as a share of the deviation of each matrix."""
 
 
 def save_model(arguments: argparse.Namespace, tokenizer: PreTrainedTokenizerBase, folder: Path) -> int:
@@ -43,7 +53,45 @@ def save_model(arguments: argparse.Namespace, tokenizer: PreTrainedTokenizerBase
         model.generation_config = GenerationConfig(pad_token_id=tokenizer.pad_token_id, **ids)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    if not arguments.model:
+        add_words(folder / "tokenizer.json")
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def add_words(file: Path) -> None:
+    """Words that no text is cut into, up to the size of the model's vocabulary.
+
+    Ours cuts the vocabulary where the ids of the tokenizer end, and TRL does not.
+    """
+    content = json.loads(file.read_text())
+    words = content["model"]["vocab"]
+    taken = {*words.values(), *(token["id"] for token in content["added_tokens"])}
+    words |= {f"<{number}>": number for number in range(VOCAB) if number not in taken}
+    file.write_text(json.dumps(content))
+
+
+def save_others(folder: Path) -> None:
+    """Beside the model: one with a scalar head, and two that are a little noise away from it, to be teachers.
+
+    A score is read at the last token that is no padding, so padding must end no text.
+    """
+    torch.manual_seed(SEED)
+    tokenizer, with_pad = (AutoTokenizer.from_pretrained(folder) for _ in range(2))
+    if with_pad.pad_token == with_pad.eos_token:
+        with_pad.pad_token = with_pad.unk_token
+    scalar = AutoModelForSequenceClassification.from_pretrained(
+        folder, num_labels=1, dtype=torch.float32, pad_token_id=with_pad.pad_token_id
+    )
+    scalar.save_pretrained(folder.with_name("scalar"))
+    with_pad.save_pretrained(folder.with_name("scalar"))
+    for name in ("teacher", "reverse"):
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        with torch.no_grad():
+            for weight in model.parameters():
+                if weight.ndim > 1:
+                    weight.add_(torch.randn_like(weight), alpha=NOISE * float(weight.std()))
+        model.save_pretrained(folder.with_name(name))
+        tokenizer.save_pretrained(folder.with_name(name))
 
 
 def usable_pairs(arguments: argparse.Namespace, tokenizer: PreTrainedTokenizerBase) -> Iterator[dict[str, str]]:
@@ -75,22 +123,23 @@ def usable_pairs(arguments: argparse.Namespace, tokenizer: PreTrainedTokenizerBa
             yield {"prompt": prompt, "chosen": texts[0][len(prompt) :], "rejected": texts[1][len(prompt) :]}
 
 
-def write_case(case: Case, rows: list[dict[str, Any]], model: Path, folder: Path) -> None:
-    """Everything the two sides read."""
+def write_case(case: Case, rows: list[dict[str, Any]], base: Path, folder: Path) -> None:
+    """Everything the two sides read; the models are in `base`."""
     folder.mkdir(parents=True)
-    (folder / "model").symlink_to(model.resolve())
+    for name in {case.start, *case.frozen.values()}:
+        (folder / name).symlink_to((base / name).resolve())
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "case.json").write_text(json.dumps(asdict(case)))
     stage: dict[str, Any] = {"objective": case.objective}
-    if case.needs_reference:
-        stage["models"] = {"reference": str(folder / "model")}
+    if case.frozen:
+        stage["models"] = {role: str(folder / name) for role, name in case.frozen.items()}
     recipe = {
         "output_dir": str(folder / "run"),
-        "model": {"path": str(folder / "model"), "dtype": "float32"},
+        "model": {"path": str(folder / case.start), "dtype": "float32"},
         "data": {
             "train": {
                 "path": str(folder / "rows.jsonl"),
-                "format": "preference" if case.kind == "pairs" else "unpaired",
+                "format": "unpaired" if case.kind == "unpaired" else "preference",
             },
             "max_prompt_length": NO_LIMIT,
             "max_response_length": NO_LIMIT,
@@ -117,7 +166,7 @@ def write_case(case: Case, rows: list[dict[str, Any]], model: Path, folder: Path
 def rows_of(case: Case, pairs: list[dict[str, str]]) -> list[dict[str, Any]]:
     """For unpaired data, one response of each pair: chosen and rejected in turn."""
     pairs = pairs[: case.rows]
-    if case.kind == "pairs":
+    if case.kind != "unpaired":
         return list(pairs)
     return [
         {"prompt": pair["prompt"], "completion": pair["rejected" if i % 2 else "chosen"], "label": i % 2 == 0}

@@ -1,8 +1,8 @@
-"""The two sides of parity_trl.py, each run by it as a process of its own: `python parity_sides.py SIDE FOLDER`.
+"""The sides of parity_trl.py, each run by it as a process of its own: `python parity_sides.py SIDE FOLDER`.
 
-Both train the model in FOLDER on the rows in FOLDER, in turns: a side stops when the gradient of a step is there, says
-so, and waits for its next turn. What lies between two such moments is one whole step (optimizer, log, data, forward and
-backward pass), and that is what is measured. The result is FOLDER/SIDE.json.
+Two of them train the same model on the same rows in turns: a side stops when the gradient of a step is there, says so,
+and waits for its next turn. What lies between two such moments is one whole step (optimizer, log, data, forward and
+backward pass), and that is what is measured. All they read is in FOLDER; the result is FOLDER/SIDE.json.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from itertools import cycle
 from pathlib import Path
 from typing import Any, Literal
 
-Kind = Literal["pairs", "unpaired"]
+Kind = Literal["pairs", "unpaired", "responses"]
 SEED = 0
 NO_LIMIT = 10**6
 """Tokens; the rows have been chosen to fit, so nothing is cut."""
@@ -30,10 +31,15 @@ class Case:
     kind: Kind
     objective: dict[str, Any]
     """As a recipe writes it."""
+    peer: str
+    """The side that ours is compared with: TRL, or plain PyTorch where TRL has no such trainer."""
     trainer: str
     """TRL's trainer, and its configuration beside what all trainers share."""
     options: dict[str, Any]
-    needs_reference: bool
+    frozen: dict[str, str]
+    """Frozen models by their role, as folders."""
+    start: str
+    """The folder of the model that is trained."""
     steps: int
     batch_size: int
     micro_batch_size: int
@@ -50,23 +56,47 @@ CASES: dict[str, dict[str, Any]] = {
     "dpo": {
         "kind": "pairs",
         "objective": {"name": "dpo", "beta": 0.1},
+        "peer": "trl",
         "trainer": "DPO",
         "options": {"beta": 0.1},
-        "needs_reference": True,
+        "frozen": {"reference": "model"},
+        "start": "model",
     },
     "simpo": {
         "kind": "pairs",
         "objective": {"name": "simpo", "beta": 10.0, "simpo_gamma": 5.0},
+        "peer": "trl",
         "trainer": "CPO",
         "options": {"beta": 10.0, "simpo_gamma": 5.0, "loss_type": "simpo", "cpo_alpha": 0.0},
-        "needs_reference": False,
+        "frozen": {},
+        "start": "model",
     },
     "kto": {
         "kind": "unpaired",
         "objective": {"name": "kto", "beta": 0.1},
+        "peer": "trl",
         "trainer": "KTO",
         "options": {"beta": 0.1},
-        "needs_reference": True,
+        "frozen": {"reference": "model"},
+        "start": "model",
+    },
+    "reward_model": {
+        "kind": "pairs",
+        "objective": {"name": "reward_model"},
+        "peer": "trl",
+        "trainer": "Reward",
+        "options": {},
+        "frozen": {},
+        "start": "scalar",
+    },
+    "aligndistil": {
+        "kind": "responses",
+        "objective": {"name": "aligndistil", "r": 5.0},
+        "peer": "plain",
+        "trainer": "",
+        "options": {},
+        "frozen": {"teacher": "teacher", "reverse_teacher": "reverse"},
+        "start": "model",
     },
 }
 
@@ -82,34 +112,61 @@ class Result:
     """Wall time of the steps; the first, which makes the optimizer's states, is not among them."""
     cpu_seconds: list[float] = field(default_factory=list)
     peak_mib: list[float] = field(default_factory=list)
+    computed_tokens: list[int] = field(default_factory=list)
+    """Tokens, padding included, that went through the body of any model in these steps."""
     losses: list[float] = field(default_factory=list)
     grad_norms: list[float] = field(default_factory=list)
     reference_points: list[float] = field(default_factory=list)
     """KTO's z0, clamped."""
     seen: list[list[Any]] = field(default_factory=list)
-    """For each step, sorted: what the row is, its token ids, and how many of them belong to the response."""
+    """For each step, sorted: what the row is, its token ids, and how many of them belong to the response (0 where the
+    side does not say)."""
 
 
 class Turns:
-    """Waits for its turn at every step's boundary, and measures from turn to turn without the waiting."""
+    """Waits for its turn at every step's boundary, and measures from turn to turn without the waiting.
 
-    def __init__(self, result: Result, channel: Any) -> None:
+    It is called once a step, when the gradient is there; our loop does so by asking whether it is to stop.
+    """
+
+    def __init__(self, case: Case, folder: Path, result: Result, channel: Any) -> None:
         self.result, self._channel = result, channel
-        self._began: tuple[float, float] | None = None
+        self._began: tuple[float, float, int] | None = None
+        self._tokens = 0
+        self._count_tokens(json.loads((folder / case.start / "config.json").read_text())["vocab_size"])
 
-    @property
-    def requested(self) -> bool:
-        """Asked for by the loop once a step, when the gradient is there."""
+    def _count_tokens(self, vocab: int) -> None:
+        from torch.nn import Embedding
+
+        forward = Embedding.forward
+
+        def counted(module: Any, ids: Any) -> Any:
+            if module.num_embeddings == vocab:
+                self._tokens += ids.numel()
+            return forward(module, ids)
+
+        Embedding.forward = counted
+
+    def __call__(self) -> None:
         if self._began is not None:
-            self.result.seconds.append(time.perf_counter() - self._began[0])
-            self.result.cpu_seconds.append(time.process_time() - self._began[1])
+            wall, processor, tokens = self._began
+            self.result.seconds.append(time.perf_counter() - wall)
+            self.result.cpu_seconds.append(time.process_time() - processor)
             self.result.peak_mib.append(_status_mib("VmHWM"))
+            self.result.computed_tokens.append(self._tokens - tokens)
         print("ready", file=self._channel, flush=True)
         if not sys.stdin.readline():
             raise SystemExit("parity_trl.py is gone")
         Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
-        self._began = time.perf_counter(), time.process_time()
+        self._began = time.perf_counter(), time.process_time(), self._tokens
+
+    @property
+    def requested(self) -> bool:
+        self()
         return False
+
+    def deferred(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
 
 def _status_mib(key: str) -> float:
@@ -132,7 +189,7 @@ def run_ours(case: Case, folder: Path, channel: Any) -> Result:
     stage = load_recipe(folder / "recipe.yaml").stages["parity"]
     stage_folder = StageFolder(folder / "ours")
     training = StageTraining(stage, stage_folder, lambda path: path, start_processes())
-    stop: Any = Turns(result, channel)
+    stop: Any = Turns(case, folder, result, channel)
     training.run(stop)
     lines = [line for line in stage_folder.metrics.read() if line["split"] == "train"]
     result.losses = [line["loss"] for line in lines]
@@ -140,14 +197,16 @@ def run_ours(case: Case, folder: Path, channel: Any) -> Result:
     result.reference_points = [line["kl/z0"] for line in lines if "kl/z0" in line]
     for step in range(case.steps):
         rows = [row for i in training.schedule.sampler.batch(step) for row in training.data.train.rows(i)]
-        if case.kind == "pairs":
+        if case.kind == "responses":
+            told = [("chosen", row) for row in rows]
+        elif case.kind == "pairs":
             told = [(name, row) for name, row in zip(("chosen", "rejected") * (len(rows) // 2), rows, strict=True)]
         else:
             told = [("desirable" if row.label else "undesirable", row) for row in rows]
             told += [("mismatched", row) for row in mismatched(rows) or []]
-        result.seen.append(
-            sorted([name, [*row.prompt_ids, *row.response_ids], len(row.response_ids)] for name, row in told)
-        )
+        counts = [0 if case.trainer == "Reward" else len(row.response_ids) for _, row in told]
+        seen = [(name, [*row.prompt_ids, *row.response_ids]) for name, row in told]
+        result.seen.append(sorted([name, ids, count] for (name, ids), count in zip(seen, counts, strict=True)))
     return result
 
 
@@ -156,14 +215,19 @@ def run_trl(case: Case, folder: Path, channel: Any) -> Result:
     import transformers
     import trl
     from datasets import Dataset
-    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+    from transformers import (
+        AutoModelForCausalLM,
+        AutoModelForSequenceClassification,
+        AutoTokenizer,
+        TrainerCallback,
+    )
     from trl.experimental import cpo
 
     result = Result(
         {"torch": torch.__version__, "transformers": transformers.__version__, "trl": trl.__version__},
         _status_mib("VmRSS"),
     )
-    turns = Turns(result, channel)
+    turns = Turns(case, folder, result, channel)
 
     class InTurns(TrainerCallback):  # type: ignore[misc]
         def on_pre_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
@@ -172,16 +236,18 @@ def run_trl(case: Case, folder: Path, channel: Any) -> Result:
     place = cpo if case.trainer == "CPO" else trl
     settings = getattr(place, f"{case.trainer}Config")(**_trl_arguments(case, folder))
 
-    def model() -> Any:
-        return AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
+    auto = AutoModelForSequenceClassification if case.trainer == "Reward" else AutoModelForCausalLM
+
+    def model(name: str) -> Any:
+        return auto.from_pretrained(folder / name, dtype=torch.float32)
 
     trainer = getattr(place, f"{case.trainer}Trainer")(
-        model=model(),
+        model=model(case.start),
         args=settings,
         train_dataset=Dataset.from_list(_in_order(case, folder)),
-        processing_class=AutoTokenizer.from_pretrained(folder / "model"),
+        processing_class=AutoTokenizer.from_pretrained(folder / case.start),
         callbacks=[InTurns()],
-        **({"ref_model": model()} if case.needs_reference else {}),
+        **({"ref_model": model(case.frozen["reference"])} if case.frozen else {}),
     )
     collate = trainer.data_collator
     micro_batches: list[list[list[Any]]] = []
@@ -200,6 +266,23 @@ def run_trl(case: Case, folder: Path, channel: Any) -> Result:
     each = case.batch_size // case.micro_batch_size
     steps = [micro_batches[k * each : (k + 1) * each] for k in range(case.steps)]
     result.seen = [sorted(row for batch in step for row in batch) for step in steps]
+    return result
+
+
+def run_plain(case: Case, folder: Path, channel: Any) -> Result:
+    import torch
+    import transformers
+    from parity_plain import PlainAlignDistil
+
+    result = Result({"torch": torch.__version__, "transformers": transformers.__version__}, _status_mib("VmRSS"))
+    turns = Turns(case, folder, result, channel)
+    training = PlainAlignDistil(case, folder)
+    for step in case.order:
+        texts = training.texts(step)
+        result.losses.append(training.gradient(texts))
+        turns()
+        result.grad_norms.append(training.step())
+        result.seen.append(sorted(["chosen", text.ids, len(text.ids) - text.prompt] for text in texts))
     return result
 
 
@@ -250,6 +333,8 @@ def _batch_seen(batch: Mapping[str, Any]) -> list[list[Any]]:
         names = ["desirable" if label else "undesirable" for label in batch["label"].tolist()]
         return _rows(batch, "", names) + _rows(batch, "KL_", ["mismatched"])
     half = len(batch["input_ids"]) // 2
+    if "completion_mask" not in batch and "labels" not in batch:  # the reward model's
+        batch = {**batch, "completion_mask": 0 * batch["attention_mask"]}
     return _rows(batch, "", ["chosen"] * half + ["rejected"] * half)
 
 
@@ -263,7 +348,7 @@ def _rows(batch: Mapping[str, Any], prefix: str, names: Sequence[str]) -> list[l
     ]
 
 
-SIDES = {"ours": run_ours, "trl": run_trl}
+SIDES = {"ours": run_ours, "trl": run_trl, "plain": run_plain}
 
 
 def main() -> None:

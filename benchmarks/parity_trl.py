@@ -1,18 +1,23 @@
 """TRL's trainers and ours in one run: the same loss curve, and the time and peak memory of a step side by side.
 
     pip install -c constraints.txt --group trl
-    python benchmarks/parity_trl.py [--objective dpo simpo kto] [--data FILE] [--tokenizer FOLDER] [--threads N]
+    python benchmarks/parity_trl.py [--objective dpo simpo kto reward_model aligndistil] [--data FILE] [--model FOLDER]
 
 Both sides train the same float32 model (random weights, 17 million of them, vocabulary 49,152; or --model) on the same
 rows in the same order with the same AdamW, schedule and clipping, each in a process of its own. They take turns step by
 step, so that whatever else the machine does slows both down alike. The script fails when the two have not read the same
 tokens, or when a loss differs by more than the tolerance. On a CPU, Linux only; on a machine that does other work as
 well, give --threads 1 and look at the processor time.
+
+TRL has no AlignDistil: off-policy, it is compared with the formula in plain PyTorch (parity_plain.py). Time and memory
+are given as multiples of the other side's, and the time also for a token that was computed: one that went through the
+body of a model, padding included.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -20,12 +25,15 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import textwrap
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from parity_prepare import rows_of, save_model, usable_pairs, write_case
-from parity_sides import CASES, SEED, SIDES, Case
+from meter import machine
+from page import markdown, replace_table
+from parity_prepare import rows_of, save_model, save_others, usable_pairs, write_case
+from parity_sides import CASES, SEED, Case
 from rich.console import Console
 from rich.table import Table
 
@@ -33,6 +41,7 @@ from aligndistil.data import Sampler
 from aligndistil.models import load_tokenizer
 from aligndistil.recipe import Model
 
+PACKAGES = ("transformers", "trl")
 TOLERANCE = 2e-5
 """Of a loss, relative to the first one."""
 WHY = (
@@ -43,13 +52,13 @@ WHY = (
 )
 
 
-def run_in_turns(folder: Path, steps: int, threads: int) -> dict[str, dict[str, Any]]:
+def run_in_turns(folder: Path, sides: tuple[str, str], steps: int, threads: int) -> dict[str, dict[str, Any]]:
     """Both sides, one step each at a time; which goes first changes from step to step."""
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
     script = Path(__file__).with_name("parity_sides.py")
     running: dict[str, subprocess.Popen[str]] = {}
     try:
-        for side in SIDES:
+        for side in sides:
             with (folder / f"{side}.log").open("w") as log:
                 running[side] = subprocess.Popen(
                     [sys.executable, str(script), side, str(folder)],
@@ -61,7 +70,7 @@ def run_in_turns(folder: Path, steps: int, threads: int) -> dict[str, dict[str, 
                 )
             _wait(side, running[side], folder)
         for step in range(1, steps):
-            for side in sorted(SIDES, reverse=step % 2 == 0):
+            for side in sides if step % 2 else reversed(sides):
                 _go(running[side])
                 _wait(side, running[side], folder)
         for process in running.values():
@@ -72,7 +81,7 @@ def run_in_turns(folder: Path, steps: int, threads: int) -> dict[str, dict[str, 
     finally:
         for process in running.values():
             process.kill()
-    return {side: json.loads((folder / f"{side}.json").read_text()) for side in SIDES}
+    return {side: json.loads((folder / f"{side}.json").read_text()) for side in sides}
 
 
 def _go(process: subprocess.Popen[str]) -> None:
@@ -91,71 +100,98 @@ def _failure(side: str, folder: Path) -> str:
     return f"{(folder / f'{side}.log').read_text()[-4000:]}\nthe side {side} failed"
 
 
-def show(name: str, results: dict[str, dict[str, Any]], console: Console) -> None:
+def show(name: str, peer: str, results: dict[str, dict[str, Any]], console: Console) -> None:
     """Every step of both sides; the first is not measured, since it makes the optimizer's states."""
-    titles = ("step", "loss TRL", "loss ours", "difference", "|grad| TRL", "ours", "s TRL", "ours", "MiB TRL", "ours")
-    table = Table(*titles, title=name)
+    titles = ("step", f"loss {peer}", "loss ours", "difference", f"|grad| {peer}", "ours")
+    table = Table(*titles, f"s {peer}", "ours", f"MiB {peer}", "ours", title=name)
     for column in table.columns:
         column.justify = "right"
-    trl, ours = results["trl"], results["ours"]
-    for k, (a, b) in enumerate(zip(trl["losses"], ours["losses"], strict=True)):
-        cells = [f"{a:.7f}", f"{b:.7f}", f"{b - a:+.1e}", *(f"{side['grad_norms'][k]:.4f}" for side in (trl, ours))]
+    theirs, ours = results[peer], results["ours"]
+    for k, (a, b) in enumerate(zip(theirs["losses"], ours["losses"], strict=True)):
+        cells = [f"{a:.7f}", f"{b:.7f}", f"{b - a:+.1e}", *(f"{side['grad_norms'][k]:.4f}" for side in (theirs, ours))]
         for key, form in (("seconds", ".2f"), ("peak_mib", ",.0f")):
-            cells += [format(side[key][k - 1], form) if k else "" for side in (trl, ours)]
+            cells += [format(side[key][k - 1], form) if k else "" for side in (theirs, ours)]
         table.add_row(str(k + 1), *cells)
     console.print(table)
 
 
-def show_cost(results: dict[str, dict[str, Any]], console: Console) -> None:
-    """Medians of time, highest memory, and how far apart the two are."""
-    table = Table("a step", "wall s", "processor s", "peak MiB", "of it above the libraries")
-    numbers: dict[str, list[float]] = {}
-    for side in ("trl", "ours"):
-        result = results[side]
-        medians = [statistics.median(result[key]) for key in ("seconds", "cpu_seconds")]
-        peak = max(result["peak_mib"])
-        numbers[side] = [*medians, peak, peak - result["before_mib"]]
-        forms = (".2f", ".2f", ",.0f", ",.0f")
-        table.add_row(side, *(format(value, form) for value, form in zip(numbers[side], forms, strict=True)))
-    ratios = [trl / ours for trl, ours in zip(numbers["trl"], numbers["ours"], strict=True)]
-    table.add_row("trl / ours", *(f"{ratio:.2f}" for ratio in ratios))
+def cost_of(result: dict[str, Any]) -> dict[str, float]:
+    """Of a step of one side: median times, highest memory, and the processor time of a token that was computed."""
+    processor, tokens = result["cpu_seconds"], result["computed_tokens"]
+    peak = max(result["peak_mib"])
+    return {
+        "wall s": statistics.median(result["seconds"]),
+        "processor s": statistics.median(processor),
+        "peak MiB": peak,
+        "above the libraries": peak - result["before_mib"],
+        "computed tokens": sum(tokens) / len(tokens),
+        "ms a computed token": 1e3 * sum(processor) / sum(tokens),
+    }
+
+
+def show_cost(peer: str, results: dict[str, dict[str, Any]], console: Console) -> None:
+    """The cost of both sides, and ours as a multiple of the other's."""
+    costs = {side: cost_of(results[side]) for side in (peer, "ours")}
+    table = Table("a step", *costs[peer])
+    for side, cost in costs.items():
+        table.add_row(side, *(f"{value:,.0f}" if value >= 100 else f"{value:.2f}" for value in cost.values()))
+    table.add_row(f"ours / {peer}", *(f"{costs['ours'][key] / value:.2f}" for key, value in costs[peer].items()))
     console.print(table)
     for key, told in (("seconds", "wall"), ("cpu_seconds", "processor")):
-        pairs = zip(results["trl"][key], results["ours"][key], strict=True)
-        each = sorted(trl / ours for trl, ours in pairs)
+        pairs = zip(results["ours"][key], results[peer][key], strict=True)
+        each = sorted(ours / theirs for ours, theirs in pairs)
         middle = statistics.median(each)
         console.print(
-            f"{told} time of the same step, trl / ours: median {middle:.2f}, from {each[0]:.2f} to {each[-1]:.2f}"
+            f"{told} time of the same step, ours / {peer}: median {middle:.2f}, from {each[0]:.2f} to {each[-1]:.2f}"
         )
 
 
-def largest_difference(results: dict[str, dict[str, Any]], key: str) -> float:
+def largest_difference(peer: str, results: dict[str, dict[str, Any]], key: str) -> float:
     """Of all steps, relative to the value of the first."""
-    trl, ours = results["trl"][key], results["ours"][key]
-    return max(abs(a - b) for a, b in zip(trl, ours, strict=True)) / abs(trl[0])
+    theirs, ours = results[peer][key], results["ours"][key]
+    return max(abs(a - b) for a, b in zip(theirs, ours, strict=True)) / abs(theirs[0])
 
 
-def compare(name: str, results: dict[str, dict[str, Any]], tolerance: float, console: Console) -> bool:
-    """Print one objective's tables; whether the curves agree. Stops where the sides have not read the same tokens."""
+def compare(name: str, peer: str, results: dict[str, dict[str, Any]], tolerance: float, console: Console) -> float:
+    """Print one objective's tables, and give the largest difference of a loss.
+
+    Stops where the sides have not read the same tokens.
+    """
     seen = results["ours"]["seen"]
-    for step, (a, b) in enumerate(zip(seen, results["trl"]["seen"], strict=True), start=1):
+    for step, (a, b) in enumerate(zip(seen, results[peer]["seen"], strict=True), start=1):
         if a != b:
             raise SystemExit(f"{name}: at step {step} the two sides have not read the same tokens")
-    show(name, results, console)
-    off = largest_difference(results, "losses")
+    show(name, peer, results, console)
+    off = largest_difference(peer, results, "losses")
     tokens = sum(len(ids) for step in seen for _, ids, _ in step)
     console.print(
         f"{tokens:,} tokens in {len(seen)} steps, the same on both sides. Largest difference: of a loss {off:.1e} of "
         f"the first loss, {'within' if off <= tolerance else 'MORE THAN'} the tolerance of {tolerance:.0e}; of a "
-        f"gradient norm {largest_difference(results, 'grad_norms'):.1e} of the first norm."
+        f"gradient norm {largest_difference(peer, results, 'grad_norms'):.1e} of the first norm."
     )
     points = results["ours"]["reference_points"]
     if points:
-        gap = max(abs(a - b) for a, b in zip(points, results["trl"]["reference_points"], strict=True))
+        gap = max(abs(a - b) for a, b in zip(points, results[peer]["reference_points"], strict=True))
         above = sum(point > 0 for point in points)
         console.print(f"z0 is above 0 in {above} steps, up to {max(points):.3f}; largest difference {gap:.1e}.")
-    show_cost(results, console)
-    return off <= tolerance
+    show_cost(peer, results, console)
+    return off
+
+
+HEADERS = (
+    *("objective", "beside", "loss difference", "s", "ours s", "time", "MiB", "ours MiB", "memory"),
+    *("memory above the libraries", "time of a computed token"),
+)
+
+
+def row_of(name: str, peer: str, results: dict[str, dict[str, Any]], off: float) -> tuple[str, ...]:
+    """A line of the last table: ours as a multiple of the other side's."""
+    theirs, ours = cost_of(results[peer]), cost_of(results["ours"])
+    ratio = {key: f"{ours[key] / theirs[key]:.2f}" for key in ours}
+    times = [f"{theirs['processor s']:.2f}", f"{ours['processor s']:.2f}", ratio["processor s"]]
+    memory = [f"{theirs['peak MiB']:,.0f}", f"{ours['peak MiB']:,.0f}", ratio["peak MiB"]]
+    beside = {"trl": "TRL", "plain": "plain PyTorch"}[peer]
+    return (name, beside, f"{off:.1e}", *times, *memory, ratio["above the libraries"], ratio["ms a computed token"])
 
 
 def read_arguments() -> argparse.Namespace:
@@ -172,6 +208,7 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--tolerance", type=float, default=TOLERANCE)
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of each side; they never run at once")
     parser.add_argument("--keep", type=Path, help="an empty folder for what the two sides write")
+    parser.add_argument("--write", action="store_true", help="write the last table into benchmarks/README.md")
     arguments = parser.parse_args()
     if arguments.steps < 2:
         parser.error("--steps: the first step is not measured, so give 2 or more")
@@ -183,7 +220,7 @@ def read_arguments() -> argparse.Namespace:
 
 def case_of(name: str, arguments: argparse.Namespace) -> Case:
     """TRL estimates KTO's KL inside a micro-batch and ours in the whole step, so there the two have to be one."""
-    paired = CASES[name]["kind"] == "pairs"
+    paired = CASES[name]["kind"] != "unpaired"
     size = arguments.batch_size * (1 if paired else 2)
     sampler = Sampler(size * arguments.steps, size, SEED)
     return Case(
@@ -198,10 +235,11 @@ def case_of(name: str, arguments: argparse.Namespace) -> Case:
 
 def main() -> None:
     arguments = read_arguments()
-    if importlib.util.find_spec("trl") is None:
-        raise SystemExit("trl is not installed: pip install -c constraints.txt --group trl")
-    console = Console(width=120)
     cases = {name: case_of(name, arguments) for name in arguments.objective}
+    if any(case.peer == "trl" for case in cases.values()) and importlib.util.find_spec("trl") is None:
+        raise SystemExit("trl is not installed: pip install -c constraints.txt --group trl")
+    console = Console(width=140)
+    rows, agree = [], True
     with tempfile.TemporaryDirectory() as scratch:
         base = Path(arguments.keep or scratch)
         tokenizer = load_tokenizer(arguments.tokenizer, Model(path=arguments.tokenizer))
@@ -209,17 +247,34 @@ def main() -> None:
         # Rendered rows must not go through a template again.
         tokenizer.chat_template = None
         parameters = save_model(arguments, tokenizer, base / "model")
-        agree = True
+        save_others(base / "model")
         for name, case in cases.items():
             if len(pairs) < case.rows:
                 raise SystemExit(f"{arguments.data}: {len(pairs)} pairs can be used, and {name} needs {case.rows}")
             folder = base / name
-            write_case(case, rows_of(case, pairs), base / "model", folder)
-            results = run_in_turns(folder, case.steps, arguments.threads)
-            agree &= compare(name, results, arguments.tolerance, console)
-    versions = ", ".join(f"{package} {version}" for package, version in results["trl"]["versions"].items())
-    console.print(f"{versions}; {parameters:,} parameters, float32, {arguments.threads} thread(s). {WHY}")
+            write_case(case, rows_of(case, pairs), base, folder)
+            results = run_in_turns(folder, (case.peer, "ours"), case.steps, arguments.threads)
+            off = compare(name, case.peer, results, arguments.tolerance, console)
+            agree &= off <= arguments.tolerance
+            rows.append(row_of(name, case.peer, results, off))
+    table = Table(*HEADERS)
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+    about = (
+        f"{machine('cpu', 'float32')}, {', '.join(versions())}; {arguments.threads} thread(s). {parameters:,} "
+        f"parameters; {arguments.batch_size} pairs of {Path(arguments.data).name} a step. Seconds are medians of "
+        f"processor time over {arguments.steps - 1} steps, MiB the highest resident memory in any of them."
+    )
+    console.print(f"{about} {WHY}")
+    if arguments.write:
+        replace_table("parity", "\n".join([textwrap.fill(about, 100), "", markdown(HEADERS, rows, texts=2)]))
     sys.exit(0 if agree else 1)
+
+
+def versions() -> list[str]:
+    found = {name: importlib.util.find_spec(name) and importlib.metadata.version(name) for name in PACKAGES}
+    return [f"{name} {version}" for name, version in found.items() if version]
 
 
 if __name__ == "__main__":

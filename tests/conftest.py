@@ -33,6 +33,14 @@ IN_FLOAT64 = {"golden", "objectives"}
 """Folders of tests that compare to 1e-9 or less."""
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("needs CUDA")
+
+
 @pytest.fixture(autouse=True)
 def double_precision(request: pytest.FixtureRequest) -> Iterator[None]:
     """Golden numbers and the objectives that are compared with them are float64."""

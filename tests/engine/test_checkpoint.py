@@ -126,7 +126,6 @@ def test_a_checkpoint_holds_the_critic_and_is_refused_without_it(
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_the_gpu_s_random_numbers_go_on_too(engine: Engine, tmp_path: Path) -> None:
     path = save_checkpoint(engine, tmp_path, {"step": 1}, keep=1)
     expected = float(torch.rand((), device="cuda"))

@@ -217,12 +217,15 @@ def test_evaluation_leaves_no_gradient_behind(model_folder: ModelFolder, process
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize(("dtype", "loss", "norm"), [("bfloat16", 0.05, 0.2), ("float32", 1e-4, 1e-3)])
 @pytest.mark.parametrize("stage", [0, 2, 3])
-def test_bfloat16_on_a_gpu_trains_like_float32(stage: int, model_folder: ModelFolder, processes: Processes) -> None:
-    for name in GOALS:
-        models = models_of(name, model_folder)
-        losses, norms, _ = trained(name, models, processes, {"zero_stage": 0})
-        ours, our_norms, _ = trained(name, models, processes, {"zero_stage": stage}, model={"dtype": "bfloat16"})
-        assert ours == pytest.approx(losses, rel=0.05)
-        assert our_norms == pytest.approx(norms, rel=0.2)
+@pytest.mark.parametrize("name", GOALS)
+def test_on_a_gpu_the_engine_trains_like_a_plain_loop_on_a_cpu(
+    name: str, stage: int, dtype: str, loss: float, norm: float, model_folder: ModelFolder, processes: Processes
+) -> None:
+    models = models_of(name, model_folder)
+    goal = objective(name, **GOALS[name])
+    losses, norms, _ = plain_training(goal, *models, steps_of(name), CONSTANT["learning_rate"])
+    ours, our_norms, _ = trained(name, models, processes, {"zero_stage": stage}, model={"dtype": dtype})
+    assert ours == pytest.approx(losses, rel=loss)
+    assert our_norms == pytest.approx(norms, rel=norm)

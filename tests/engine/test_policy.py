@@ -218,7 +218,6 @@ def test_a_frozen_model_is_left_without_gradients_and_dropout() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=named)
 def test_on_a_gpu_in_bfloat16_the_loss_is_close_to_float32(objective: Objective) -> None:
     models = {role: llama(seed=seed) for seed, role in enumerate(language_roles(objective))}

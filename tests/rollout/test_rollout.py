@@ -225,8 +225,16 @@ def test_texts_are_without_special_tokens(model: Any) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-def test_samples_on_a_gpu_belong_to_their_seed_too() -> None:
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_on_a_gpu_the_same_seeds_give_the_same_samples_again(dtype: str) -> None:
+    model = build_model(seed=3).to("cuda", getattr(torch, dtype))
+    once, again = (rollout(model).sample(PROMPTS, SamplingParams(20), SEEDS) for _ in range(2))
+    assert once == again
+    assert len({sample.token_ids for sample in once}) == len(PROMPTS)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_a_sample_belongs_to_its_seed_whatever_the_batch() -> None:
     model = build_model(seed=3).to("cuda")
     together = rollout(model).sample(PROMPTS, SamplingParams(20), SEEDS)
     assert rollout(model, batch_size=1).sample(PROMPTS, SamplingParams(20), SEEDS) == together

@@ -91,6 +91,19 @@ def test_five_steps_and_five_more_are_ten(
     assert straight["lines"][-1]["step"] == 10
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("kind", ["zero 0", "zero 2", "zero 3", "on-policy"])
+def test_on_a_gpu_five_steps_and_five_more_are_ten(
+    kind: str, dtype: str, content_of: Callable[[str], dict[str, Any]], run: Callable[..., Any]
+) -> None:
+    content = content_of(kind)
+    content["model"]["dtype"] = dtype
+    straight = run(content, "straight")
+    assert run(content, "twice", 5) is None
+    assert list(differences(straight, run(content, "twice"))) == []
+
+
 @pytest.mark.parametrize("zero", [0, 2])
 def test_a_stop_inside_a_round_waits_for_its_end_and_both_models_go_on_from_there(
     zero: int,
