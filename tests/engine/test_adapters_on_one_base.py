@@ -135,9 +135,10 @@ def test_a_checkpoint_holds_adapters_alone_and_goes_on_at_every_zero_stage(
     straight = distilled(processes, base, adapters[1:], before)
     take_step(straight, first, 2)
     path = save_checkpoint(straight, tmp_path, {"step": 1}, keep=1)
-    trained = sum(value.numel() for value in straight.state_dict(trained_only=True).values())
-    size = sum(file.stat().st_size for file in path.rglob("*.pt"))
-    assert size < 4 * 5 * trained + 2**18  # weights, two moments, twice; and what DeepSpeed says around them
+    (states,) = path.rglob("*model_states.pt")
+    written = torch.load(states, weights_only=False)
+    assert all(".lora_" in name for name in written["module"] or ())
+    assert not written.get("frozen_param_fragments")
     expected = [take_step(straight, some, 2) for some in rest]
     straight.close()
     again = distilled(processes, base, adapters[1:], after)
