@@ -14,9 +14,12 @@ from aligndistil.models.load import (
     text_part,
 )
 from aligndistil.models.places import builtin_model, from_hub, located, model_exists, model_hash
+from aligndistil.models.sizes import KNOWN_MODELS, ModelSize, configuration, model_size
 from aligndistil.models.tokenizers import check_same_tokenizer, load_tokenizer, reads_tokens, shared_vocab, stop_ids
 
 __all__ = [
+    "KNOWN_MODELS",
+    "ModelSize",
     "Positions",
     "builtin_model",
     "check_language_model",
@@ -24,6 +27,7 @@ __all__ = [
     "check_scalar_model",
     "check_weights",
     "config_of",
+    "configuration",
     "export_model",
     "from_hub",
     "load_model",
@@ -32,6 +36,7 @@ __all__ = [
     "located",
     "model_exists",
     "model_hash",
+    "model_size",
     "pick_dtype",
     "positions",
     "reads_tokens",
