@@ -41,7 +41,15 @@ def train(
     overrides: Overrides = None,
     stage: Annotated[str | None, typer.Option(help="Only this stage, and what it depends on.")] = None,
     processes: Annotated[str, typer.Option(help="Processes to start on this machine: a number, or auto.")] = "1",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be trained, and what it takes.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be trained, whether it fits, and how long it may take.")
+    ] = False,
+    gpu_memory: Annotated[
+        float | None, typer.Option(help="GiB of the card that --dry-run plans for; else the one that is there.")
+    ] = None,
+    gpu_tflops: Annotated[
+        float | None, typer.Option(help="Its peak in bfloat16, where it is not there or not known.")
+    ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Train again what is finished; old folders are kept.")] = False,
     verify: Annotated[bool, typer.Option("--verify", help="Read all finished models, and train damaged ones.")] = False,
     allow_code: Annotated[bool, typer.Option("--allow-code", help="Permit rewards that are Python functions.")] = False,
@@ -52,11 +60,18 @@ def train(
     from aligndistil.commands.train import train
     from aligndistil.progress import console_may_be_lost
 
+    for option, value in (("--gpu-memory", gpu_memory), ("--gpu-tflops", gpu_tflops)):
+        if value is not None and not dry_run:
+            raise UserError(f"{option} is of the card that a dry run plans for; add --dry-run, or leave it out")
+        if value is not None and not 0 < value < float("inf"):
+            raise UserError(f"{option} {value:g}: write a number above 0")
     loaded = _load(recipe, overrides)
     if dry_run:
+        from aligndistil.commands.cards import card_of
         from aligndistil.commands.plan import plan
 
-        for text in plan(loaded, stage, process_count(processes), fresh=fresh, verify=verify, allow_code=allow_code):
+        card, asked = card_of(gpu_memory, gpu_tflops), {"fresh": fresh, "verify": verify, "allow_code": allow_code}
+        for text in plan(loaded, stage, process_count(processes), card=card, **asked):
             rich.print(text)
         return
     if must_start(processes):

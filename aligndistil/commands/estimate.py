@@ -1,102 +1,27 @@
-"""What a stage will take, from configurations alone: parameters, steps, tokens, and memory per process.
-
-Memory is what is held at the fullest moment of a step with the longest rows. Model states are exact; activations are
-the tensors that autograd keeps of a Llama-like decoder whose attention matrix sdpa does not keep. What is left out:
-workspaces of the kernels, the fragmentation of the allocator, and parameters that ZeRO-3 has gathered.
-"""
+"""What a stage will take: steps, tokens, operations, and what to say where memory runs out."""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PretrainedConfig
 
 from aligndistil.batch import DataKind
 from aligndistil.data import Examples, load_rows
-from aligndistil.engine.token_terms import chunk_size
 from aligndistil.errors import MissingError, ServiceError, UserError, out_of_memory
-from aligndistil.models import configured, from_hub, located, pick_dtype
-from aligndistil.objectives.base import Need, Role
+from aligndistil.models import ModelSize
+from aligndistil.objectives.base import Prepares, Role
 from aligndistil.recipe import Source, Stage
-from aligndistil.training import is_code
 from aligndistil.training.batches import Schedule
+from aligndistil.training.memory import Memory, Models, longest_response, memory, models_of, rows_each
 
-GIB = 2**30
-BUCKET = 500_000_000
-"""Gradients that DeepSpeed reduces at once (its default `reduce_bucket_size`); it allocates all of it."""
-
-_QWEN2_1_5B = {
-    "model_type": "qwen2",
-    "hidden_size": 1536,
-    "num_hidden_layers": 28,
-    "num_attention_heads": 12,
-    "num_key_value_heads": 2,
-    "intermediate_size": 8960,
-    "vocab_size": 151_936,
-    "tie_word_embeddings": True,
-}
-KNOWN_MODELS: dict[str, dict[str, Any]] = {
-    "Qwen/Qwen2-1.5B-Instruct": _QWEN2_1_5B,
-    "Qwen/Qwen2.5-1.5B-Instruct": _QWEN2_1_5B,
-    "HuggingFaceTB/SmolLM2-135M-Instruct": {
-        "model_type": "llama",
-        "hidden_size": 576,
-        "num_hidden_layers": 30,
-        "num_attention_heads": 9,
-        "num_key_value_heads": 3,
-        "intermediate_size": 1536,
-        "vocab_size": 49_152,
-        "tie_word_embeddings": True,
-    },
-}
-"""The shapes of the models that shipped recipes name, for planning where the Hub cannot be reached."""
 KNOWN_ROWS = {
     ("HuggingFaceH4/ultrafeedback_binarized", "train_prefs"): 61_135,
     ("HuggingFaceH4/ultrafeedback_binarized", "test_prefs"): 2_000,
 }
-"""The same of data: rows by path and split."""
-
-
-@dataclass(frozen=True, slots=True)
-class ModelSize:
-    """What a configuration says of a model."""
-
-    parameters: int
-    hidden: int
-    layers: int
-    vocab: int
-    intermediate: int
-    """Width of the feed-forward layers."""
-    kv_width: int
-    """Units of all key (or value) heads together."""
-
-
-@dataclass(frozen=True, slots=True)
-class Memory:
-    """GiB of one process."""
-
-    weights: float
-    """Of what is trained, as are the next three: the policy, and the critic where there is one."""
-    gradients: float
-    optimizer: float
-    buffers: float
-    """DeepSpeed's, for gradients on their way."""
-    frozen: float
-    activations: float
-    logits: float
-    """Of one chunk of response tokens, with the gradient of the head."""
-    generation: float
-    """The keys and values of a rollout, before there are activations and logits."""
-
-    @property
-    def total(self) -> float:
-        states = self.weights + self.gradients + self.optimizer + self.buffers + self.frozen
-        return states + max(self.activations + self.logits, self.generation)
+"""Rows by path and split of the data that shipped recipes name, for planning where the Hub cannot be reached."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,85 +33,12 @@ class Cost:
     steps: int
     tokens: int
     """Prompt and response tokens that the steps read from the data."""
+    responses: int
+    """The response tokens among them."""
     sampled: int
     """Response tokens that are sampled at most."""
     exact: bool
     """False when the data were not at hand: rows are then all usable, and as long as the recipe allows."""
-
-
-@functools.cache
-def configuration(path: str, trust_remote_code: bool = False) -> PretrainedConfig | ServiceError:
-    """A model's configuration, or why the Hub did not give it: each attempt at an unreachable Hub takes half a minute.
-
-    Raises what else loading a configuration raises.
-    """
-    place, options = located(configured(path))
-    options["trust_remote_code"] = trust_remote_code
-    try:
-        loaded: PretrainedConfig = from_hub(path, lambda: AutoConfig.from_pretrained(place, **options))
-        return loaded
-    except ServiceError as error:
-        return error
-
-
-@functools.cache
-def model_size(path: str, *, scalar: bool = False, trust_remote_code: bool = False) -> ModelSize:
-    """Count parameters without memory for them; a scalar head has one output instead of a vocabulary.
-
-    Raises ServiceError when the Hub cannot be reached and the model is not one of KNOWN_MODELS, and otherwise as
-    loading the configuration does.
-    """
-    config = configuration(path, trust_remote_code)
-    if isinstance(config, ServiceError):
-        name, _ = located(path)
-        if name not in KNOWN_MODELS:
-            raise config
-        config = AutoConfig.for_model(**KNOWN_MODELS[name])
-    text = config.get_text_config()
-    family: Any = AutoModel if scalar else AutoModelForCausalLM
-
-    def without_weights() -> Any:
-        with torch.device("meta"):
-            return family.from_config(config, trust_remote_code=trust_remote_code)
-
-    model = from_hub(path, without_weights)
-    heads = text.num_attention_heads
-    # Not every architecture has fewer key heads than query heads, a head size of its own, or says its inner width.
-    kv_heads = getattr(text, "num_key_value_heads", None) or heads
-    head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
-    return ModelSize(
-        parameters=sum(p.numel() for p in model.parameters()) + (text.hidden_size if scalar else 0),
-        hidden=text.hidden_size,
-        layers=text.num_hidden_layers,
-        vocab=text.vocab_size,
-        intermediate=getattr(text, "intermediate_size", None) or 4 * text.hidden_size,
-        kv_width=kv_heads * head_dim,
-    )
-
-
-def memory(stage: Stage, policy: ModelSize, others: Mapping[str, ModelSize], processes: int) -> Memory:
-    """GiB per process; see the module for what is counted."""
-    half = pick_dtype(stage.model.dtype) == torch.bfloat16
-    width = 2 if half else 4
-    zero, world = stage.engine.zero_stage or int(half), processes
-    trained = [policy, *(size for role, size in others.items() if role == Role.CRITIC)]
-    p = sum(size.parameters for size in trained)
-    # In bfloat16 gradients are summed in float32, and the optimizer keeps a float32 copy beside its two moments.
-    optimizer = p * (12 if half else 8)
-    staged = 4 if zero == 1 else width
-    frozen = sum(size.parameters for role, size in others.items() if role != Role.CRITIC)
-    kept_whole = policy.parameters if stage.evaluation.kl_initial and not stage.objective.is_scalar else 0
-    return Memory(
-        weights=p * width / (world if zero == 3 else 1) / GIB,
-        gradients=p * 4 / (world if zero >= 2 else 1) / GIB,
-        optimizer=0.0 if stage.engine.offload != "none" else optimizer / (world if zero >= 1 else 1) / GIB,
-        # On a CPU what no gradient fills is not there, so a small model's bucket is as small as the model.
-        buffers=sum(BUCKET if half else min(size.parameters, BUCKET) for size in trained) * staged * bool(zero) / GIB,
-        frozen=(frozen / (world if zero == 3 else 1) + kept_whole) * width / GIB,
-        activations=sum(_activations(stage, size, width) for size in trained) / GIB,
-        logits=0.0 if stage.objective.is_scalar else _logits(stage, policy, width) / GIB,
-        generation=_generation(stage, policy, width, world) / GIB,
-    )
 
 
 @contextmanager
@@ -201,15 +53,10 @@ def named_memory(stage: Stage, locate: Callable[[str], str], processes: int) -> 
         if not out_of_memory(error):
             raise
         try:
-            policy = model_size(locate(stage.model.path), scalar=stage.objective.is_scalar)
-            others = {
-                role: model_size(locate(path), scalar=stage.objective.needs[role].is_scalar)
-                for role, path in stage.models.items()
-                if not is_code(path)
-            }
+            models = models_of(stage, locate)
         except UserError:  # a configuration on the Hub, say: what happened is more important
             raise error from None
-        needed = memory(stage, policy, others, processes)
+        needed = memory(stage, models, processes, device="cuda" if torch.cuda.is_available() else "cpu")
         first, second, *_ = sorted(_remedies(stage, needed), reverse=True)
         largest = [first, second] if second[0] > first[0] / 4 else [first]
         parts = " and ".join(f"{what} ({gib:.2f})" for gib, what, _ in largest)
@@ -228,6 +75,8 @@ def _remedies(stage: Stage, needed: Memory) -> list[tuple[float, str, list[str]]
     states = [*spread[-1:], *(["set engine.offload: optimizer"] if engine.offload == "none" else [])]
     shorter = "lower data.max_prompt_length and data.max_response_length"
     micro = ["lower train.micro_batch_size"] if stage.train.micro_batch_size > 1 else []
+    if stage.train.micro_batch_tokens is not None:
+        micro = ["lower train.micro_batch_tokens"]
     again = [] if model.gradient_checkpointing else ["set model.gradient_checkpointing: true"]
     sampled = ["lower rollout.batch_size or rollout.max_new_tokens"]
     once = not stage.on_policy and not engine.teacher_cache and stage.models
@@ -240,46 +89,20 @@ def _remedies(stage: Stage, needed: Memory) -> list[tuple[float, str, list[str]]
         (needed.buffers, "DeepSpeed's buffers", ["lower engine.deepspeed.zero_optimization.reduce_bucket_size"]),
         (needed.frozen, "frozen models", [*cached, *spread[-1:]] or smaller),
         (needed.activations, "activations", micro + again or [shorter]),
-        (needed.logits, "logits", ["lower engine.chunk_tokens"]),
-        (needed.generation, "the sampling's keys and values", sampled),
+        (needed.head, "logits", ["lower engine.chunk_tokens"]),
+        (needed.rollout, "the sampling's keys and values", sampled),
     ]
-
-
-def _activations(stage: Stage, size: ModelSize, width: int) -> float:
-    rows = stage.train.micro_batch_size * _rows_each(stage.objective.data)
-    tokens = rows * (stage.data.max_prompt_length + _longest_response(stage))
-    # Inputs and outputs of the products, four of them as wide as the feed-forward layer; the norms' input in float32.
-    layer = width * (6 * size.hidden + 4 * size.intermediate + 2 * size.kv_width) + 2 * 4 * size.hidden
-    kept = width * size.hidden * size.layers + layer if stage.model.gradient_checkpointing else layer * size.layers
-    return tokens * (kept + (4 + width) * size.hidden)
-
-
-def _logits(stage: Stage, size: ModelSize, width: int) -> float:
-    chunk = stage.engine.chunk_tokens
-    tokens = chunk_size(size.vocab) if chunk == "auto" else chunk
-    whole = sum(need is Need.DISTRIBUTION for need in stage.objective.needs.values())
-    head = size.vocab * size.hidden * (4 if width == 4 else 4 + width)
-    return 4 * size.vocab * tokens * max(2, 1 + 2 * whole) + head
-
-
-def _generation(stage: Stage, size: ModelSize, width: int, world: int) -> float:
-    if stage.rollout is None:
-        return 0.0
-    share = (stage.rollout.responses or stage.train.batch_size) // world
-    rows = min(stage.rollout.batch_size or stage.train.micro_batch_size, max(1, share))
-    tokens = rows * (stage.data.max_prompt_length + stage.rollout.max_new_tokens)
-    # Beside the cache, a few float32 rows over the vocabulary: logits, log-softmax and noise.
-    return tokens * 2 * size.layers * size.kv_width * width + rows * size.vocab * 4 * 4
 
 
 def cost(stage: Stage, examples: Examples) -> Cost:
     """What the stage takes of these examples."""
     steps, responses = _steps(stage, len(examples))
-    lengths = [
-        sum(len(row.prompt_ids) + len(row.response_ids) for row in examples.rows(i)) for i in range(len(examples))
-    ]
-    tokens = round(sum(lengths) / len(lengths) * stage.train.batch_size * steps)
-    return Cost(len(examples), examples.kind, steps, tokens, responses * _longest_response(stage), exact=True)
+    rows = [row for i in range(len(examples)) for row in examples.rows(i)]
+    prompt, response = sum(len(row.prompt_ids) for row in rows), sum(len(row.response_ids) for row in rows)
+    seen = stage.train.batch_size * steps / len(examples)
+    sampled = responses * longest_response(stage)
+    tokens = round((prompt + response) * seen)
+    return Cost(len(examples), examples.kind, steps, tokens, round(response * seen), sampled, exact=True)
 
 
 def cost_at_most(stage: Stage) -> Cost | None:
@@ -292,9 +115,10 @@ def cost_at_most(stage: Stage) -> Cost | None:
     weighted = zip(rows, stage.data.train, strict=True)
     examples = max(1, sum(round(each * (count or 0) * source.weight) for count, source in weighted))
     steps, responses = _steps(stage, examples)
-    length = stage.data.max_prompt_length + (0 if stage.on_policy else stage.data.max_response_length)
-    tokens = _rows_each(kind) * length * stage.train.batch_size * steps
-    return Cost(examples, kind, steps, tokens, responses * _longest_response(stage), exact=False)
+    read = rows_each(kind) * stage.train.batch_size * steps
+    response = 0 if stage.on_policy else read * stage.data.max_response_length
+    tokens = read * stage.data.max_prompt_length + response
+    return Cost(examples, kind, steps, tokens, response, responses * longest_response(stage), exact=False)
 
 
 def _rows_at_most(source: Source) -> int | None:
@@ -316,9 +140,37 @@ def _steps(stage: Stage, examples: int) -> tuple[int, int]:
     return schedule.total_steps, -(-schedule.total_steps // schedule.steps_of_a_batch) * responses
 
 
-def _rows_each(kind: DataKind) -> int:
-    return 2 if kind is DataKind.PAIRS else 1
+def operations(stage: Stage, models: Models, taken: Cost) -> float:
+    """Floating-point operations of a stage on all its processes, where samples are as long as they may be.
 
+    A forward pass multiplies each token with each weight (two operations), a backward pass does so twice, or once where
+    the weights are frozen under adapters; the head sees response tokens alone, and attention half of its square.
+    """
+    objective, rollout, steps = stage.objective, stage.rollout, taken.steps
+    rows = stage.train.batch_size * steps * rows_each(objective.data if rollout is None else DataKind.RESPONSES)
+    responses = taken.responses if rollout is None else rows * rollout.max_new_tokens
+    tokens = taken.tokens + (0 if rollout is None else responses)
+    length = tokens / rows
 
-def _longest_response(stage: Stage) -> int:
-    return stage.data.max_response_length if stage.rollout is None else stage.rollout.max_new_tokens
+    def body(size: ModelSize, tokens: float) -> float:
+        return tokens * (2 * size.body + 2 * length * size.q_width * size.layers)
+
+    def forward(size: ModelSize, share: float) -> float:
+        return share * (body(size, tokens) + 2 * size.head * responses)
+
+    # An objective that prepares reads each rollout, or each batch, once more before its first gradient.
+    prepared = 0.0 if objective.prepares is Prepares.NOTHING else 1 / (rollout.epochs if rollout else 1)
+    total = 0.0
+    for role, size in {Role.POLICY: models.policy, **models.others}.items():
+        if role not in (Role.POLICY, Role.CRITIC):
+            total += forward(size, prepared + (role in objective.update_needs))
+            continue
+        lora = stage.model.lora is not None
+        passes = (2 if lora else 3) + stage.model.gradient_checkpointing
+        total += (
+            forward(size, prepared) + passes * body(size, tokens) + (2 + 2 * (not lora) + 2) * size.head * responses
+        )
+    if taken.sampled and rollout is not None:
+        prompts = taken.tokens / rows * taken.sampled / rollout.max_new_tokens
+        total += body(models.policy, prompts + taken.sampled) + 2 * models.policy.head * taken.sampled
+    return total

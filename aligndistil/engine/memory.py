@@ -11,12 +11,13 @@ import torch
 _STATUS, _CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
-def forget_peak_memory() -> None:
-    """Start measuring anew, so that a stage does not report an earlier one's peak."""
+def forget_peak_memory() -> float:
+    """Start measuring anew, so that a stage does not report an earlier one's peak; the GiB that are held now."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     if _CLEAR_REFS.exists():
         _CLEAR_REFS.write_text("5")  # "reset the peak resident set size", man 5 proc
+    return peak_memory_gib()
 
 
 def peak_memory_gib() -> float:

@@ -71,7 +71,7 @@ class Body:
         sharded = hasattr(next(self.model.parameters()), "ds_id")
         if not batch.ids_BT.is_cuda and not sharded:  # under ZeRO-3 every process makes the same number of passes
             together = max(2, _CPU_STATES // (batch.width * width))
-        if self._shares and _sharing_pays(batch, width):
+        if self._shares and _may_share(batch, width):
             passes, places = _shared(batch, max(1, together // 2))
         else:
             passes, places = _packed(batch) if self._packs else _padded(batch, together)
@@ -161,20 +161,25 @@ def _shared_length(batch: Batch, row: int) -> int:
     return batch.spans[row].end + batch.spans[row + 1].end - batch.spans[row].start
 
 
-def _sharing_pays(batch: Batch, width: int) -> bool:
-    """Whether all rows are pairs with one prompt each, and that saves more than the mask costs.
+def _may_share(batch: Batch, hidden: int) -> bool:
+    """Whether all rows are pairs with one prompt each, and it pays to read that once."""
+    if batch.kind is not DataKind.PAIRS or not batch.shares_prompts:
+        return False
+    lengths = [_shared_length(batch, row) for row in range(0, batch.rows, 2)]
+    return sharing_pays(lengths, batch.ids_BT.numel(), batch.width, hidden=hidden, device=batch.ids_BT.device.type)
+
+
+def sharing_pays(lengths: Sequence[int], alone: int, width: int, *, hidden: int, device: str) -> bool:
+    """Whether pairs that have these lengths as one row take less time so than in `alone` tokens of rows of `width`.
 
     A token takes 24 H^2 operations a layer in products (of a Llama-like layer), and 4 H for each token that it sees.
     FlexAttention leaves out what the mask does, sdpa on a CPU computes all of it; without a mask both leave out the
     half that a causal model does not see. On a CPU this is within a tenth of what was measured (benchmarks/README.md).
     """
-    if batch.kind is not DataKind.PAIRS or not batch.shares_prompts:
-        return False
-    lengths = [_shared_length(batch, row) for row in range(0, batch.rows, 2)]
-    together, alone = len(lengths) * max(lengths), batch.rows * batch.width
-    seen = sum(length**2 for length in lengths) / 2 if batch.ids_BT.is_cuda else together * max(lengths)
-    shared = 24 * width**2 * together + 4 * width * seen
-    return shared < 0.95 * (24 * width**2 * alone + 4 * width * alone * batch.width / 2)
+    together = len(lengths) * max(lengths)
+    seen = sum(length**2 for length in lengths) / 2 if device == "cuda" else together * max(lengths)
+    shared = 24 * hidden**2 * together + 4 * hidden * seen
+    return shared < 0.95 * (24 * hidden**2 * alone + 4 * hidden * alone * width / 2)
 
 
 def _cannot_share(model: PreTrainedModel) -> str:

@@ -26,10 +26,13 @@ from aligndistil.models.places import (
     model_hash,
     whole_base_of,
 )
+from aligndistil.models.sizes import KNOWN_MODELS, ModelSize, configuration, model_size
 from aligndistil.models.tokenizers import check_same_tokenizer, load_tokenizer, reads_tokens, shared_vocab, stop_ids
 
 __all__ = [
+    "KNOWN_MODELS",
     "Bases",
+    "ModelSize",
     "Positions",
     "adapter_at",
     "base_of",
@@ -40,6 +43,7 @@ __all__ = [
     "check_scalar_model",
     "check_weights",
     "config_of",
+    "configuration",
     "configured",
     "export_adapter",
     "export_model",
@@ -50,6 +54,7 @@ __all__ = [
     "located",
     "model_exists",
     "model_hash",
+    "model_size",
     "pick_dtype",
     "positions",
     "reads_tokens",

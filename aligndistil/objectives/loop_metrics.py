@@ -34,6 +34,11 @@ LOOP_METRICS = {
         title="Peak memory of a process",
         axis="GiB",
     ),
+    "perf/estimated_memory_gib": MetricInfo(
+        "GiB",
+        "what the estimate of `--dry-run` says of the peak, for rows as long as the longest so far; on a CPU, "
+        "`perf/peak_memory_gib` also holds Python and its libraries",
+    ),
 }
 """Of every stage."""
 

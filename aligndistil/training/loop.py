@@ -19,6 +19,7 @@ from aligndistil.training.batches import DataBatches, RolloutBatches
 from aligndistil.training.checkpoints import Checkpoints, LoopState
 from aligndistil.training.evaluation import StageEvaluation
 from aligndistil.training.log import StageLog
+from aligndistil.training.memory import MemoryCheck
 from aligndistil.training.metrics import Sums, means_of
 from aligndistil.training.preparation import prepare
 
@@ -38,6 +39,7 @@ def train(
     checkpoints: Checkpoints,
     stop: StopSignal,
     expected: Sequence[Expected] = (),
+    memory: MemoryCheck | None = None,
 ) -> LoopState:
     """Train a stage from its newest checkpoint, or from the start, to its end.
 
@@ -99,6 +101,7 @@ def train(
             state.step += 1
             state.num_tokens += int(sums.totals["num_tokens"][0])
             own |= {"perf/step_seconds": seconds, "perf/tokens_per_second": sums.totals["num_tokens"][0] / seconds}
+            own |= memory.after_step(state.step, batch.batch.width) if memory else {}
             for name, value in own.items():
                 sums.put(name, value)
 

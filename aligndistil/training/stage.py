@@ -15,7 +15,8 @@ from aligndistil.engine.engine import Engine
 from aligndistil.engine.memory import forget_peak_memory
 from aligndistil.engine.policy import FrozenModel
 from aligndistil.engine.processes import Processes
-from aligndistil.models import Bases, export_adapter, export_model, located
+from aligndistil.errors import UserError
+from aligndistil.models import Bases, export_adapter, export_model, located, whole_base_of
 from aligndistil.objectives.base import Expected, MetricInfo, Role
 from aligndistil.objectives.loop_metrics import EVALUATION_METRICS, GOLD_REWARD, LOOP_METRICS
 from aligndistil.progress import RunView
@@ -31,6 +32,7 @@ from aligndistil.training.data import StageData, gold_reward_of, load_stage_data
 from aligndistil.training.evaluation import StageEvaluation
 from aligndistil.training.log import StageLog
 from aligndistil.training.loop import train
+from aligndistil.training.memory import MemoryCheck, models_of
 from aligndistil.training.models import build_engine
 
 
@@ -70,7 +72,7 @@ class StageTraining:
     def run(self, stop: StopSignal, view: RunView | None = None) -> Outcome:
         """Train to the end and export, shown in `view`; continues from the newest checkpoint in the folder."""
         stage, data, processes = self.stage, self.data, self.processes
-        forget_peak_memory()
+        held = forget_peak_memory()
         adopt_loggers()
         bases = Bases(stage.model, stage.train.seed)
         engine = build_engine(stage, data, self.locate, processes, self.schedule.total_steps, bases)
@@ -113,9 +115,17 @@ class StageTraining:
                 checkpoints=Checkpoints(engine, self.folder.path, stage.checkpoint),
                 stop=stop,
                 expected=self._expected(engine) if starts_at_reference else (),
+                memory=self._memory_check(held),
             )
             self._export(engine, state.last)
             return Outcome(state.step, state.seconds, state.last)
+
+    def _memory_check(self, held: float) -> MemoryCheck | None:
+        try:
+            models = models_of(self.stage, self.locate, lambda path: (whole_base_of(self.locate(path)), 0))
+            return MemoryCheck(self.stage, models, self.processes, held)
+        except UserError:  # the Hub does not answer, say: no reason to stop a stage whose models are loaded
+            return None
 
     def _expected(self, engine: Engine) -> list[Expected]:
         rounding = 20 if engine.model.dtype == torch.bfloat16 else 1
