@@ -126,4 +126,4 @@ def test_the_benchmark_of_a_card_goes_the_same_way_on_a_cpu(tmp_path: Path) -> N
 def test_off_policy_aligndistil_trains_like_plain_pytorch() -> None:
     done = run("parity_trl.py", "--objective", "aligndistil", "--steps", "3", "--threads", "1")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "within the tolerance of 2e-05" in done.stdout
+    assert "within the tolerance of 1e-04" in done.stdout
