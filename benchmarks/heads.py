@@ -151,7 +151,7 @@ class Products:
             for hidden, weight in models:
                 torch.mm(hidden[rows], weight.t(), out=logits)
             torch.mm(logits, given.weight, out=self._hidden[rows])
-            self._weight.addmm_(logits.t(), given.hidden[rows])
+            torch.addmm(self._weight, logits.t(), given.hidden[rows], out=self._weight)
         return 0.0
 
 

@@ -44,6 +44,8 @@ class Case:
     batch_size: int
     micro_batch_size: int
     learning_rate: float
+    tolerance: float
+    """How far a loss may be from the other side's, relative to the first one."""
     order: list[list[int]] = field(default_factory=list)
     """Rows of the data file for each step, in the order in which our sampler draws them."""
 
