@@ -14,6 +14,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -24,6 +25,7 @@ from shapes import Asked, random_model
 
 from aligndistil import recipe
 from aligndistil.batch import Batch, DataKind, Row, collate
+from aligndistil.engine.compilation import compiles_head
 from aligndistil.engine.engine import Engine
 from aligndistil.engine.processes import start_processes
 from aligndistil.objectives.base import Objective, Role
@@ -90,7 +92,8 @@ def measure_heads(asked: Asked) -> dict[str, Any]:
     for name in OBJECTIVES:
         given = head_inputs(asked, name)
         found[f"{name}/products"] = measure_head(asked, given, Products(given))
-        found[f"{name}/ours"] = measure_head(asked, given, ours)
+        compiled = compiles_head(recipe.Engine(), torch.device(asked.device))  # as a recipe's stage does it
+        found[f"{name}/ours"] = measure_head(asked, given, partial(ours, compiled=compiled))
         if name in PEERS:
             try:
                 found[f"{name}/Liger"] = measure_head(asked, given, PEERS[name](given))

@@ -1,6 +1,6 @@
 """Peak memory and time of the chunked token terms beside the plain full-logits formula, in one run.
 
-    python benchmarks/token_terms.py [--quick] [--device cuda] [--write]
+    python benchmarks/token_terms.py [--quick] [--compile] [--device cuda] [--write]
 
 Both sides get the same hidden states and heads, compute the same terms, loss and metrics, and leave the gradient in the
 policy's hidden states and head. Plain is the formula as one writes it down: for each role log_softmax of the float32
@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -48,6 +49,8 @@ class Case(NamedTuple):
     repetitions: int
     memory_gib: float
     """What plain may take."""
+    compiled: bool
+    """Whether ours is, as `engine.compile` does it."""
 
     @property
     def plain_fits(self) -> bool:
@@ -63,7 +66,12 @@ class Case(NamedTuple):
 def run_case(case: Case) -> dict[str, Any]:
     """Seconds and peak GiB of all sides; `plain` is missing where it does not fit."""
     given = case.inputs()
-    sides: dict[str, Callable[[Inputs], float]] = {"ours": ours, "products": Products(given)}
+    sides: dict[str, Callable[[Inputs], float]] = {
+        "ours": partial(ours, compiled=case.compiled),
+        "products": Products(given),
+    }
+    if case.compiled:
+        sides["ours"](given)
     if case.plain_fits:
         sides["plain"] = plain
     seconds: dict[str, list[float]] = {side: [] for side in sides}
@@ -120,11 +128,11 @@ def where(device: str) -> str:
     return machine(device, "bfloat16 weights and hidden states" if device == "cuda" else "float32")
 
 
-def page(rows: list[tuple[str, ...]], device: str, memory_gib: float) -> str:
+def page(rows: list[tuple[str, ...]], device: str, memory_gib: float, compiled: bool) -> str:
     sizes = ", ".join(f"{hidden} at V = {vocab:,}" for vocab, hidden in SIZES)
     clock = "wall" if device == "cuda" else "processor"
     about = [
-        f"{where(device)}. Hidden size: {sizes}. Seconds are medians over the runs, in {clock} time.",
+        f"{where(device)}{', compiled' if compiled else ''}. Hidden size: {sizes}. Seconds are medians over the runs, in {clock} time.",
         f'"Too large": the plain formula would have needed more than {memory_gib:.0f} GiB.',
     ]
     return "\n".join([*about, "", markdown(HEADERS, rows)])
@@ -136,6 +144,7 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--repetitions", type=int, default=5, help="at most, of each side (default: %(default)s)")
     parser.add_argument("--memory", type=float, default=9.0, help="GiB that plain may take (default: %(default)s)")
+    parser.add_argument("--compile", action="store_true", help="ours, as with engine.compile: head")
     parser.add_argument("--write", action="store_true", help="write the table into benchmarks/README.md")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
@@ -150,13 +159,14 @@ def main() -> None:
     for kind in KINDS:
         for vocab, hidden in sizes:
             for tokens in lengths:
-                case = Case(kind, vocab, hidden, tokens, chosen.device, chosen.repetitions, chosen.memory)
+                limits = chosen.repetitions, chosen.memory, chosen.compile
+                case = Case(kind, vocab, hidden, tokens, chosen.device, *limits)
                 rows.append(row_of(case, in_its_own_process(case)))
                 table.add_row(*rows[-1])
                 print("  ".join(rows[-1]), file=sys.stderr, flush=True)
     Console(width=140).print(table)
     if chosen.write:
-        replace_table("token_terms", page(rows, chosen.device, chosen.memory))
+        replace_table("token_terms", page(rows, chosen.device, chosen.memory, chosen.compile))
 
 
 if __name__ == "__main__":
