@@ -83,6 +83,11 @@ def test_total_variation_has_the_factor_one_half() -> None:
     assert float(total_variation(p, p)) == 0.0
 
 
+def test_total_variation_over_a_vocabulary_keeps_the_digits_of_float32() -> None:
+    p, q = random_logps(8, 50_000), random_logps(8, 50_000, seed=1)
+    torch.testing.assert_close(total_variation(p.float(), q.float()).double(), total_variation(p, q), rtol=5e-6, atol=0)
+
+
 def test_total_variation_carries_no_gradient() -> None:
     p, q = random_logps(3, 5).requires_grad_(), random_logps(3, 5, seed=1).requires_grad_()
     assert not total_variation(p, q).requires_grad
