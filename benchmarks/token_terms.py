@@ -132,8 +132,8 @@ def page(rows: list[tuple[str, ...]], device: str, memory_gib: float, compiled: 
     sizes = ", ".join(f"{hidden} at V = {vocab:,}" for vocab, hidden in SIZES)
     clock = "wall" if device == "cuda" else "processor"
     about = [
-        f"{where(device)}{', compiled' if compiled else ''}. Hidden size: {sizes}. Seconds are medians over the runs, in "
-        f"{clock} time.",
+        f"{where(device)}{', compiled' if compiled else ''}. Hidden size: {sizes}. Seconds are medians over the runs, "
+        f"in {clock} time.",
         f'"Too large": the plain formula would have needed more than {memory_gib:.0f} GiB.',
     ]
     return "\n".join([*about, "", markdown(HEADERS, rows)])
