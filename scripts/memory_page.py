@@ -96,6 +96,7 @@ on a CPU.
   which the policy and every frozen model on the same base share.
 * **gradients, optimizer**: gradients in float32, a float32 copy of the weights and AdamW's two
   moments, and DeepSpeed's buffer for gradients on their way.
+  Offloaded, they take 16 bytes of the CPU's memory for each parameter, over all processes.
 * **frozen models**: reference or teachers.
 * **activations**, **head**: what the backward pass keeps, and the logits of one chunk of tokens
   with the gradient of the head.
