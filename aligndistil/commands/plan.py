@@ -119,19 +119,19 @@ def _models(recipe: Recipe, stage: Stage, unread: set[str]) -> Models | None:
         return found
 
     try:
-        return models_of(stage, root, lambda path: base_of(recipe, path))
+        return models_of(stage, root, lambda path: trained_on(recipe, path))
     except ServiceError:
         return None
 
 
-def base_of(recipe: Recipe, path: str) -> tuple[str, int]:
+def trained_on(recipe: Recipe, path: str) -> tuple[str, int]:
     """The weights that a model's adapters are trained on, and the parameters of these; without adapters, its own."""
     stage = recipe.stages.get(stage_of(path) or "")
     lora = stage.model.lora if stage is not None else None
     if stage is None or lora is None:
         return path, 0
     size = model_size(existing(recipe, path), trust_remote_code=stage.model.trust_remote_code)
-    return base_of(recipe, stage.model.path)[0], size.adapters(lora.r, lora.target_modules)
+    return trained_on(recipe, stage.model.path)[0], size.adapters(lora.r, lora.target_modules)
 
 
 def _taken(recipe: Recipe, stage: Stage, read: ReadStage | ServiceError, unread: set[str]) -> Cost | None:

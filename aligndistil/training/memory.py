@@ -132,35 +132,39 @@ def memory(stage: Stage, models: Models, processes: int, *, device: Device, toke
     trained = [size for role, size in models.roles.items() if role in _TRAINED]
     p = sum(_learnt(stage, size) for size in trained)
     weights, frozen = _parameters(stage, models)
+    offload, largest = stage.engine.offload, policy.vocab * policy.hidden
     if zero == 3:  # the policy has gathered what its next layers need; frozen models do so in turn
-        weights, frozen = weights * part + sum(min(size.parameters, LIVE) for size in trained), frozen * part
+        kept = 0 if offload == "parameters" else part
+        weights, frozen = weights * kept + sum(min(size.parameters, LIVE) for size in trained), frozen * kept
     if stage.evaluation.kl_initial and not objective.is_scalar and stage.model.lora is None:
         frozen += policy.parameters
-    offloads = stage.engine.offload != "none"
     # ZeRO keeps a float32 copy of the weights beside the optimizer's two moments; gradients are summed in float32.
-    moments = p * (12 if zero else 8) * (part if zero else 1) * (not offloads)
-    gradients = p * 4 * (part if zero >= 2 else 1) * (not (offloads and zero >= 2))
-    bucket = min(p, BUCKET) * (4 if zero == 1 else width) * bool(zero)
+    moments = p * (12 if zero else 8) * (part if zero else 1) * (offload == "none")
+    gradients = p * 4 * (part if zero >= 2 else 1) * (offload == "none" or zero < 2)
+    staged = (4 if zero == 1 else width) * bool(zero)
+    # A card gives a bucket all of its memory before the backward pass, a CPU what gradients have filled of it.
+    buckets = BUCKET * staged * len(trained) if device == "cuda" else 0
+    filled = min(p, BUCKET) * staged if device == "cpu" else 0
+    leaving = largest * width if offload != "none" and zero < 3 else 0  # the gradient that goes to the CPU
     length = tokens or stage.data.max_prompt_length + longest_response(stage)
     return Memory(
         weights=weights * width / GIB,
         gradients=gradients / GIB,
         optimizer=moments / GIB,
-        # A card gives a bucket all of its memory before the backward pass, a CPU what gradients have filled of it.
-        buffers=BUCKET * (4 if zero == 1 else width) * len(trained) / GIB if zero and device == "cuda" else 0.0,
+        buffers=(buckets + leaving) / GIB,
         frozen=frozen * width / GIB,
         activations=sum(_activations(stage, size, width, length, device) for size in trained) / GIB,
         head=0.0 if objective.is_scalar else _head(stage, policy, width, device, length) / GIB,
         rollout=_rollout(stage, policy, width, world) / GIB,
-        update=max(bucket * (device == "cpu"), 0 if offloads else _update(policy, p, zero, part, device)) / GIB,
+        update=max(filled, _update(p, largest, zero, part, device) if offload == "none" else 0) / GIB,
         accumulates=stage.train.batch_size * rows_each(objective.data) > micro_batch_rows(stage, length) * world,
     )
 
 
-def _update(policy: ModelSize, p: int, zero: int, part: float, device: Device) -> float:
-    """What AdamW needs beside the gradients to move p parameters."""
+def _update(p: int, largest: int, zero: int, part: float, device: Device) -> float:
+    """Bytes that AdamW needs beside the gradients to move p parameters, so many of which are one tensor."""
     if zero == 0:  # a card takes all tensors at once, with a root of the second moments; a CPU one after another
-        return 4 * (p if device == "cuda" else 2 * min(p, policy.vocab * policy.hidden))
+        return 4 * (p if device == "cuda" else 2 * min(p, largest))
     # One flat tensor of the gradients, and as large ones for the root and, on a CPU, the denominator.
     flat = min(p * part, LIVE) if zero == 3 else p * part
     return 4 * flat * (2 if device == "cuda" else 3)

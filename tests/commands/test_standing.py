@@ -7,7 +7,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -167,10 +167,10 @@ def test_a_dry_run_says_what_is_then_done(
     loaded = load_recipe(recipe, [*how.get("set", []), "output_dir=run"])
     asked = {option: how.get(option, False) for option in ("fresh", "verify")}
 
-    planned = dict(sentences(map(str, plan(loaded, None, 1, **asked)), ", "))
+    planned = {"sft": "to train", "dpo": "to train"} | dict(sentences(map(str, plan(loaded, None, 1, **asked))))
     capsys.readouterr()
     run_recipe(loaded, **asked)
-    done = dict(sentences(capsys.readouterr().out.splitlines(), ": "))
+    done = dict(sentences(capsys.readouterr().out.splitlines()))
 
     for name, expected in zip(("sft", "dpo"), said, strict=True):
         assert expected in planned[name]
@@ -208,9 +208,9 @@ def test_a_final_model_that_is_not_as_training_left_it_is_not_read_as_if_it_were
     assert command_line("generate", "copy", "-p", "w01", "--max-new-tokens", "2")[0] == 0
 
 
-def sentences(lines: Iterator[str], after_name: str) -> Iterator[tuple[str, str]]:
+def sentences(lines: Iterable[str]) -> Iterator[tuple[str, str]]:
     """By stage what a plan, or a training, says becomes of it; what it then trains is said elsewhere."""
     for line in lines:
-        found = re.match(r"(?:\S )?(?:\[bold\])?(sft|dpo)(?:\[/\])?: (?:(?:sft|dpo), )?(.*)", line.strip())
+        found = re.match(r"(?:\S )?(?:\[bold\])?(sft|dpo)(?:\[/\])?: (.*)", line.strip())
         if found and not re.match(r"(sft|dpo) from |\d|reading", found[2]):
             yield found[1], found[2].split("; the old folder")[0]
