@@ -4,7 +4,7 @@
 
 Each case trains two steps of a stage, with rows as long as its recipe allows, in a process of its own. Measured is the
 highest resident memory above what the process held before the stage began, Python and its libraries. `small` is a Llama
-of 28 M random weights; FOLDER is SmolLM2-135M-Instruct (`make smollm2`), whose tokenizer both have.
+of 32 M random weights; FOLDER is SmolLM2-135M-Instruct (`make smollm2`), whose tokenizer both have.
 """
 
 from __future__ import annotations
