@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from aligndistil.batch import DataKind
 from aligndistil.data import Examples, load_rows
 from aligndistil.engine.token_terms import chunk_size
 from aligndistil.errors import MissingError, ServiceError, UserError, out_of_memory
-from aligndistil.models import configured, from_hub, located, pick_dtype
+from aligndistil.models import configured, from_hub, layers_of, located, pick_dtype
 from aligndistil.objectives.base import Need, Role
 from aligndistil.recipe import Source, Stage
 from aligndistil.training import is_code
@@ -74,6 +74,8 @@ class ModelSize:
     """Width of the feed-forward layers."""
     kv_width: int
     """Units of all key (or value) heads together."""
+    linear: int = 0
+    """Inputs and outputs of all linear layers of the body: adapters of rank r have r times as many parameters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +163,7 @@ def model_size(path: str, *, scalar: bool = False, trust_remote_code: bool = Fal
         vocab=text.vocab_size,
         intermediate=getattr(text, "intermediate_size", None) or 4 * text.hidden_size,
         kv_width=kv_heads * head_dim,
+        linear=sum(size for layer in layers_of(model).values() for size in layer.get_parameter("weight").shape),
     )
 
 
@@ -170,23 +173,34 @@ def memory(stage: Stage, policy: ModelSize, others: Mapping[str, ModelSize], pro
     width = 2 if half else 4
     zero, world = stage.engine.zero_stage or int(half), processes
     trained = [policy, *(size for role, size in others.items() if role == Role.CRITIC)]
+    lora, base = stage.model.lora, 0
     p = sum(size.parameters for size in trained)
+    if lora is not None:  # what is trained are adapters, and one base is held for all models of this size
+        p, base = sum(lora.r * size.linear for size in trained), policy.parameters
+        others = {role: _on_base(size, policy, lora.r) for role, size in others.items()}
     # In bfloat16 gradients are summed in float32, and the optimizer keeps a float32 copy beside its two moments.
     optimizer = p * (12 if half else 8)
     staged = 4 if zero == 1 else width
     frozen = sum(size.parameters for role, size in others.items() if role != Role.CRITIC)
-    kept_whole = policy.parameters if stage.evaluation.kl_initial and not stage.objective.is_scalar else 0
+    if stage.evaluation.kl_initial and not stage.objective.is_scalar and lora is None:
+        frozen += policy.parameters
     return Memory(
-        weights=p * width / (world if zero == 3 else 1) / GIB,
+        weights=(base + p) * width / (world if zero == 3 else 1) / GIB,
         gradients=p * 4 / (world if zero >= 2 else 1) / GIB,
         optimizer=0.0 if stage.engine.offload != "none" else optimizer / (world if zero >= 1 else 1) / GIB,
         # On a CPU what no gradient fills is not there, so a small model's bucket is as small as the model.
-        buffers=sum(BUCKET if half else min(size.parameters, BUCKET) for size in trained) * staged * bool(zero) / GIB,
-        frozen=(frozen / (world if zero == 3 else 1) + kept_whole) * width / GIB,
+        buffers=(len(trained) * BUCKET if half else min(p, len(trained) * BUCKET)) * staged * bool(zero) / GIB,
+        frozen=frozen / (world if zero == 3 else 1) * width / GIB,
         activations=sum(_activations(stage, size, width) for size in trained) / GIB,
         logits=0.0 if stage.objective.is_scalar else _logits(stage, policy, width) / GIB,
         generation=_generation(stage, policy, width, world) / GIB,
     )
+
+
+def _on_base(size: ModelSize, base: ModelSize, rank: int) -> ModelSize:
+    """What a model adds to the memory of a stage with adapters: one of the same shape is an adapter on its base."""
+    same = (size.hidden, size.layers, size.linear) == (base.hidden, base.layers, base.linear)
+    return replace(size, parameters=rank * size.linear) if same else size
 
 
 @contextmanager
