@@ -4,7 +4,7 @@
 
 Each case trains two steps of a stage, with rows as long as its recipe allows, in a process of its own. Measured is the
 highest resident memory above what the process held before the stage began, Python and its libraries. `small` is a Llama
-of 36 M random weights; FOLDER is SmolLM2-135M-Instruct (`make smollm2`), whose tokenizer both have.
+of 28 M random weights; FOLDER is SmolLM2-135M-Instruct (`make smollm2`), whose tokenizer both have.
 """
 
 from __future__ import annotations
@@ -46,28 +46,24 @@ class Case(NamedTuple):
 
 
 CASES = [
-    *(Case("small", "sft", micro) for micro in (1, 4, 16)),
+    Case("small", "sft", 4),
     Case("small", "sft", 16, checkpointing=True),
     Case("small", "sft", 1, response=960),
     Case("small", "sft", 4, zero=2),
-    *(Case("small", "dpo", micro) for micro in (1, 4)),
+    Case("small", "dpo", 1),
+    Case("small", "dpo", 4),
     Case("small", "dpo", 4, zero=2),
     Case("small", "dpo", 4, zero=3),
-    Case("small", "dpo", 8, zero=2, checkpointing=True),
-    Case("small", "dpo", 4, zero=1, dtype="bfloat16"),
     Case("small", "dpo", 4, zero=2, dtype="bfloat16"),
-    *(Case("small", "aligndistil", micro) for micro in (1, 4, 16)),
-    Case("small", "aligndistil", 4, zero=2),
+    Case("small", "aligndistil", 1),
+    Case("small", "aligndistil", 8),
+    Case("small", "aligndistil", 4, zero=2, checkpointing=True),
     Case("small", "aligndistil", 4, rollout=True),
-    Case("small", "aligndistil", 8, zero=2, checkpointing=True),
     Case("small", "reward_model", 4),
-    Case("small", "ppo", 4, rollout=True),
-    Case("small", "ppo", 4, zero=2, rollout=True),
-    Case("smollm2", "sft", 4),
+    Case("small", "ppo", 2, rollout=True),
+    Case("smollm2", "sft", 2),
     Case("smollm2", "dpo", 1, zero=2),
-    Case("smollm2", "dpo", 2, checkpointing=True),
-    Case("smollm2", "aligndistil", 2),
-    Case("smollm2", "aligndistil", 2, zero=2, checkpointing=True),
+    Case("smollm2", "aligndistil", 1),
 ]
 ROLES = {
     "dpo": ("reference",),

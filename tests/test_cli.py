@@ -120,6 +120,10 @@ def test_train_then_train_again_skips(run, recipe, tmp_path):
     assert code == 0, err
     assert "runs/small/dpo/final" in out.replace("\n", "")
     assert (tmp_path / "runs/small/report/comparison.md").is_file()
+    stage = tmp_path / "runs/small/dpo"
+    first = json.loads((stage / "metrics.jsonl").read_text().splitlines()[0])
+    assert 0 < first["perf/estimated_memory_gib"] < first["perf/peak_memory_gib"]  # which also holds Python
+    assert (stage / "logs/rank-0.log").read_text().count("estimated were") == 1
     code, out, _ = run("train", recipe)
     assert code == 0
     assert "finished and unchanged" in out

@@ -83,7 +83,7 @@ def planned(
         if models is None:
             yield Planned(name, stage.objective.name, found, taken, None, None, None, None)
             continue
-        needed = memory(stage, models, processes, device=card.device)
+        needed = memory(stage, models, processes, device=card.device, card=card.memory)
         fits = card.fits(needed.total, processes)
         counted = taken is not None and (in_half(stage, card.device, models.policy.hidden) or card.device == "cpu")
         hours = card.hours(operations(stage, models, taken), processes) if taken is not None and counted else None

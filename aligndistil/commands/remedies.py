@@ -45,15 +45,19 @@ def remedies(stage: Stage, models: Models, processes: int, card: Card) -> list[R
 
     Combinations are cheaper the cheaper their dearest change is, and then the fewer they are.
     """
-    changes, before = _changes(stage, processes), memory(stage, models, processes, device=card.device).total
+    changes, before = (
+        _changes(stage, processes),
+        memory(stage, models, processes, device=card.device, card=card.memory).total,
+    )
 
     def tried(some: Sequence[Change]) -> Remedy:
         changed, times = stage, 1
         for change in some:
             changed, times = change.apply(changed), times * change.times
-        gib = memory(changed, models, processes * times, device=card.device).total
+        gib = memory(changed, models, processes * times, device=card.device, card=card.memory).total
         return Remedy(tuple(change.text for change in some), gib, card.fits(gib, processes * times) == "yes")
 
+    before = tried([]).gib
     alone = [tried([change]) for change in changes]
     shown = [one for one in alone if one.gib < 0.999 * before]
     for dearest, one in enumerate(alone):

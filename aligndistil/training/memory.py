@@ -20,7 +20,7 @@ from aligndistil.engine.processes import Processes
 from aligndistil.engine.rows import sharing_pays
 from aligndistil.engine.token_terms import chunk_size
 from aligndistil.models import ModelSize, model_size, pick_dtype
-from aligndistil.objectives.base import Need, Role
+from aligndistil.objectives.base import Need, Prepares, Role
 from aligndistil.recipe import Stage
 from aligndistil.training.python_reward import is_code
 
@@ -32,8 +32,10 @@ BUCKET = 500_000_000
 LIVE = 1_000_000_000
 """Parameters of a model that ZeRO-3 keeps gathered at once (its default `stage3_max_live_parameters`)."""
 
-CARD = 80 * 10**9
-"""Memory of the card that a chunk is estimated for."""
+CARD = 80.0
+"""GiB of the card that is estimated for where none is named: chunks are larger on a larger one."""
+KEPT_ON_CPU, KEPT_ON_CARD = 128 * 2**20, 1 / 8
+"""Softmaxes that are kept for the backward pass: at most so many bytes, and this share of the free memory of a card."""
 
 _TRAINED = (Role.POLICY, Role.CRITIC)
 
@@ -121,8 +123,16 @@ def models_of(
     return Models(size(stage.model.path, scalar=objective.is_scalar), others, bases)
 
 
-def memory(stage: Stage, models: Models, processes: int, *, device: Device, tokens: int | None = None) -> Memory:
-    """GiB per process on a card or a CPU; see the module for what is counted.
+def memory(
+    stage: Stage,
+    models: Models,
+    processes: int,
+    *,
+    device: Device,
+    card: float | None = None,
+    tokens: int | None = None,
+) -> Memory:
+    """GiB per process on a CPU, or on a card of so many GiB; see the module for what is counted.
 
     `tokens` is the length of the longest row, prompt and response; by default the recipe's limits.
     """
@@ -147,27 +157,24 @@ def memory(stage: Stage, models: Models, processes: int, *, device: Device, toke
     filled = min(p, BUCKET) * staged if device == "cpu" else 0
     leaving = largest * width if offload != "none" and zero < 3 else 0  # the gradient that goes to the CPU
     length = tokens or stage.data.max_prompt_length + longest_response(stage)
-    return Memory(
+    needed = Memory(
         weights=weights * width / GIB,
         gradients=gradients / GIB,
         optimizer=moments / GIB,
         buffers=(buckets + leaving) / GIB,
         frozen=frozen * width / GIB,
         activations=sum(_activations(stage, size, width, length, device) for size in trained) / GIB,
-        head=0.0 if objective.is_scalar else _head(stage, policy, width, device, length) / GIB,
+        head=0.0,
         rollout=_rollout(stage, policy, width, world) / GIB,
-        update=max(filled, _update(p, largest, zero, part, device) if offload == "none" else 0) / GIB,
+        # ZeRO makes one flat tensor of the gradients; AdamW is fused, and needs nothing.
+        update=max(filled, 4 * min(p * part, LIVE if zero == 3 else p) * (zero > 0 and offload == "none")) / GIB,
         accumulates=stage.train.batch_size * rows_each(objective.data) > micro_batch_rows(stage, length) * world,
     )
-
-
-def _update(p: int, largest: int, zero: int, part: float, device: Device) -> float:
-    """Bytes that AdamW needs beside the gradients to move p parameters, so many of which are one tensor."""
-    if zero == 0:  # a card takes all tensors at once, with a root of the second moments; a CPU one after another
-        return 4 * (p if device == "cuda" else 2 * min(p, largest))
-    # One flat tensor of the gradients, and as large ones for the root and, on a CPU, the denominator.
-    flat = min(p * part, LIVE) if zero == 3 else p * part
-    return 4 * flat * (2 if device == "cuda" else 3)
+    if objective.is_scalar:
+        return needed
+    room = (card or CARD) * GIB
+    free = KEPT_ON_CPU if device == "cpu" else KEPT_ON_CARD * max(0.0, room - GIB * needed.total)
+    return replace(needed, head=_head(stage, policy, width, device, length, room, free) / GIB)
 
 
 def in_half(stage: Stage, device: Device, hidden: int) -> bool:
@@ -232,20 +239,28 @@ def _activations(stage: Stage, size: ModelSize, width: int, length: int, device:
     return tokens * (kept + (4 + width) * size.hidden)
 
 
-def _head(stage: Stage, size: ModelSize, width: int, device: Device, length: int) -> float:
+def _head(stage: Stage, size: ModelSize, width: int, device: Device, length: int, card: float, keeps: float) -> float:
+    """Bytes on a card of so many, where softmaxes may be kept in so many."""
+    objective, trained = stage.objective, stage.model.lora is None
     rows = micro_batch_rows(stage, length)
-    tokens = min(chunk_tokens(stage, size, device), rows * min(length, longest_response(stage)))
-    whole = sum(need is Need.DISTRIBUTION for need in stage.objective.needs.values())
+    responses = rows * min(length, longest_response(stage))
+    tokens = min(chunk_tokens(stage, size, device, card), responses)
+    needs = objective.update_needs
+    whole = sum(need is Need.DISTRIBUTION for need in needs.values())
     logits = 4 * size.vocab * tokens * max(2, 1 + 2 * whole)
-    # The gradient is summed in float32; in bfloat16 that of a chunk stands beside it, and a CPU widens the weights.
-    wide = 4 * (stage.model.lora is None) + 4 * (width == 2) * (stage.model.lora is None or device == "cpu")
-    return logits + size.head * wide
+    # The gradient of a loss of several examples together is taken in the backward pass, with what was kept for it.
+    together = objective.prepares is not Prepares.NOTHING or rows > rows_each(objective.data) == 2
+    kept = min(4.0 * size.vocab * responses, keeps) * (together and needs[Role.POLICY] is Need.LOGP)
+    # It is summed in float32, and in bfloat16 copied at the end; a CPU widens the weights for each product.
+    widened = 4 * size.head * (width == 2 and device == "cpu")
+    summed = 4 * size.head * trained
+    return max(logits + widened + summed, (4 + width * (width == 2)) * size.head * trained) + kept
 
 
-def chunk_tokens(stage: Stage, size: ModelSize, device: Device) -> int:
-    """Response tokens that are projected at once there."""
+def chunk_tokens(stage: Stage, size: ModelSize, device: Device, card: float) -> int:
+    """Response tokens that are projected at once there, on a card of so many bytes."""
     chunk = stage.engine.chunk_tokens
-    return chunk_size(size.vocab, device, memory=CARD) if chunk == "auto" else chunk
+    return chunk_size(size.vocab, device, memory=int(card)) if chunk == "auto" else chunk
 
 
 def _rollout(stage: Stage, size: ModelSize, width: int, world: int) -> float:
@@ -274,7 +289,8 @@ class MemoryCheck:
         The first call compares it with the peak, and says both in the log.
         """
         device: Device = "cuda" if self._processes.device.type == "cuda" else "cpu"
-        needed = memory(self._stage, self._models, self._processes.world, device=device, tokens=tokens)
+        card = torch.cuda.get_device_properties(0).total_memory / GIB if torch.cuda.is_available() else None
+        needed = memory(self._stage, self._models, self._processes.world, device=device, card=card, tokens=tokens)
         self._estimate = max(self._estimate, needed.total)
         if not self._compared:
             self._compared = True

@@ -7,7 +7,6 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
-from aligndistil.batch import DataKind, Row, collate
 from aligndistil.engine.processes import Processes
 from aligndistil.models import ModelSize, builtin_model, model_size
 from aligndistil.objectives.base import Role
@@ -188,9 +187,21 @@ def test_the_fullest_moment_is_sampling_the_backward_pass_or_the_update(stage):
     learning, sampling = (memory(one, MILLION, {}, processes=1) for one in (few, many))
     assert learning.total == always(learning) + learning.gradients + learning.activations + learning.head
     assert sampling.total == always(sampling) + sampling.rollout  # before there are gradients
-    large = memory(few, replace(MILLION, parameters=10**9), {}, processes=1, device="cuda")
+    sharded = stage(zero_stage=2, **{**PPO, "more": more.format(1)})
+    large = memory(sharded, replace(MILLION, parameters=10**9), {}, processes=1, device="cuda")
     assert large.is_of_update
+    assert large.update * GIB == pytest.approx(4e9)  # ZeRO's flat copy of the gradients
     assert large.total == always(large) + large.gradients + large.update
+
+
+def test_a_larger_card_is_given_larger_chunks_and_keeps_more_softmaxes(stage):
+    asked = stage("dtype: bfloat16", zero_stage=2)
+    asked = asked.model_copy(update={"data": asked.data.model_copy(update={"max_response_length": 8000})})
+    wide = replace(MILLION, vocab=150_000)
+    small, large = (memory(asked, wide, {}, 1, device="cuda", card=gib).head for gib in (24.0, 80.0))
+    assert small < large
+    given = asked.model_copy(update={"engine": asked.engine.model_copy(update={"chunk_tokens": 128})})
+    assert memory(given, wide, {}, 1, device="cuda", card=24.0).head < small
 
 
 def test_gradients_of_one_micro_batch_come_as_its_activations_go(stage):
@@ -205,6 +216,16 @@ def test_moments_that_the_first_update_makes_come_after_the_activations(stage):
     assert needed.first_step().update == needed.update + needed.optimizer
 
 
+def test_pairs_that_share_their_prompt_keep_it_once(stage):
+    both, apart = (stage(zero_stage=0, share_prompts=share) for share in ("auto", "never"))
+    data = both.data.model_copy(update={"max_prompt_length": 600, "max_response_length": 200})
+    once, twice = (
+        memory(one.model_copy(update={"data": data}), replace(MILLION, hidden=4096), {}, 1, device="cuda").activations
+        for one in (both, apart)
+    )
+    assert once / twice == pytest.approx((600 + 2 * 200) / (2 * 800))
+
+
 def test_shorter_rows_take_less(stage):
     asked = stage(zero_stage=0)
     whole, half = (memory(asked, MILLION, {}, 1, tokens=tokens) for tokens in (50, 25))
@@ -215,7 +236,8 @@ def test_shorter_rows_take_less(stage):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_activations_are_what_autograd_keeps(stage, dtype, checkpointing):
-    asked = stage(f"dtype: {dtype}, gradient_checkpointing: {str(checkpointing).lower()}", zero_stage=0)
+    alone = {"zero_stage": 0, "share_prompts": "never"}
+    asked = stage(f"dtype: {dtype}, gradient_checkpointing: {str(checkpointing).lower()}", **alone)
     size, rows, tokens = model_size("builtin:tiny"), 2 * 2, 20 + 30
     model = AutoModelForCausalLM.from_pretrained(builtin_model("builtin:tiny"), dtype=getattr(torch, dtype)).train()
     if checkpointing:
@@ -232,7 +254,7 @@ def test_activations_are_what_autograd_keeps(stage, dtype, checkpointing):
     measured = sum(t.untyped_storage().nbytes() for where, t in kept.items() if where not in weights)
     estimated = memory(asked, size, {}, processes=1).activations * GIB
     # While it is recomputed, one layer is kept as a whole.
-    whole, deeper = stage(f"dtype: {dtype}", zero_stage=0), replace(size, layers=size.layers + 1)
+    whole, deeper = stage(f"dtype: {dtype}", **alone), replace(size, layers=size.layers + 1)
     layer = (
         memory(whole, deeper, {}, processes=1).activations - memory(whole, size, {}, processes=1).activations
     ) * GIB
@@ -260,11 +282,10 @@ def checked(stage, monkeypatch):
 
     def check(times, device="cuda", step=1):
         asked, models = stage(zero_stage=2), Models(MILLION)
-        rows = [Row([1] * 5, [2] * 5)] * 4
         needed = estimate(asked, models, 1, device=device, tokens=10)
         monkeypatch.setattr("aligndistil.training.memory.peak_memory_gib", lambda: 3 + times * needed.total)
         processes = Processes(0, 1, torch.device(device))
-        metrics = MemoryCheck(asked, models, processes, held=3.0).after_step(step, [collate(rows, DataKind.PAIRS, 0)])
+        metrics = MemoryCheck(asked, models, processes, held=3.0).after_step(step, 10)
         assert metrics == {"perf/estimated_memory_gib": needed.total}
 
     return check
@@ -293,8 +314,7 @@ def test_the_estimate_is_for_the_longest_rows_so_far_and_compared_once(stage, ca
     caplog.set_level(logging.INFO)
     asked, models = stage(zero_stage=0), Models(MILLION)
     check = MemoryCheck(asked, models, Processes(0, 1, torch.device("cpu")), held=0.0)
-    short, long = ([collate([Row([1] * n, [2] * n)] * 4, DataKind.PAIRS, 0)] for n in (4, 20))
-    first, second, third = (check.after_step(step, batches) for step, batches in enumerate((short, long, short), 1))
+    first, second, third = (check.after_step(step, tokens) for step, tokens in enumerate((8, 40, 8), 1))
     assert (
         first["perf/estimated_memory_gib"] < second["perf/estimated_memory_gib"] == third["perf/estimated_memory_gib"]
     )
