@@ -1,6 +1,6 @@
 """Models and tokenizers: where a role's folder is, loading it, and checking that models fit each other."""
 
-from aligndistil.models.adapters import adapter_at
+from aligndistil.models.adapters import adapter_at, layers_of
 from aligndistil.models.bases import Bases
 from aligndistil.models.export import export_adapter, export_model
 from aligndistil.models.load import (
@@ -48,6 +48,7 @@ __all__ = [
     "export_adapter",
     "export_model",
     "from_hub",
+    "layers_of",
     "load_model",
     "load_scalar_model",
     "load_tokenizer",

@@ -85,7 +85,7 @@ def adapter_at(path: str) -> Adapter | None:
 def layers_of(model: PreTrainedModel) -> dict[str, nn.Module]:
     """The layers that may have an adapter, by name: the linear ones of the body (of a composite model, of its text)."""
     inside = {id(module) for module in model.get_decoder().modules()}
-    head = model.get_output_embeddings() if model.can_generate() else None
+    head = model.get_output_embeddings()  # a scalar model has none
     return {
         name: module
         for name, module in model.named_modules()

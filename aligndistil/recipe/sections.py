@@ -249,7 +249,7 @@ class Train(Section):
     adam_betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.95)
     """AdamW's two decay rates."""
     seed: int = Field(default=0, ge=0)
-    """Of the order of the data and of sampling. (Dropout is always off.)"""
+    """Of the order of the data and of sampling. (Dropout is off, but for that of adapters.)"""
 
     @model_validator(mode="after")
     def _one_of_two(self) -> Self:

@@ -16,7 +16,7 @@ from aligndistil.engine.memory import forget_peak_memory
 from aligndistil.engine.policy import FrozenModel
 from aligndistil.engine.processes import Processes
 from aligndistil.errors import UserError
-from aligndistil.models import Bases, export_adapter, export_model, located, whole_base_of
+from aligndistil.models import Bases, base_of, export_adapter, export_model, located, whole_base_of
 from aligndistil.objectives.base import Expected, MetricInfo, Role
 from aligndistil.objectives.loop_metrics import EVALUATION_METRICS, GOLD_REWARD, LOOP_METRICS
 from aligndistil.progress import RunView
@@ -99,7 +99,10 @@ class StageTraining:
         if stage.model.lora is not None:  # their dropout; a checkpoint brings its own random states
             torch.manual_seed(stage.train.seed * processes.world + processes.rank)
         reference = stage.models.get(Role.REFERENCE)
-        starts_at_reference = reference is not None and self.locate(reference) == self.locate(stage.model.path)
+        start = self.locate(stage.model.path)
+        starts_at_reference = reference is not None and self.locate(reference) == start
+        if stage.model.lora is not None and stage.model.lora.dropout and base_of(start) is not None:
+            starts_at_reference = False  # but for the dropout of the adapter, which a new one has no output to show
         with ExitStack() as stack:
             stack.callback(engine.close)
             stack.enter_context(stop.deferred())

@@ -29,6 +29,7 @@ from support.recipes import actor_critic, off_policy, on_policy, unpaired
 from support.run_folders import differences, left_behind, lines
 
 ModelFolder = Callable[..., str]
+ADAPTERS: dict[str, Any] = {"model": {"gradient_checkpointing": True, "lora": {"r": 4, "dropout": 0.2}}}
 
 
 @pytest.fixture
@@ -45,6 +46,8 @@ def content_of(model_folder: ModelFolder, pairs_file: Callable[..., str]) -> Cal
             return actor_critic(model, reward, critic, data, engine=engine)
         if kind.startswith("unpaired"):
             return unpaired(model, data, engine=engine)
+        if kind.startswith("adapters"):
+            return off_policy(model, data, engine=engine, **ADAPTERS)
         return off_policy(model, data, engine=engine)
 
     return content
@@ -71,7 +74,7 @@ def run(recipe_file: Callable[..., Path], processes: Processes, tmp_path: Path) 
     return run
 
 
-@pytest.mark.parametrize("kind", ["zero 0", "zero 2", "zero 3", "on-policy", "unpaired 0"])
+@pytest.mark.parametrize("kind", ["zero 0", "zero 2", "zero 3", "on-policy", "unpaired 0", "adapters 2", "adapters 3"])
 @pytest.mark.parametrize("stop_after", [5])
 def test_five_steps_and_five_more_are_ten(
     kind: str,
