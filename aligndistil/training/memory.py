@@ -37,6 +37,9 @@ CARD = 80.0
 KEPT_ON_CPU, KEPT_ON_CARD = 128 * 2**20, 1 / 8
 """Softmaxes that are kept for the backward pass: at most so many bytes, and this share of the free memory of a card."""
 
+COARSE = 0.1
+"""GiB below which the resident memory of a process on a CPU says nothing of a stage."""
+
 _TRAINED = (Role.POLICY, Role.CRITIC)
 
 Device: TypeAlias = Literal["cuda", "cpu"]
@@ -304,7 +307,7 @@ class MemoryCheck:
 
     def _compare(self, estimate: float, tokens: int, device: Device) -> None:
         measured = peak_memory_gib() - self._held
-        if not self._processes.is_main:
+        if not self._processes.is_main or (device == "cpu" and estimate < COARSE):
             return
         off = estimate / measured - 1 if measured > 0 else 0.0
         meter = "allocated on the card" if device == "cuda" else "resident, above what was held before the stage"

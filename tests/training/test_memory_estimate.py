@@ -301,8 +301,9 @@ def checked(stage, monkeypatch):
         (2, "cpu", "INFO"),
     ],
 )
-def test_the_first_step_is_compared_in_one_line(checked, caplog, times, device, level):
+def test_the_first_step_is_compared_in_one_line(checked, caplog, monkeypatch, times, device, level):
     caplog.set_level(logging.INFO)
+    monkeypatch.setattr("aligndistil.training.memory.COARSE", 0.0)
     checked(times, device)
     (line,) = [record for record in caplog.records if "estimated were" in record.getMessage()]
     assert line.levelname == level
@@ -310,8 +311,15 @@ def test_the_first_step_is_compared_in_one_line(checked, caplog, times, device, 
     assert f"({1 / times - 1:+.0%})".replace("%", " %") in line.getMessage()
 
 
-def test_the_estimate_is_for_the_longest_rows_so_far_and_compared_once(stage, caplog):
+def test_a_few_megabytes_of_a_cpu_are_not_compared(checked, caplog):
     caplog.set_level(logging.INFO)
+    checked(3, "cpu")
+    assert "estimated were" not in caplog.text
+
+
+def test_the_estimate_is_for_the_longest_rows_so_far_and_compared_once(stage, caplog, monkeypatch):
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr("aligndistil.training.memory.COARSE", 0.0)
     asked, models = stage(zero_stage=0), Models(MILLION)
     check = MemoryCheck(asked, models, Processes(0, 1, torch.device("cpu")), held=0.0)
     first, second, third = (check.after_step(step, tokens) for step, tokens in enumerate((8, 40, 8), 1))
