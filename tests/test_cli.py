@@ -115,7 +115,8 @@ def test_dry_run_says_steps_and_memory_and_trains_nothing(run, recipe, tmp_path)
     assert not (tmp_path / "runs").exists()
 
 
-def test_train_then_train_again_skips(run, recipe, tmp_path):
+def test_train_then_train_again_skips(run, recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr("aligndistil.training.memory.COARSE", 0.0)
     code, out, err = run("train", recipe)
     assert code == 0, err
     assert "runs/small/dpo/final" in out.replace("\n", "")
