@@ -5,7 +5,7 @@ Shape letters, used as suffixes at function boundaries: B rows, T tokens of the 
 
 **Position t speaks about token t.** `response_BT[b, t]` says that token t of row b belongs to the response, EOS
 included; a per-token term at (b, t) is about the distribution that predicted token t. The shift between a model's
-output at t - 1 and token t is made once, in `engine/policy.py`, and everything above may forget it.
+output at t - 1 and token t is made once, in `engine/rows.py`, and everything above may forget it.
 """
 
 from __future__ import annotations

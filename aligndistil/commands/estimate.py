@@ -56,7 +56,8 @@ def named_memory(stage: Stage, locate: Callable[[str], str], processes: int) -> 
             models = models_of(stage, locate)
         except UserError:  # a configuration on the Hub, say: what happened is more important
             raise error from None
-        needed = memory(stage, models, processes, device="cuda" if torch.cuda.is_available() else "cpu")
+        card = torch.cuda.get_device_properties().total_memory / 2**30 if torch.cuda.is_available() else None
+        needed = memory(stage, models, processes, device="cpu" if card is None else "cuda", card=card)
         first, second, *_ = sorted(_remedies(stage, needed), reverse=True)
         largest = [first, second] if second[0] > first[0] / 4 else [first]
         parts = " and ".join(f"{what} ({gib:.2f})" for gib, what, _ in largest)
@@ -79,7 +80,8 @@ def _remedies(stage: Stage, needed: Memory) -> list[tuple[float, str, list[str]]
         micro = ["lower train.micro_batch_tokens"]
     again = [] if model.gradient_checkpointing else ["set model.gradient_checkpointing: true"]
     sampled = ["lower rollout.batch_size or rollout.max_new_tokens"]
-    once = not stage.on_policy and not engine.teacher_cache and stage.models
+    nothing = stage.objective.prepares is Prepares.NOTHING
+    once = not stage.on_policy and nothing and not engine.teacher_cache and stage.models
     cached = ["set engine.teacher_cache: true"] if once else []
     smaller = ["take a smaller model"]
     return [
@@ -89,6 +91,7 @@ def _remedies(stage: Stage, needed: Memory) -> list[tuple[float, str, list[str]]
         (needed.buffers, "DeepSpeed's buffers", ["lower engine.deepspeed.zero_optimization.reduce_bucket_size"]),
         (needed.frozen, "frozen models", [*cached, *spread[-1:]] or smaller),
         (needed.activations, "activations", micro + again or [shorter]),
+        (needed.update, "the optimizer's step", states or smaller),
         (needed.head, "logits", ["lower engine.chunk_tokens"]),
         (needed.rollout, "the sampling's keys and values", sampled),
     ]

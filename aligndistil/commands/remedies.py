@@ -45,10 +45,7 @@ def remedies(stage: Stage, models: Models, processes: int, card: Card) -> list[R
 
     Combinations are cheaper the cheaper their dearest change is, and then the fewer they are.
     """
-    changes, before = (
-        _changes(stage, processes),
-        memory(stage, models, processes, device=card.device, card=card.memory).total,
-    )
+    changes = _changes(stage, processes)
 
     def tried(some: Sequence[Change]) -> Remedy:
         changed, times = stage, 1

@@ -54,8 +54,10 @@ def save_checkpoint(engine: Engine, folder: Path, state: dict[str, Any], *, keep
         start_folder(target)
     processes.barrier()
     for tag, deepspeed in engine.deepspeed.items():
-        # What is never trained is where training started from.
+        # What is never trained is where training started from; DeepSpeed knows a tied weight by one of its names only.
+        hook = deepspeed.module.register_state_dict_post_hook(_drop_frozen)
         deepspeed.save_checkpoint(str(partial), tag=tag, save_latest=False, exclude_frozen_parameters=True)
+        hook.remove()
     torch.save(_random_states(), partial / f"random-{processes.rank}.pt")
     processes.barrier()
     hashes = _hashes(partial, processes)
@@ -116,6 +118,13 @@ def load_checkpoint(engine: Engine, path: Path) -> dict[str, Any]:
         ) from error
     state: dict[str, Any] = record["state"]
     return state
+
+
+def _drop_frozen(module: torch.nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+    frozen = {p.data_ptr() for p in module.parameters() if not p.requires_grad and p.numel()}
+    for name in [name for name, value in state.items() if isinstance(value, torch.Tensor)]:
+        if state[name].numel() and state[name].data_ptr() in frozen:
+            del state[name]
 
 
 def _layout(engine: Engine) -> dict[str, Any]:

@@ -30,6 +30,12 @@ def compiles_head(settings: recipe.Engine, device: torch.device) -> bool:
     return False
 
 
+def forget_kernels() -> None:
+    """Begin anew, as a process that resumes does: so many kernels of one function, and torch goes on without them."""
+    torch._dynamo.reset()
+    torch._dynamo.config.recompile_limit = 64
+
+
 @functools.cache
 def _cannot_compile(device: torch.device) -> str:
     """Why not, or nothing."""

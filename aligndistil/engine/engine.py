@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from aligndistil import recipe
 from aligndistil.batch import Batch, DataKind
-from aligndistil.engine.compilation import compiles_head
+from aligndistil.engine.compilation import compiles_head, forget_kernels
 from aligndistil.engine.config import frozen_config, import_deepspeed
 from aligndistil.engine.direction import loss_direction
 from aligndistil.engine.divergence import Divergence, LogProbability
@@ -59,6 +59,8 @@ class Engine:
         self._without_direction: set[int] = set()
         self._settings, self._train, self._total_steps = settings, train, total_steps
         self._compiled = compiles_head(settings, processes.device)
+        if self._compiled:
+            forget_kernels()
         self._share = {"share_prompts": objective.data is DataKind.PAIRS and settings.share_prompts == "auto"}
         self.accumulation = train.batch_size // (train.micro_batch_size * processes.world)
         self._policy = self._trained(policy, objective.is_scalar, train.learning_rate)

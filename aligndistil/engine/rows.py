@@ -8,15 +8,18 @@ Kernels that tell texts apart by their positions are given all rows as one, with
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from transformers import PreTrainedModel
+from transformers.integrations.flex_attention import flex_attention_forward
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from aligndistil.batch import Batch, DataKind, Row, collate
 from aligndistil.engine.head import backbone
@@ -95,11 +98,9 @@ def _states(model: PreTrainedModel, passes: Sequence[_Pass]) -> Tensor:
         given: dict[str, Any] = {"input_ids": one.ids_RW, "use_cache": False}
         if one.positions_RW is not None:
             given["position_ids"] = one.positions_RW
-        if one.segment_RW is None:
-            found.append(body(**given).last_hidden_state.flatten(0, 1))
-            continue
-        with _masked_attention(model, one.segment_RW) as mask:
-            found.append(body(**given, attention_mask=mask).last_hidden_state.flatten(0, 1))
+        if one.segment_RW is not None:
+            given["attention_mask"] = _mask_of(one.segment_RW)
+        found.append(body(**given).last_hidden_state.flatten(0, 1))
     return found[0] if len(found) == 1 else torch.cat(found)
 
 
@@ -184,7 +185,9 @@ def sharing_pays(lengths: Sequence[int], alone: int, width: int, *, hidden: int,
 
 def _cannot_share(model: PreTrainedModel) -> str:
     """Why a model cannot be given pairs as one row each; empty where it can."""
-    text = model.config.get_text_config()
+    text, attention = model.config.get_text_config(), model.config._attn_implementation
+    if _has_flex_attention(model.device) and attention != "sdpa":
+        return f"its attention is {attention}, which the recipe asks for"
     layers = getattr(text, "layer_types", None)
     if layers and set(layers) != {"full_attention"}:
         return f"it has layers of the kind {min(set(layers) - {'full_attention'})}"
@@ -196,15 +199,18 @@ def _cannot_share(model: PreTrainedModel) -> str:
 def _differs(model: PreTrainedModel, laid_out: Callable[[Batch, int], _Layout]) -> str:
     """Why a model does not say the same of rows that are laid out so as of them as they are; empty where it does.
 
-    Of one that is trained, the gradient of its first trained weight too: kernels may lack a backward pass.
+    Of one that is trained, the gradient of its first trained weights too: kernels may lack a backward pass.
     """
     was_training, embeddings = model.training, model.get_input_embeddings().weight
-    trained = [p for p in model.parameters() if p.requires_grad and p is not embeddings][:1]
+    # The first matrix of a new adapter has no gradient yet, the second one has.
+    trained = [p for p in model.parameters() if p.requires_grad and p is not embeddings][:2]
     rows = [Row([1, 2, 3], [4, 5]), Row([1, 2, 3], [6, 7, 8, 9])]
     batch = collate(rows, DataKind.PAIRS, 0).to(model.device)
     said: list[list[Tensor]] = []
     try:
-        model.eval()
+        model.train(bool(getattr(model, "is_gradient_checkpointing", False)))  # where it recomputes, it asks for that
+        for name, part in model.named_modules():
+            part.training &= ".lora_dropout." not in name
         for passes, places in (_padded(batch, batch.rows), laid_out(batch, 1)):
             with torch.set_grad_enabled(bool(trained)):
                 states = _before_responses(batch, _states(model, passes), places)
@@ -217,45 +223,51 @@ def _differs(model: PreTrainedModel, laid_out: Callable[[Batch, int], _Layout]) 
         return f"it takes no mask of its own ({type(error).__name__}: {first})"
     finally:
         model.train(was_training)
-    for what, expected, found in zip(("states", "gradient"), *said, strict=False):
+    for what, expected, found in zip(("states", "gradient", "gradient"), *said, strict=False):
         difference = float((expected - found).abs().max() / expected.abs().max().clamp(min=1e-30))
         if difference > (0.05 if expected.dtype == torch.bfloat16 else 1e-4):
             return f"its {what} would differ by {difference:.1e}, relative"
     return ""
 
 
-@contextmanager
-def _masked_attention(model: PreTrainedModel, segment_RW: Tensor) -> Iterator[Any]:
-    """What a model is given as its mask, with the kernels that take it: FlexAttention's on a GPU, else sdpa's."""
+def _mask_of(segment_RW: Tensor) -> Any:
+    """What a model is given as its mask: a BlockMask for FlexAttention on a GPU, else (R, 1, W, W) for sdpa.
+
+    A token sees the earlier ones of its own response, and of the prompt.
+    """
+    rows, width = segment_RW.shape
     if not _has_flex_attention(segment_RW.device):
-        yield _dense_mask(segment_RW)
-        return
-    from torch.nn.attention.flex_attention import create_block_mask
+        own, other = segment_RW[:, :, None], segment_RW[:, None, :]
+        places = torch.arange(width, device=segment_RW.device)
+        return ((places[:, None] >= places) & ((own == other) | (other == 0)))[:, None]
+    _let_sdpa_take_block_masks()
 
     def sees(row: Tensor, _: Tensor, query: Tensor, key: Tensor) -> Tensor:
         own, other = segment_RW[row, query], segment_RW[row, key]
         return (query >= key) & ((own == other) | (other == 0))
 
-    rows, width = segment_RW.shape
-    mask = create_block_mask(sees, rows, None, width, width, device=segment_RW.device)
-    configs = [model.config, model.config.get_text_config()]
-    kept = [config._attn_implementation for config in configs]
-    for config in configs:
-        config._attn_implementation = "flex_attention"
-    try:
-        yield mask
-    finally:
-        for config, attention in zip(configs, kept, strict=True):
-            config._attn_implementation = attention
+    return create_block_mask(sees, rows, None, width, width, device=segment_RW.device)
 
 
 def _has_flex_attention(device: torch.device) -> bool:
     return device.type == "cuda"  # on a CPU it has no backward pass
 
 
-def _dense_mask(segment_RW: Tensor) -> Tensor:
-    """(R, 1, W, W) whether a token sees another: earlier ones of its own response, and of the prompt."""
-    own, other = segment_RW[:, :, None], segment_RW[:, None, :]
-    places = torch.arange(segment_RW.shape[1], device=segment_RW.device)
-    sees = (places[:, None] >= places) & ((own == other) | (other == 0))
-    return sees[:, None]
+@functools.cache
+def _let_sdpa_take_block_masks() -> None:
+    """Attention that is computed again in the backward pass is given the mask alone, so the mask decides."""
+    sdpa = ALL_ATTENTION_FUNCTIONS["sdpa"]
+
+    def attention(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **more: Any) -> Any:
+        if not isinstance(attention_mask, BlockMask):
+            return sdpa(module, query, key, value, attention_mask, **more)
+        return _flex_attention(module, query, key, value, attention_mask, **more)
+
+    ALL_ATTENTION_FUNCTIONS.register("sdpa", attention)
+
+
+def _flex_attention(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, mask: BlockMask, *, scaling: float | None = None, **_: Any
+) -> tuple[Tensor, None]:
+    output: Tensor = flex_attention_forward(module, query, key, value, mask, scaling=scaling)[0]  # type: ignore[arg-type]
+    return output, None

@@ -29,7 +29,7 @@ _SMALLEST_CHUNK = 128
 """Tokens below which reading the head's weight, and adding to its gradient, costs more than the products themselves."""
 _CUDA_CHUNKS, _CUDA_SHARE = (1024, 4096), 1 / 64
 """Fewest and most tokens on a GPU, and the share of its memory that one such buffer may take between them."""
-_KEPT_BYTES, _KEPT_SHARE = 128 * 2**20, 1 / 8
+KEPT_BYTES, KEPT_SHARE = 128 * 2**20, 1 / 8
 """Room for softmaxes that are kept for the backward pass: on a CPU, and of the free memory of a GPU."""
 
 
@@ -44,7 +44,10 @@ def chunk_size(vocab: int, device: torch.device | str = "cpu", memory: int | Non
 
 
 def _room_to_keep(device: torch.device) -> int:
-    return int(torch.cuda.mem_get_info(device)[0] * _KEPT_SHARE) if device.type == "cuda" else _KEPT_BYTES
+    if device.type != "cuda":
+        return KEPT_BYTES
+    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int((torch.cuda.mem_get_info(device)[0] + cached) * KEPT_SHARE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +81,8 @@ class Plan:
     frozen_logp: dict[str, Tensor] = field(default_factory=dict)
     own_logp: dict[str, Tensor] = field(default_factory=dict)
     names: list[str] = field(default_factory=list)
+    learns: bool = True
+    """Whether a backward pass may follow; inside of an autograd function, gradients are always switched off."""
     softmax: dict[int, Tensor] = field(default_factory=dict)
     """The policy's, of the chunks that have room for it, by their first token; `policy_logp` is of the same chunks."""
     policy_logp: dict[int, Tensor] = field(default_factory=dict)
@@ -168,7 +173,7 @@ def _any_length(*given: Any) -> tuple[Any, ...]:
 
 def token_terms(plan: Plan, hidden: Tensor) -> dict[str, Tensor]:
     """Named terms (n,) of n response tokens, differentiable in `hidden` (n, H) and in the head's weight and bias."""
-    linear = plan.head.linear
+    linear, plan.learns = plan.head.linear, torch.is_grad_enabled()
     stacked: Tensor = _TokenTerms.apply(hidden, linear.weight, linear.bias, plan)  # type: ignore[no-untyped-call]
     return dict(zip(plan.names, stacked, strict=True))
 
@@ -177,7 +182,7 @@ class _TokenTerms(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan) -> Tensor:  # type: ignore[override]
         ctx.plan = plan
-        learns = any(ctx.needs_input_grad)
+        learns = plan.learns and any(ctx.needs_input_grad)
         take_gradient = plan.known is not None and learns
         sums = _GradientSums.like(hidden, weight, bias, ctx.needs_input_grad) if take_gradient else None
         # One is kept as it is only where the gradient in logits is that in the product.

@@ -127,7 +127,8 @@ class Objective(BaseModel):
         return self.token_terms(chunk)
 
     def prepare(self, batch: Batch, terms: Mapping[str, Tensor], state: State) -> Prepared:
-        """Look at a micro-batch of what `prepares` names, before the first gradient of the step."""
+        """Look at what `prepares` names before the first gradient of the step: all rows of a rollout, or a micro-batch
+        of mismatched ones."""
         raise NotImplementedError
 
     def initial_state(self) -> dict[str, float]:

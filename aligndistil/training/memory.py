@@ -18,7 +18,7 @@ from aligndistil.batch import DataKind
 from aligndistil.engine.memory import peak_memory_gib
 from aligndistil.engine.processes import Processes
 from aligndistil.engine.rows import sharing_pays
-from aligndistil.engine.token_terms import chunk_size
+from aligndistil.engine.token_terms import KEPT_BYTES, KEPT_SHARE, chunk_size
 from aligndistil.models import ModelSize, model_size, pick_dtype
 from aligndistil.objectives.base import Need, Prepares, Role
 from aligndistil.recipe import Stage
@@ -34,8 +34,6 @@ LIVE = 1_000_000_000
 
 CARD = 80.0
 """GiB of the card that is estimated for where none is named: chunks are larger on a larger one."""
-KEPT_ON_CPU, KEPT_ON_CARD = 128 * 2**20, 1 / 8
-"""Softmaxes that are kept for the backward pass: at most so many bytes, and this share of the free memory of a card."""
 
 COARSE = 0.1
 """GiB below which the resident memory of a process on a CPU says nothing of a stage."""
@@ -176,7 +174,7 @@ def memory(
     if objective.is_scalar:
         return needed
     room = (card or CARD) * GIB
-    free = KEPT_ON_CPU if device == "cpu" else KEPT_ON_CARD * max(0.0, room - GIB * needed.total)
+    free = KEPT_BYTES if device == "cpu" else KEPT_SHARE * max(0.0, room - GIB * needed.total)
     return replace(needed, head=_head(stage, policy, width, device, length, room, free) / GIB)
 
 
@@ -198,16 +196,17 @@ def longest_response(stage: Stage) -> int:
 
 def _parameters(stage: Stage, models: Models) -> tuple[float, float]:
     """Of the models that are trained, and of the frozen ones: under adapters, each base is there once."""
-    counted = set[tuple[str, bool]]()
+    counted = set[str]()
     totals = {True: 0, False: 0}
     for role, size in models.roles.items():
         trained = role in _TRAINED
         if stage.model.lora is not None:
             base, adapters = models.bases.get(role, (role, 0))
             totals[trained] += _learnt(stage, size) if trained else adapters
-            if (base, size.scalar) in counted:
+            if base in counted:  # a scalar head stands on the body of the language model
+                totals[trained] += size.head * (size.scalar and not trained)
                 continue
-            counted.add((base, size.scalar))
+            counted.add(base)
         cached = stage.engine.teacher_cache and not trained and not size.scalar
         totals[trained] += size.head if cached else size.parameters
     return totals[True], totals[False]
@@ -273,8 +272,9 @@ def _rollout(stage: Stage, size: ModelSize, width: int, world: int) -> float:
     longest = stage.data.max_prompt_length + stage.rollout.max_new_tokens
     rows = min(stage.rollout.batch_size or micro_batch_rows(stage, longest), max(1, share))
     tokens = rows * longest
-    # Beside the cache, a few float32 rows over the vocabulary: logits, log-softmax and noise.
-    return tokens * 2 * size.layers * size.kv_width * width + rows * size.vocab * 4 * 4
+    # Beside the cache, a few rows over the vocabulary: logits and what is chosen in float32, probabilities and their
+    # sums in float64.
+    return tokens * 2 * size.layers * size.kv_width * width + rows * size.vocab * (3 * 4 + 2 * 8)
 
 
 class MemoryCheck:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_mask
 from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
@@ -25,6 +26,7 @@ from transformers import (
     PreTrainedModel,
     Qwen2Config,
 )
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from aligndistil.batch import Batch, DataKind, Row, collate
 from aligndistil.engine.rows import Body
@@ -237,3 +239,43 @@ def test_kernels_without_a_backward_pass_are_not_trained_with(
     with caplog.at_level(logging.INFO, logger="aligndistil"):
         Body(build_model(seed=1), share_prompts=True)
     assert "does not support backward" in caplog.text
+
+
+def as_sdpa(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: BlockMask, **more: Any) -> Any:
+    """What FlexAttention computes, by sdpa and a mask: with a backward pass on a CPU."""
+    sees = create_mask(mask.mask_mod, query.shape[0], None, query.shape[2], key.shape[2], device="cpu")
+    return sdpa_attention_forward(module, query, key, value, sees, **more)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_layers_that_are_computed_again_are_given_the_same_mask(
+    checkpointing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aligndistil.engine.rows._has_flex_attention", lambda device: True)
+    monkeypatch.setattr("aligndistil.engine.rows._flex_attention", as_sdpa)
+    batch, found = pairs(examples=2), []
+    for share in (False, True):
+        model = build_model(seed=1).train()
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        body = Body(model, share_prompts=share)
+        read = positions_read(model)
+        states = body.response_states(batch)
+        states.square().sum().backward()
+        gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        found.append((states.detach(), gradients))
+    assert read[0] < 0.7 * batch.ids_BT.numel()
+    torch.testing.assert_close(found[1][0], found[0][0], rtol=1e-4, atol=1e-5)
+    for name, gradient in found[0][1].items():
+        torch.testing.assert_close(found[1][1][name], gradient, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_an_attention_that_the_recipe_asks_for_is_used(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("aligndistil.engine.rows._has_flex_attention", lambda device: True)
+    model = build_model(seed=1)
+    model.config._attn_implementation = "eager"
+    with caplog.at_level(logging.INFO, logger="aligndistil"):
+        Body(model, share_prompts=True)
+    assert "its attention is eager, which the recipe asks for" in caplog.text

@@ -14,10 +14,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from aligndistil.batch import DataKind
 from aligndistil.engine.direction import loss_direction
-from aligndistil.engine.token_terms import chunk_size
+from aligndistil.engine.token_terms import FrozenRole, Plan, chunk_size, token_terms
 from aligndistil.objectives import registry
 from aligndistil.objectives.aligndistil import AlignDistil
-from aligndistil.objectives.base import Loss, Objective
+from aligndistil.objectives.base import Loss, Objective, Role
 from aligndistil.objectives.dpo import DPO
 from aligndistil.objectives.kto import KTO
 from aligndistil.objectives.sft import SFT
@@ -62,7 +62,7 @@ def test_loss_and_gradients_equal_those_of_whole_logits(objective: Objective, he
 def test_the_gradient_is_the_same_when_it_is_not_known_beforehand(
     objective: Objective, room: int, head: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("aligndistil.engine.token_terms._KEPT_BYTES", room)
+    monkeypatch.setattr("aligndistil.engine.token_terms.KEPT_BYTES", room)
     assert_equal_to_plain(HiddenStates(objective, **HEADS[head]), 7, None)
 
 
@@ -216,7 +216,7 @@ def test_no_product_is_made_twice_that_can_be_made_once(
     Only the policy's logits for several pairs are needed again, once it is known how much each pair weighs, where there
     is no room for them until then.
     """
-    monkeypatch.setattr("aligndistil.engine.token_terms._KEPT_BYTES", room)
+    monkeypatch.setattr("aligndistil.engine.token_terms.KEPT_BYTES", room)
     world = HiddenStates(registry()[name].example(), examples=examples)
     counted = {"mm": 0}
 
@@ -290,3 +290,16 @@ def test_a_loss_that_is_not_finite_has_a_gradient_that_is_not(value: float) -> N
     loss = world.chunked(4, direction(world)).per_example.sum() * value
     for gradient in torch.autograd.grad(loss, world.leaves):
         assert not torch.isfinite(gradient).all()
+
+
+def test_nothing_is_kept_where_no_backward_pass_follows() -> None:
+    """A trainable head asks for a gradient also where gradients are switched off."""
+    world = HiddenStates(DPO(), examples=3)
+    mask = world.batch.response_BT
+    states = {role: hidden[:, :-1][mask[:, 1:]] for role, hidden in world.hidden.items()}
+    frozen = {role: FrozenRole(states[role], world.heads[role]) for role in states if role != Role.POLICY}
+    for learns in (False, True):
+        plan = Plan(world.objective, world.heads[Role.POLICY], world.batch.ids_BT[mask], frozen, 7, None)
+        with torch.set_grad_enabled(learns):
+            token_terms(plan, states[Role.POLICY])
+        assert bool(plan.softmax) == learns

@@ -299,6 +299,20 @@ def test_sampling_draws_nothing_from_the_generator_of_the_run(examples: Callable
     assert random.random() == expected
 
 
+def test_a_process_of_short_samples_takes_as_many_micro_batches_as_the_others(
+    examples: Callable[[DataKind], Examples], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under ZeRO-3 the others would wait for it."""
+    several = {"batch": 12, "minibatches": 3, "passes": 2, "tokens": 1000}
+    prompts = examples(DataKind.PROMPTS)
+    alone = rollout_batches(prompts, 0, 1, [], **several).at(0)
+    assert [len(step) for step in alone.steps] == [1] * 6
+    monkeypatch.setattr(Processes, "max", lambda self, values: values.clamp(min=3))
+    beside = rollout_batches(prompts, 0, 1, [], **several).at(0)
+    assert [len(step) for step in beside.steps] == [3] * 6
+    assert rows_of_steps(beside) == rows_of_steps(alone)
+
+
 class Compares(Objective):
     """Looks at the samples of one prompt together."""
 
