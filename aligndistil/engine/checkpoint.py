@@ -121,10 +121,9 @@ def load_checkpoint(engine: Engine, path: Path) -> dict[str, Any]:
 
 
 def _drop_frozen(module: torch.nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
-    frozen = {p.data_ptr() for p in module.parameters() if not p.requires_grad and p.numel()}
-    for name in [name for name, value in state.items() if isinstance(value, torch.Tensor)]:
-        if state[name].numel() and state[name].data_ptr() in frozen:
-            del state[name]
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        if not parameter.requires_grad:
+            state.pop(name, None)
 
 
 def _layout(engine: Engine) -> dict[str, Any]:

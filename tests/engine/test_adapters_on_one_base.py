@@ -137,7 +137,7 @@ def test_a_checkpoint_holds_adapters_alone_and_goes_on_at_every_zero_stage(
     path = save_checkpoint(straight, tmp_path, {"step": 1}, keep=1)
     (states,) = path.rglob("*model_states.pt")
     written = torch.load(states, weights_only=False)
-    assert all(".lora_" in name for name in written["module"] or ())
+    assert [name for name in written["module"] or () if ".lora_" not in name] == []
     assert not written.get("frozen_param_fragments")
     expected = [take_step(straight, some, 2) for some in rest]
     straight.close()
