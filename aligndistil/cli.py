@@ -63,8 +63,8 @@ def train(
     for option, value in (("--gpu-memory", gpu_memory), ("--gpu-tflops", gpu_tflops)):
         if value is not None and not dry_run:
             raise UserError(f"{option} is of the card that a dry run plans for; add --dry-run, or leave it out")
-        if value is not None and not 0 < value < float("inf"):
-            raise UserError(f"{option} {value:g}: write a number above 0")
+        if value is not None and not 0 < value < 1e5:
+            raise UserError(f"{option} {value:g}: write a number above 0, as a data sheet has it")
     loaded = _load(recipe, overrides)
     if dry_run:
         from aligndistil.commands.cards import card_of

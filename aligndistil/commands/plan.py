@@ -199,7 +199,7 @@ def _assumptions(
     if card.memory is not None:
         of = "a card" if card.device == "cuda" else "this machine, which its processes share: there is no card"
         yield (
-            f"A stage fits that takes at most {USABLE:.0%} of the {card.memory:.1f} GiB of {of}; the rest is for "
+            f"A stage fits that takes at most {USABLE:.0%} of the {card.memory:.3g} GiB of {of}; the rest is for "
             "kernels and fragmentation."
         )
     if card.tflops is not None:

@@ -65,6 +65,8 @@ def stage_tables(stages: Sequence[Planned], width: int | None = None) -> Iterato
     while _wide(_table([names, *work])) > room and any(column.rank for column in work):
         work.remove(max(work, key=lambda column: column.rank))
     yield _table([names, *work])
+    while _wide(_table([names, *parts])) > room and len(parts) > 1:
+        del parts[-2]  # the sum stays
     yield _table([names, *parts])
 
 

@@ -56,7 +56,7 @@ def remedies(stage: Stage, models: Models, processes: int, card: Card) -> list[R
 
     before = tried([]).gib
     alone = [tried([change]) for change in changes]
-    shown = [one for one in alone if one.gib < 0.999 * before]
+    shown = [one for one in alone if one.gib < 0.99 * before]
     for dearest, one in enumerate(alone):
         if one.fits:
             return [replace(other, best=other is one) for other in shown]

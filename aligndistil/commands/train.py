@@ -205,7 +205,8 @@ def _check_lora(recipe: Recipe, stage: Stage) -> None:
         check_lora(root if before is None else whole_base_of(root), stage.model, scalar=stage.objective.is_scalar)
     except UserError as error:
         at = stage.where("model", "lora", "target_modules") if "target_modules" in str(error) else where
-        raise type(error)(f"{at}: {str(error).removeprefix('model.lora: ')}") from None
+        said = str(error).removeprefix("model.lora: ").removeprefix("model.lora.target_modules: ")
+        raise type(error)(f"{at}: {said}") from None
 
 
 def _check_code(recipe: Recipe, allowed: bool) -> None:

@@ -116,6 +116,7 @@ def load_model(path: str, section: recipe.Model, *, trained: bool) -> PreTrained
     reached.
     """
     if (adapter := adapter_at(path)) is not None:
+        model_exists(path)
         check_language_model(path, section)
         model = merge_adapter(load_model(adapter.base, section, trained=False), adapter)
     else:

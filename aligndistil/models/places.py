@@ -97,7 +97,7 @@ def model_exists(path: str) -> None:
             try:
                 model_exists(base)
             except UserError as error:
-                raise UserError(f"adapter {path!r} has lost its base: {error}, in its {ADAPTER}") from None
+                raise UserError(f"adapter {path!r} has lost its base, which its {ADAPTER} names: {error}") from None
             return
         if not (folder / "config.json").is_file():
             raise UserError(f"model folder {place!r} has no config.json; give the folder that save_pretrained wrote")

@@ -11,7 +11,7 @@ from transformers.utils import GENERATION_CONFIG_NAME
 
 from aligndistil import recipe
 from aligndistil.errors import UserError
-from aligndistil.models.places import base_of, configured, from_hub, located
+from aligndistil.models.places import base_of, configured, from_hub, located, model_exists
 
 
 def load_tokenizer(path: str, section: recipe.Model) -> PreTrainedTokenizerBase:
@@ -30,6 +30,8 @@ def load_tokenizer(path: str, section: recipe.Model) -> PreTrainedTokenizerBase:
 
 def published_tokenizer(path: str, section: recipe.Model) -> PreTrainedTokenizerBase:
     """The tokenizer as it came, but for the recipe's chat template: what is exported."""
+    if base_of(path) is not None:
+        model_exists(path)
     place, options = located(tokenized(path))
     options["trust_remote_code"] = section.trust_remote_code
     tokenizer = from_hub(path, lambda: AutoTokenizer.from_pretrained(place, **options))

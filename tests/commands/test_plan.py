@@ -209,6 +209,7 @@ def test_a_plan_of_what_only_the_hub_knows_says_so(recipe_file):
         (["--gpu-tflops", "312"], "--gpu-tflops is of the card that a dry run plans for; add --dry-run"),
         (["--dry-run", "--gpu-memory", "0"], "--gpu-memory 0: write a number above 0"),
         (["--dry-run", "--gpu-tflops", "-1"], "--gpu-tflops -1: write a number above 0"),
+        (["--dry-run", "--gpu-memory", "1e30"], "--gpu-memory 1e+30: write a number above 0, as a data sheet has it"),
     ],
 )
 def test_a_card_belongs_to_a_dry_run(command_line, arguments, sentence):
