@@ -331,7 +331,6 @@ def test_a_reference_that_is_not_what_is_trained_is_caught_at_the_first_step(
     three: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The recipe names one model for both, and what is loaded for the reference is another."""
-    from aligndistil.training import models as stage_models
 
     def perturbed(path: str, section: Any, *, trained: bool) -> Any:
         model = models.load_model(path, section, trained=trained)
@@ -340,7 +339,7 @@ def test_a_reference_that_is_not_what_is_trained_is_caught_at_the_first_step(
                 model.lm_head.weight.mul_(1.3)
         return model
 
-    monkeypatch.setattr(stage_models, "load_model", perturbed)
+    monkeypatch.setattr("aligndistil.models.bases.load_model", perturbed)
     with pytest.raises(DivergedError, match=r"stage dpo: the first step has .* likely causes: the reference is not"):
         run(three, stage="dpo")
     assert not (three.parent / "runs" / "toy" / "dpo" / "final").exists()
@@ -354,7 +353,6 @@ def test_how_far_the_reference_may_be_at_the_first_step_is_in_nats_whatever_beta
     model_folder: ModelFolder,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from aligndistil.training import models as stage_models
 
     factor = 1.0
 
@@ -365,7 +363,7 @@ def test_how_far_the_reference_may_be_at_the_first_step_is_in_nats_whatever_beta
                 model.lm_head.weight.mul_(factor)
         return model
 
-    monkeypatch.setattr(stage_models, "load_model", perturbed)
+    monkeypatch.setattr("aligndistil.models.bases.load_model", perturbed)
     settings = {"objective": {"beta": beta}, "train": {"max_steps": 1}, "evaluation": {"every": None}}
     recipe = recipe_file(off_policy(model_folder(seed=0, tied=False), pairs_file(10), **settings))
     factor = 1.003  # about 0.05 nats a response
@@ -382,7 +380,6 @@ def test_dropout_that_is_still_active_is_switched_off(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    from aligndistil.training import models as stage_models
     from support.models import build_model
 
     build_model(seed=0).save_pretrained(tmp_path / "model")
@@ -394,7 +391,7 @@ def test_dropout_that_is_still_active_is_switched_off(
             layer.self_attn.attention_dropout = 0.5
         return model
 
-    monkeypatch.setattr(stage_models, "load_model", with_dropout)
+    monkeypatch.setattr("aligndistil.models.bases.load_model", with_dropout)
     recipe = recipe_file(off_policy(str(tmp_path / "model"), pairs_file(10), logging={"every": 1}))
     done = run(recipe)
     assert "(LlamaForCausalLM) is random in training mode" in caplog.text

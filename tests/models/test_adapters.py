@@ -208,7 +208,7 @@ def test_what_is_no_whole_adapter_is_refused_in_a_sentence(
         with pytest.raises(UserError, match=said):
             load_model(path, section(path), trained=False)
     lost = str(tmp_path / "lost")
-    with pytest.raises(UserError, match="has lost its base, which its adapter_config.json names"):
+    with pytest.raises(UserError, match=r"has lost its base, which its adapter_config\.json names"):
         load_tokenizer(lost, section(lost))
     with pytest.raises(UserError, match="scores nothing"):
         load_scalar_model(adapter, section(adapter), trained=False)

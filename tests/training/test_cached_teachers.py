@@ -112,7 +112,7 @@ def test_of_a_cached_teacher_only_the_head_is_kept(
         alive.extend(model() is not None for model in loaded)
         return Engine(*args, **settings)
 
-    monkeypatch.setattr("aligndistil.training.models.load_model", load)
+    monkeypatch.setattr("aligndistil.models.bases.load_model", load)
     monkeypatch.setattr("aligndistil.training.models.Engine", build)
     losses("cached", teacher_cache=True)
     assert alive == [True, False, False]
