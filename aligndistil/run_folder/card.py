@@ -6,6 +6,7 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import jinja2
@@ -97,7 +98,7 @@ def model_card(
     on_policy: bool,
     paper: str,
     models: Mapping[str, str],
-    held: Mapping[str, str],
+    held: Mapping[str, str] = MappingProxyType({}),
     data: Sequence[str],
     metrics: Mapping[str, float],
     headline: Mapping[str, MetricInfo],

@@ -105,7 +105,7 @@ def test_hours_are_said_with_the_rate_they_stand_on(quickstart):
 
 def test_without_a_card_the_memory_is_the_machines(quickstart):
     text = " ".join(shown(quickstart, card=Card("cpu", 16.0, None)).split())
-    assert "of the 16.0 GiB of this machine, which its processes share: there is no card" in text
+    assert "of the 16 GiB of this machine, which its processes share: there is no card" in text
     assert "fits" not in shown(quickstart, card=replace(CARD, memory=None)).splitlines()[0]
 
 

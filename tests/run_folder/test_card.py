@@ -36,7 +36,6 @@ def card(**changes: Any) -> str:
         "on_policy": False,
         "paper": "https://arxiv.org/abs/2503.02832",
         "models": {"reverse_teacher": "stage:reverse_dpo"},
-        "held": {},
         "data": ["HuggingFaceH4/ultrafeedback_binarized", "data/mine.jsonl", "HuggingFaceH4/ultrafeedback_binarized"],
         "metrics": {"loss": 0.123456789, "perf/step_seconds": 1.5},
         "headline": HEADLINE,
