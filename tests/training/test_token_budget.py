@@ -56,7 +56,7 @@ def test_a_number_of_tokens_trains_what_a_number_of_examples_does(
     assert 0.5 < json.loads(first)["perf/real_token_fraction"] <= 1
 
 
-@pytest.mark.parametrize("name", ["dpo", "ppo"])
+@pytest.mark.parametrize("name", [pytest.param("dpo", marks=pytest.mark.slow), "ppo"])
 def test_two_processes_take_as_many_micro_batches_each(
     name: str, recipe_of: Callable[..., Path], command_line: Callable[..., Any]
 ) -> None:
