@@ -145,12 +145,6 @@ class Batch:
         each = self.rows // self.examples
         return [row for example in examples for row in range(example * each, (example + 1) * each)]
 
-    @property
-    def example_lengths(self) -> list[int]:
-        """Tokens of the longest row of each example."""
-        each = self.rows // self.examples
-        return [max(end for _, end in self.spans[at : at + each]) for at in range(0, self.rows, each)]
-
 
 def collate(rows: Sequence[Row], kind: DataKind, pad_id: int) -> Batch:
     """Pad rows on the right to the longest of them.

@@ -19,7 +19,7 @@ from aligndistil.engine.memory import peak_memory_gib
 from aligndistil.engine.processes import Processes
 from aligndistil.engine.rows import sharing_pays
 from aligndistil.engine.token_terms import KEPT_BYTES, KEPT_SHARE, chunk_size
-from aligndistil.models import ModelSize, model_size, pick_dtype
+from aligndistil.models import ModelSize, model_size, pick_dtype, whole_base_of
 from aligndistil.objectives.base import Need, Prepares, Role
 from aligndistil.recipe import Stage
 from aligndistil.training.python_reward import is_code
@@ -106,10 +106,11 @@ def models_of(
     """The shapes of a stage's models.
 
     `locate` gives, for a path of the recipe, one whose configuration can be read; `base` the weights that a path's
-    adapters are trained on (without adapters, its own), and how many parameters these adapters have.
+    adapters are trained on (without adapters, its own), and how many parameters these adapters have: by default what
+    its folder says, and next to none.
     Raises as `model_size` does.
     """
-    base = base or (lambda path: (locate(path), 0))
+    base = base or (lambda path: (whole_base_of(locate(path)), 0))
     objective, trust = stage.objective, stage.model.trust_remote_code
 
     def size(path: str, *, scalar: bool) -> ModelSize:

@@ -16,7 +16,7 @@ from aligndistil.engine.memory import forget_peak_memory
 from aligndistil.engine.policy import FrozenModel
 from aligndistil.engine.processes import Processes
 from aligndistil.errors import UserError
-from aligndistil.models import Bases, base_of, export_adapter, export_model, located, whole_base_of
+from aligndistil.models import Bases, base_of, export_adapter, export_model, located
 from aligndistil.objectives.base import Expected, MetricInfo, Role
 from aligndistil.objectives.loop_metrics import EVALUATION_METRICS, GOLD_REWARD, LOOP_METRICS
 from aligndistil.progress import RunView
@@ -125,8 +125,7 @@ class StageTraining:
 
     def _memory_check(self, held: float) -> MemoryCheck | None:
         try:
-            models = models_of(self.stage, self.locate, lambda path: (whole_base_of(self.locate(path)), 0))
-            return MemoryCheck(self.stage, models, self.processes, held)
+            return MemoryCheck(self.stage, models_of(self.stage, self.locate), self.processes, held)
         except UserError:  # the Hub does not answer, say: no reason to stop a stage whose models are loaded
             return None
 

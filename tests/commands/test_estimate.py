@@ -16,33 +16,14 @@ from aligndistil.recipe import load_recipe
 from aligndistil.run_folder import StageFolder
 from aligndistil.training import StageTraining, load_stage_data
 from aligndistil.training.memory import Models
+from support.estimates import PPO, small_stage
 
 RECIPES = shipped_recipes()
 
 
 @pytest.fixture
 def stage(tmp_path):
-    def make(model="dtype: float32", objective="name: dpo", models="reference: builtin:tiny", more="", **engine):
-        text = f"""
-model: {{path: builtin:tiny, {model}}}
-objective: {{{objective}}}
-models: {{{models}}}
-data: {{train: {{path: builtin:reviews, limit: 100}}, max_prompt_length: 20, max_response_length: 30}}
-train: {{batch_size: 8, micro_batch_size: 2}}
-engine: {{{", ".join(f"{key}: {value}" for key, value in engine.items())}}}
-{more}
-"""
-        (tmp_path / "recipe.yaml").write_text(text)
-        return next(iter(load_recipe(tmp_path / "recipe.yaml").stages.values()))
-
-    return make
-
-
-PPO = {
-    "objective": "name: ppo",
-    "models": "reference: builtin:tiny, reward: builtin:tiny, critic: builtin:tiny",
-    "more": "rollout: {max_new_tokens: 30, responses: 32, epochs: 2, batch_size: 4}",
-}
+    return small_stage(tmp_path)
 
 
 @pytest.mark.parametrize("name", [name for name in RECIPES if name.startswith("quickstart")])

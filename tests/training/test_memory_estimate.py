@@ -10,9 +10,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 from aligndistil.engine.processes import Processes
 from aligndistil.models import ModelSize, builtin_model, model_size
 from aligndistil.objectives.base import Role
-from aligndistil.recipe import load_recipe
-from aligndistil.training.memory import BUCKET, GIB, LIVE, MemoryCheck, Models
+from aligndistil.training.memory import BUCKET, GIB, LIVE, MemoryCheck, Models, models_of
 from aligndistil.training.memory import memory as estimate
+from support.adapters import write_adapter
+from support.estimates import PPO, small_stage
 
 MILLION = ModelSize(
     parameters=1_000_000,
@@ -34,27 +35,7 @@ def memory(stage, policy, others, processes, device="cpu", bases=None, **asked):
 
 @pytest.fixture
 def stage(tmp_path):
-    def make(model="dtype: float32", objective="name: dpo", models="reference: builtin:tiny", more="", **engine):
-        text = f"""
-model: {{path: builtin:tiny, {model}}}
-objective: {{{objective}}}
-models: {{{models}}}
-data: {{train: {{path: builtin:reviews, limit: 100}}, max_prompt_length: 20, max_response_length: 30}}
-train: {{batch_size: 8, micro_batch_size: 2}}
-engine: {{{", ".join(f"{key}: {value}" for key, value in engine.items())}}}
-{more}
-"""
-        (tmp_path / "recipe.yaml").write_text(text)
-        return next(iter(load_recipe(tmp_path / "recipe.yaml").stages.values()))
-
-    return make
-
-
-PPO = {
-    "objective": "name: ppo",
-    "models": "reference: builtin:tiny, reward: builtin:tiny, critic: builtin:tiny",
-    "more": "rollout: {max_new_tokens: 30, responses: 32, epochs: 2, batch_size: 4}",
-}
+    return small_stage(tmp_path)
 
 
 def test_float32_states_are_4_bytes_of_weights_4_of_gradients_8_of_adam(stage):
@@ -158,6 +139,14 @@ def test_models_with_another_kind_of_head_share_the_body_of_the_policy(stage):
     needed = memory(lora, MILLION, roles, 1, bases=bases)
     # the policy's base, with two adapters and two heads
     assert (needed.weights + needed.frozen) * GIB == pytest.approx(4e6 + 4 * (2 * ADAPTERS + 2 * scalar.head))
+
+
+def test_a_folder_of_an_adapter_is_on_its_base(stage, model_folder, tmp_path):
+    base = model_folder(seed=0)
+    adapter = write_adapter(tmp_path / "adapter", base, seed=1)
+    asked = stage("dtype: float32, lora: {r: 4}", models=f"reference: {adapter}", zero_stage=0)
+    found = models_of(asked, lambda path: base if path == asked.model.path else path)
+    assert {weights for weights, _ in found.bases.values()} == {base}
 
 
 # ---- moments
